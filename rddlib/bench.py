@@ -1,0 +1,248 @@
+"""What the relational losses cost: extra peak memory and time of the reference and the chunked form; `rdd bench losses`.
+
+Every figure comes from a fresh interpreter that runs one form at one size and nothing else. Memory is that of the first
+forward and backward pass, above what the process held with the maps in place (peak resident memory on a CPU, allocated
+memory on CUDA); time is the median of the later passes. With bf16 maps the reference still multiplies in float32.
+
+`python -m rddlib.bench '{"impl": ..., ...}'` is that fresh interpreter: it prints one JSON object.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from rddlib.losses import is_p2p_loss, m_p2p_loss
+
+MIB = 2**20
+IMPLS = ("reference", "chunked")
+
+
+@dataclass(frozen=True)
+class Size:
+    """One batch of feature maps: N images of A = side^2 pixels with C channels."""
+
+    name: str
+    N: int
+    A: int
+    C: int = 1920
+
+    def __post_init__(self):
+        if min(self.N, self.A, self.C) < 1 or round(self.A**0.5) ** 2 != self.A:
+            raise ValueError(f"{self} is no size: expected N, C of at least 1 and A a square number")
+
+
+CIFAR = Size("cifar10", N=128, A=16)
+IMAGENET = Size("imagenet64", N=256, A=64)
+SWEEP = tuple(Size("sweep", N=n, A=16) for n in (32, 64, 128, 256, 512))
+SIZES = (CIFAR, IMAGENET, *SWEEP)
+
+
+def bench_losses(
+    sizes: Iterable[Size] = SIZES,
+    *,
+    loss: str = "is_p2p",
+    dtypes: Iterable[str] = ("float32", "bfloat16"),
+    repetitions: int = 5,
+    threads: int | None = None,
+    device: str = "cpu",
+    chunk: int | None = None,
+    timeout: float = 600.0,
+    progress=None,
+) -> list[dict]:
+    """Time and extra peak memory of `loss` ("is_p2p" or "m_p2p"), forward and backward, both forms: one row per size
+    and dtype.
+
+    A row holds the size, dtype, device, threads, torch's version, `reference_mib`, `chunked_mib`, `reference_s`,
+    `chunked_s`, `memory_ratio` and `time_ratio` (chunked over reference; None where either is missing) and `note`, which
+    says why a figure is missing: a reference that would not fit into the free memory is not started. threads: None for
+    torch's own choice. chunk: images per block, None for the default. timeout: seconds for one process. progress: called
+    with each finished row. Raises ValueError for an unknown loss or dtype and for repetitions < 1.
+    """
+    if loss not in ("is_p2p", "m_p2p"):
+        raise ValueError(f"loss is {loss!r}, expected 'is_p2p' or 'm_p2p'")
+    if repetitions < 1:
+        raise ValueError(f"repetitions is {repetitions}, expected at least 1")
+    threads = threads or torch.get_num_threads()
+    rows = []
+    for size in sizes:
+        for dtype in dtypes:
+            if dtype not in ("float32", "bfloat16", "float64"):
+                raise ValueError(f"dtype is {dtype!r}, expected 'float32', 'bfloat16' or 'float64'")
+            job = {"loss": loss, "dtype": dtype, "device": device, "threads": threads, "chunk": chunk}
+            row = {**asdict(size), **job, "torch": torch.__version__, "repetitions": repetitions}
+            notes = []
+            for impl in IMPLS:
+                result = _run({**asdict(size), **job, "impl": impl, "repetitions": repetitions}, timeout)
+                row[f"{impl}_mib"], row[f"{impl}_s"] = result.get("mib"), result.get("s")
+                if "note" in result:
+                    notes.append(f"{impl}: {result['note']}")
+            row["memory_ratio"] = _ratio(row["chunked_mib"], row["reference_mib"])
+            row["time_ratio"] = _ratio(row["chunked_s"], row["reference_s"])
+            row["note"] = "; ".join(notes)
+            rows.append(row)
+            if progress:
+                progress(row)
+    return rows
+
+
+def format_table(rows: list[dict]) -> str:
+    """The rows as a table in plain text, ratios as chunked over reference."""
+    heads = ("size", "N", "A", "C", "dtype", "ref MiB", "chunked MiB", "ratio", "ref s", "chunked s", "ratio", "note")
+    body = [
+        (
+            row["name"],
+            *(str(row[key]) for key in "NAC"),
+            row["dtype"],
+            _number(row["reference_mib"], ".0f"),
+            _number(row["chunked_mib"], ".0f"),
+            _number(row["memory_ratio"], ".3f"),
+            _number(row["reference_s"], ".3f"),
+            _number(row["chunked_s"], ".3f"),
+            _number(row["time_ratio"], ".2f"),
+            row["note"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]
+    left = (0, 4, 11)  # words to the left, numbers to the right
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if c in left else cell.rjust(w) for c, (cell, w) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in [heads, *body]
+    )
+
+
+def write_json(rows: list[dict], path: str | os.PathLike) -> None:
+    """Write the rows as JSON, whole or not at all; missing parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        json.dump(rows, file, indent=1)
+    os.replace(file.name, path)
+
+
+def _run(job: dict, timeout: float) -> dict:
+    """One measurement in its own process: {"mib", "s"}, or {"note"} with the reason why there is none."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
+    command = [sys.executable, "-m", "rddlib.bench", json.dumps(job)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    except subprocess.TimeoutExpired:
+        return {"note": f"not done in {timeout:.0f} s"}
+    if done.returncode < 0:
+        return {"note": f"ended by signal {-done.returncode}, out of memory by the look of it"}
+    if done.returncode:
+        return {"note": (done.stderr.strip().splitlines() or ["failed without a word"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(job: dict) -> dict:
+    """What the fresh interpreter does."""
+    torch.set_num_threads(job["threads"])
+    short = _shortage(job)
+    if short:
+        return {"note": short}
+    small = job | {"N": 2, "C": 8}
+    _pass(small, *_inputs(small))  # loads libraries and starts threads, which are not the loss's memory
+    inputs = _inputs(job)
+    before = _reset_peak(job["device"])
+    _pass(job, *inputs)
+    mib = (_peak(job["device"]) - before) / MIB
+    seconds = [_pass(job, *inputs) for _ in range(job["repetitions"])]
+    return {"mib": mib, "s": statistics.median(seconds)}
+
+
+def _inputs(job: dict):
+    generator = torch.Generator().manual_seed(0)
+    side = round(job["A"] ** 0.5)
+    kind = {"device": job["device"], "dtype": getattr(torch, job["dtype"])}
+    map_teacher = torch.randn(job["N"], job["C"], side, side, generator=generator)
+    map_student = map_teacher + 0.3 * torch.randn(map_teacher.shape, generator=generator)
+    embeddings = torch.nn.functional.normalize(torch.randn(2048, job["C"], generator=generator), dim=1)
+    return map_student.to(**kind).requires_grad_(), map_teacher.to(**kind), embeddings.to(**kind)
+
+
+def _pass(job: dict, map_student, map_teacher, embeddings) -> float:
+    """Seconds of one forward and backward pass."""
+    map_student.grad = None
+    start = time.perf_counter()
+    if job["loss"] == "is_p2p":
+        loss = is_p2p_loss(map_student, map_teacher, impl=job["impl"], chunk=job["chunk"])
+    else:
+        loss = m_p2p_loss(map_student, map_teacher, embeddings, impl=job["impl"], chunk=job["chunk"])
+    loss.backward()
+    if job["device"].startswith("cuda"):
+        torch.cuda.synchronize(job["device"])
+    return time.perf_counter() - start
+
+
+def _shortage(job: dict) -> str | None:
+    """Why the reference form is not worth starting here, or None: it holds about eight matrices of relations at once."""
+    columns = job["N"] * job["A"] if job["loss"] == "is_p2p" else 2048
+    needed = 8 * job["N"] * job["A"] * columns * (8 if job["dtype"] == "float64" else 4)
+    free = _free_memory(job["device"])
+    if job["impl"] == "reference" and free is not None and needed > free:
+        return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    return None
+
+
+def _free_memory(device: str) -> int | None:
+    """Bytes that can still be had, None where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return _proc_field("/proc/meminfo", "MemAvailable")
+
+
+def _reset_peak(device: str) -> int:
+    """Forget the peak so far; bytes in use now."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        return _proc_field("/proc/self/status", "VmRSS")
+    except OSError:
+        return _peak(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
+
+
+def _peak(device: str) -> int:
+    """Most bytes in use since `_reset_peak`."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    resident = _proc_field("/proc/self/status", "VmHWM")
+    if resident is not None:
+        return resident
+    import resource  # absent on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _proc_field(path: str, field: str) -> int | None:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
+
+
+def _number(x: float | None, form: str) -> str:
+    return "-" if x is None else format(x, form)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(json.loads(sys.argv[1]))))

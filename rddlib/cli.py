@@ -1,0 +1,95 @@
+"""The `rdd` command. Bad input ends with one line and exit status 2, never a traceback."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from rddlib.errors import UserError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Relational Diffusion Distillation: study it, reproduce it, use it.",
+)  # fmt: skip
+
+ProfileOption = Annotated[
+    str, typer.Option("--profile", "-p", help="Whose numbers to use: smoke, digits, cifar10_small, cifar10, imagenet64.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one number, e.g. --set distill.train.batch_size=32; repeatable.")
+]
+
+
+def parse_overrides(settings: list[str] | None) -> dict[str, str]:
+    """["a.b=1"] -> {"a.b": "1"}; UserError for one without "="."""
+    overrides = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {setting}: write it as section.field=value")
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+@app.callback()
+def _main() -> None:
+    """A callback, so that commands keep their names even while there is only one."""
+
+
+@app.command()
+def study(
+    profile: ProfileOption = "digits",
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default runs/<profile>.")] = None,
+    settings: SetOption = None,
+    seed: Annotated[int, typer.Option(help="Of base model, extractor and halvings.")] = 0,
+    only: Annotated[str, typer.Option(help="Only these notebooks, e.g. 03,04.")] = "",
+    start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
+    update: Annotated[bool, typer.Option(help="Let a folder take a changed configuration.")] = False,
+) -> None:
+    """Run the whole study: notebooks in order, models, scores, figures and index.html.
+
+    What is done is not done again: a second run takes seconds, a killed one goes on where it stopped.
+
+    Examples:  rdd study   |   rdd study --profile smoke --out /tmp/try   |   rdd study --set loss.alpha=100 --out runs/a100
+    """
+    from rddlib.runner import run_study
+    from rddlib.study import default_out
+
+    page = run_study(profile, parse_overrides(settings), out or default_out(profile), seed, only=only, start=start,
+                     update=update)  # fmt: skip
+    print(f"Open {page} in a browser.")
+
+
+@app.command("metric-network")
+def metric_network(
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("data/digits_metric_network.safetensors"),
+) -> None:
+    """Train the network that scores digits (the shipped one was made by this command; a new one changes every FID)."""
+    from rddlib.recipes import train_metric_network
+
+    if out.exists():
+        raise UserError(f"{out} exists and scores made with it would no longer compare: choose another --out")
+    for name, value in train_metric_network(out).items():
+        print(f"{name}: {value}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `rdd`: exit status 0, 2 for bad input, 130 when interrupted."""
+    try:
+        app(args=arguments, prog_name="rdd", standalone_mode=False)
+    except UserError as error:
+        print(f"rdd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except click.UsageError as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        print(f"rdd: {error.format_message()}{where}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("rdd: interrupted; the same command goes on where this stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The batch across processes: `extractor -> all_gather_grad -> losses` makes relations span every rank's images.
+
+Convention: every rank gathers the whole batch and computes the same global loss, a mean over it. The gradient of
+`all_gather_grad` sums what all ranks' losses ask of this rank's part, and DistributedDataParallel then averages over
+ranks, so the parameters get exactly the gradient one process would have computed on the whole batch: nothing is scaled
+by the number of ranks, anywhere. Without torch.distributed, or with one rank, everything here is the identity.
+"""
+
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch import Tensor
+
+
+def world_size() -> int:
+    """The number of processes: 1 where torch.distributed is not initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, 0 to world_size() - 1: 0 where torch.distributed is not initialised."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def all_gather_grad(x: Tensor) -> Tensor:
+    """Concatenate x over ranks along dim 0, in rank order, with gradient: [n, ...] -> [n world_size, ...].
+
+    All ranks must call, with one shape, dtype and kind of device. Raises ValueError for a scalar.
+    """
+    if world_size() == 1:
+        return x
+    if x.ndim == 0:
+        raise ValueError("x has shape [], expected at least one dimension to gather along")
+    # The functional collectives have carried both names; backward is a reduce-scatter (sum).
+    gather = getattr(functional, "all_gather_single_autograd", None) or functional.all_gather_tensor_autograd
+    return gather(x.contiguous(), 0, dist.group.WORLD)

@@ -1,0 +1,143 @@
+"""Classifiers as feature extractors: the eyes through which CFD and the relational losses compare images."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EXTRACTORS = ("small_resnet", "resnet18", "densenet201")
+MAPS = ("conv", "relu")
+
+
+class Features(NamedTuple):
+    """map [N, C, H, W], the last feature map; pooled [N, C], averaged over pixels; logits [N, classes]."""
+
+    map: Tensor
+    pooled: Tensor
+    logits: Tensor
+
+
+class FeatureExtractor(nn.Module):
+    """Images [N, image_channels, H, W] in [-1, 1] -> Features(map, pooled, logits).
+
+    trunk: everything up to the last convolution; norm: what stands between it and the final ReLU.
+    map_at: which map the relational losses see, "conv" (the last convolution's output, as the RDD paper says) or
+    "relu" (after normalisation and ReLU, as its released code in effect returns). Pooled features and logits always
+    come after the ReLU.
+    """
+
+    def __init__(self, trunk: nn.Module, norm: nn.Module, channels: int, num_classes: int, map_at: str = "conv"):
+        super().__init__()
+        if map_at not in MAPS:
+            raise ValueError(f"map_at is {map_at!r}, expected one of {MAPS}")
+        self.trunk, self.norm, self.channels, self.map_at = trunk, norm, channels, map_at
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Features:
+        conv = self.trunk(images)
+        relu = F.relu(self.norm(conv))
+        pooled = relu.mean(dim=(2, 3))
+        return Features(conv if self.map_at == "conv" else relu, pooled, self.fc(pooled))
+
+
+class _PreactivationBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out = self.conv1(F.relu(self.norm1(h)))
+        return self.shortcut(h) + self.conv2(F.relu(self.norm2(out)))
+
+
+def _small_resnet(image_channels: int, width: int = 48) -> tuple[nn.Module, nn.Module, int]:
+    """Pre-activation ResNet (He et al. 2016) for 8x8 images: the last map is [2 width, 4, 4]."""
+    trunk = nn.Sequential(
+        nn.Conv2d(image_channels, width, 3, padding=1, bias=False),
+        _PreactivationBlock(width, width, 1),
+        _PreactivationBlock(width, 2 * width, 2),
+        _PreactivationBlock(2 * width, 2 * width, 1),
+    )
+    return trunk, nn.BatchNorm2d(2 * width), 2 * width
+
+
+class _LastBlockBeforeReLU(nn.Module):
+    """torchvision's BasicBlock without its final ReLU, which FeatureExtractor applies itself."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, h: Tensor) -> Tensor:
+        b = self.block
+        return b.bn2(b.conv2(F.relu(b.bn1(b.conv1(h))))) + (h if b.downsample is None else b.downsample(h))
+
+
+def _resnet18(image_channels: int) -> tuple[nn.Module, nn.Module, int]:
+    """torchvision's ResNet18 with a 3x3 stride-1 stem and no max-pooling: 32 px images give a 512 x 4 x 4 map."""
+    from torchvision.models import resnet18
+
+    net = resnet18(weights=None)
+    net.layer4[-1] = _LastBlockBeforeReLU(net.layer4[-1])
+    stem = nn.Conv2d(image_channels, 64, 3, padding=1, bias=False)
+    trunk = nn.Sequential(stem, net.bn1, nn.ReLU(), net.layer1, net.layer2, net.layer3, net.layer4)
+    return trunk, nn.Identity(), 512
+
+
+def _densenet201(image_channels: int) -> tuple[nn.Module, nn.Module, int]:
+    """torchvision's DenseNet201 with a 3x3 stride-1 stem and no max-pooling: 32 px images give a 1920 x 4 x 4 map."""
+    from torchvision.models import densenet201
+
+    features = densenet201(weights=None).features
+    features.conv0 = nn.Conv2d(image_channels, 64, 3, padding=1, bias=False)
+    del features.pool0
+    norm = features.norm5
+    del features.norm5
+    return features, norm, 1920
+
+
+def build_extractor(name: str, image_channels: int, num_classes: int, map_at: str = "conv") -> FeatureExtractor:
+    """An untrained extractor by name: one of EXTRACTORS. Raises ValueError for another name."""
+    if name not in EXTRACTORS:
+        raise ValueError(f"extractor is {name!r}, expected one of {EXTRACTORS}")
+    trunk, norm, channels = {"small_resnet": _small_resnet, "resnet18": _resnet18, "densenet201": _densenet201}[name](
+        image_channels
+    )
+    return FeatureExtractor(trunk, norm, channels, num_classes, map_at)
+
+
+class MetricNetwork(nn.Module):
+    """The plain convolutional network that scores digits: no residual connection, no batch statistics at test time.
+
+    Another architecture than any extractor a student is distilled with, so a student cannot have been trained to
+    please it. Images [N, 1, 8, 8] in [-1, 1] -> (features [N, 64], logits [N, 10]).
+    """
+
+    features = 64
+
+    def __init__(self, image_channels: int = 1, num_classes: int = 10):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((image_channels, 32, 1), (32, 64, 2), (64, 64, 2)):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.GELU()]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, self.features), nn.GELU())
+        self.fc = nn.Linear(self.features, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(images)
+        return features, self.fc(features)
+
+
+@torch.no_grad()
+def accuracy(classify, dataset, batch_size: int = 500) -> float:
+    """Share of the data set's images whose largest logit is the label; classify: images [N, C, H, W] -> logits."""
+    right = 0
+    for start in range(0, len(dataset), batch_size):
+        rows = torch.arange(start, min(start + batch_size, len(dataset)))
+        right += int((classify(dataset.floats(rows)).argmax(1) == dataset.labels[rows]).sum())
+    return right / len(dataset)

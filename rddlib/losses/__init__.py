@@ -1,0 +1,38 @@
+"""Every loss of the papers as a pure function of features; `extractor -> losses -> objectives` in the flow.
+
+| function | equation |
+|---|---|
+| `pd_loss` | Eq. 2, Feng et al. 2024 |
+| `cfd_loss` | Eq. 4, Feng et al. 2024; with `dual=True` Eq. 8, Sun et al. 2023 |
+| `entropy_loss`, `diversity_loss` | Eq. 5 and 6, Sun et al. 2023 |
+| `ii_p2p_loss` | Eq. 6, Feng et al. 2024 |
+| `is_p2p_loss` | Eq. 7, Feng et al. 2024 |
+| `m_p2p_loss` | Eq. 8-9, Feng et al. 2024 |
+| `perceptual_loss` | LPIPS, Zhang et al. 2018 |
+| `stage_perceptual_loss` | LPIPS's form on any extractor's stages (not LPIPS) |
+
+All return a scalar tensor, float64 for float64 inputs and float32 otherwise; the gradient goes to the student's
+argument alone. All check their arguments: TypeError for integer tensors, ValueError for shapes, devices and
+temperatures; within `finite_checks()` also NonFiniteError for NaN or infinite inputs.
+"""
+
+from rddlib.losses.checks import NonFiniteError, finite_checks
+from rddlib.losses.perceptual import load_lpips, perceptual_loss, stage_perceptual_loss
+from rddlib.losses.pointwise import cfd_loss, diversity_loss, entropy_loss, pd_loss, truncated_snr_weight
+from rddlib.losses.relations import ii_p2p_loss, is_p2p_loss, m_p2p_loss
+
+__all__ = [
+    "NonFiniteError",
+    "cfd_loss",
+    "diversity_loss",
+    "entropy_loss",
+    "finite_checks",
+    "ii_p2p_loss",
+    "is_p2p_loss",
+    "load_lpips",
+    "m_p2p_loss",
+    "pd_loss",
+    "perceptual_loss",
+    "stage_perceptual_loss",
+    "truncated_snr_weight",
+]

@@ -1,0 +1,73 @@
+"""What every loss asks of its arguments, and the debug switch; the losses' front door."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+_finite_checks: ContextVar[bool] = ContextVar("finite_checks", default=False)
+
+
+class NonFiniteError(ValueError):
+    """A loss was given NaN or infinity, inside `finite_checks()`. The message names the argument and counts them."""
+
+
+@contextmanager
+def finite_checks(enabled: bool = True) -> Iterator[None]:
+    """Debug switch: inside this context every loss raises NonFiniteError on NaN or infinite inputs.
+
+    Off by default, since looking at the values makes an accelerator wait. Holds for the current thread or task only.
+    """
+    token = _finite_checks.set(enabled)
+    try:
+        yield
+    finally:
+        _finite_checks.reset(token)
+
+
+def check_tensor(name: str, x: Tensor, shape: str) -> None:
+    """Raise unless x is a floating tensor with as many dimensions as `shape` names, none of them empty.
+
+    shape is for people and for the check alike: "[N, C, H, W]" asks for four dimensions, "[N, ...]" for one or more.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a floating-point tensor {shape}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name} has dtype {x.dtype} and shape {list(x.shape)}, expected a floating-point tensor {shape}"
+        )
+    dimensions = shape.count(",") + 1
+    fits = x.ndim >= dimensions - 1 if "..." in shape else x.ndim == dimensions
+    if not fits or x.numel() == 0:
+        raise ValueError(f"{name} has shape {list(x.shape)}, expected {shape}, none of them 0")
+    if _finite_checks.get() and not torch.isfinite(x).all():
+        bad = int((~torch.isfinite(x)).sum())
+        raise NonFiniteError(f"{name} of shape {list(x.shape)} holds {bad} NaN or infinite of {x.numel()} values")
+
+
+def check_same(name: str, x: Tensor, other_name: str, other: Tensor, dims: tuple[int, ...] | None = None) -> None:
+    """Raise unless x and other are on one device and agree in the given dimensions (all of them by default)."""
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device}, {other_name} on {other.device}: expected the same device")
+    agree = x.shape == other.shape if dims is None else all(x.shape[d] == other.shape[d] for d in dims)
+    if not agree:
+        where = "the same shape" if dims is None else f"the same sizes in dimensions {list(dims)}"
+        raise ValueError(
+            f"{name} has shape {list(x.shape)}, {other_name} has shape {list(other.shape)}: expected {where}"
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise unless temperature > 0 (and not NaN or infinite)."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+
+
+def check_maps(map_student: Tensor, map_teacher: Tensor, temperature: float, same_channels: bool = False) -> None:
+    """Raise unless both are feature maps [N, C, H, W] of one batch; channel counts may differ unless excluded."""
+    check_tensor("map_student", map_student, "[N, C, H, W]")
+    check_tensor("map_teacher", map_teacher, "[N, C, H, W]")
+    check_same("map_student", map_student, "map_teacher", map_teacher, None if same_channels else (0, 2, 3))
+    check_temperature(temperature)

@@ -1,0 +1,111 @@
+"""Perceptual distance: LPIPS (VGG) on photographs, its form on any extractor's stages elsewhere; part of the losses.
+
+Only `perceptual_loss` with the network of `load_lpips` may be called LPIPS. `stage_perceptual_loss` is another quantity
+on another scale and is named so wherever it is reported. The `lpips` package is imported only where it is used.
+"""
+
+import os
+import tempfile
+import urllib.request
+import warnings
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rddlib.errors import UserError
+from rddlib.losses.checks import check_same, check_tensor
+from rddlib.losses.numerics import at_least_float32, unit
+
+VGG_FILE = "vgg16-397923af.pth"  # torchvision's name; the digits are the start of its SHA-256
+VGG_ADDRESS = f"https://download.pytorch.org/models/{VGG_FILE}"
+
+
+def perceptual_loss(x_student: Tensor, x_teacher: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """LPIPS distance averaged over the batch (Eq. 1, Zhang et al. 2018): a scalar, at least 0.
+
+    x_student, x_teacher: images [N, 3, H, W] (or [N, 1, H, W], repeated to three channels) in [-1, 1]. Images under
+    256 px are resized bilinearly to 224 first, as the consistency-model code does. network: `load_lpips()`, or any
+    callable of two image batches. Raises TypeError for integer tensors, ValueError for shapes that differ.
+    """
+    check_tensor("x_student", x_student, "[N, 3, H, W]")
+    check_tensor("x_teacher", x_teacher, "[N, 3, H, W]")
+    check_same("x_student", x_student, "x_teacher", x_teacher)
+    if x_student.shape[1] not in (1, 3):
+        raise ValueError(f"x_student has shape {list(x_student.shape)}, expected 3 channels (or 1, for grey images)")
+    return at_least_float32(network(_for_vgg(x_student), _for_vgg(x_teacher.detach()))).mean()
+
+
+def stage_perceptual_loss(stages_student: Sequence[Tensor], stages_teacher: Sequence[Tensor]) -> Tensor:
+    """LPIPS's form without its learned weights, on any extractor: not LPIPS, and not on its scale (after Eq. 1, Zhang
+    et al. 2018, with w_l = 1).
+
+    stages_*: the same number of feature maps [N, C_l, H_l, W_l], early to late. At each stage the pixels are made unit
+    vectors over channels, their squared distance is averaged over space and batch; the mean over stages, in [0, 4].
+    Raises TypeError for integer tensors, ValueError for shapes or numbers of stages that differ and for none at all.
+    """
+    if len(stages_student) != len(stages_teacher) or not stages_student:
+        raise ValueError(
+            f"stages_student has {len(stages_student)} and stages_teacher {len(stages_teacher)} maps: "
+            "expected the same number, at least 1"
+        )
+    distances = []
+    for stage, (map_student, map_teacher) in enumerate(zip(stages_student, stages_teacher, strict=True)):
+        names = f"stages_student[{stage}]", f"stages_teacher[{stage}]"
+        check_tensor(names[0], map_student, "[N, C, H, W]")
+        check_tensor(names[1], map_teacher, "[N, C, H, W]")
+        check_same(names[0], map_student, names[1], map_teacher)
+        difference = unit(map_student, dim=1) - unit(map_teacher.detach(), dim=1)
+        distances.append(difference.square().sum(dim=1).mean())
+    return torch.stack(distances).mean()
+
+
+def load_lpips(download: bool = False, timeout: float = 30.0) -> nn.Module:
+    """The LPIPS network on VGG16, frozen, in evaluation mode, on the CPU.
+
+    VGG16's ImageNet weights are read from torch's cache (`torch.hub.get_dir()/checkpoints`). Nothing is fetched unless
+    download=True; then 528 MB, giving up after `timeout` seconds without an answer. Raises UserError, at once, where
+    the weights or the `lpips` package are missing.
+    """
+    try:
+        import lpips
+    except ImportError:
+        raise UserError("LPIPS needs the lpips package: pip install 'rddlib[baselines]'") from None
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+    if not weights.is_file():
+        if not download:
+            raise UserError(f"LPIPS needs VGG16's weights: put {VGG_ADDRESS} at {weights}, or allow the download")
+        _fetch(VGG_ADDRESS, weights, timeout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision in its old way
+        network = lpips.LPIPS(net="vgg", verbose=False)
+    return network.requires_grad_(False).eval()
+
+
+def _for_vgg(images: Tensor) -> Tensor:
+    if min(images.shape[2:]) < 256:
+        images = F.interpolate(images, size=(224, 224), mode="bilinear", align_corners=False)
+    return images.expand(-1, 3, -1, -1)
+
+
+def _fetch(address: str, path: Path, timeout: float) -> None:
+    """Download to `path`, appearing there only when complete and right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = sha256()
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(address, timeout=timeout) as answer:
+            while block := answer.read(2**20):
+                digest.update(block)
+                file.write(block)
+        if not digest.hexdigest().startswith(path.stem.rsplit("-")[-1]):
+            raise UserError(f"the download of {address} is damaged: try again, or put the file at {path} by hand")
+        os.replace(partial, path)
+    except (OSError, HTTPException) as error:
+        raise UserError(f"cannot download {address} ({error}): put the file at {path} by hand") from None
+    finally:
+        Path(partial).unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""Losses on one image or one pooled feature at a time: PD, CFD, and RCFD's regularisers; `extractor -> losses`."""
+
+from torch import Tensor
+
+from rddlib.losses.checks import check_same, check_temperature, check_tensor
+from rddlib.losses.numerics import at_least_float32, kl
+from rddlib.schedule import Schedule
+
+
+def truncated_snr_weight(t: Tensor, schedule: Schedule, maximum: float | None = None) -> Tensor:
+    """w_t = max(alpha_t^2 / sigma_t^2, 1), in float64, of t's shape (below Eq. 2, Feng et al. 2024).
+
+    t in [0, 1], any shape. Where sigma_t = 0 (t = 0 on the continuous schedule) the ratio has no limit: the weight is
+    +inf there, or `maximum` where one is given, as base training does (1e3). Raises TypeError for an integer t and
+    ValueError for a maximum below 1.
+    """
+    check_tensor("t", t, "[...]")
+    if maximum is not None and not maximum >= 1:
+        raise ValueError(f"maximum is {maximum}, expected at least 1, the weight's lower end")
+    snr = schedule.alpha(t).square() / schedule.sigma(t).square()
+    return snr.clamp(min=1.0, max=maximum)
+
+
+def pd_loss(
+    x_student: Tensor, x_teacher: Tensor, t: Tensor, schedule: Schedule, maximum: float | None = None
+) -> Tensor:
+    """L_PD = w_t ||x_T - x_S||^2 / pixels, averaged over the batch (Eq. 2, Feng et al. 2024).
+
+    x_student, x_teacher: images [N, ...] of one shape, in [-1, 1]. t: [N], in (0, 1]. The weight is
+    `truncated_snr_weight(t, schedule, maximum)`; at t = 0 it is infinite unless a maximum is given, and so is the loss.
+    Raises TypeError for integer tensors, ValueError for shapes or devices that differ.
+    """
+    check_tensor("x_student", x_student, "[N, ...]")
+    check_tensor("x_teacher", x_teacher, "[N, ...]")
+    check_tensor("t", t, "[N]")
+    check_same("x_student", x_student, "x_teacher", x_teacher)
+    check_same("t", t, "x_student", x_student, (0,))
+    squared = (at_least_float32(x_student) - at_least_float32(x_teacher.detach())).square()
+    per_image = squared.reshape(len(t), -1).mean(dim=1)  # [N]
+    return (truncated_snr_weight(t, schedule, maximum).to(per_image.dtype) * per_image).mean()
+
+
+def cfd_loss(pooled_student: Tensor, pooled_teacher: Tensor, temperature: float = 1.0, dual: bool = False) -> Tensor:
+    """L_CFD = KL(softmax(F_T / tau) || softmax(F_S)), averaged over the batch (Eq. 4, Feng et al. 2024).
+
+    pooled_student, pooled_teacher: [N, C], average-pooled features, or class logits to distil predictions instead.
+    temperature tau > 0 acts on the teacher alone (below 1 it sharpens). dual=True puts it on both sides and multiplies
+    by tau^2 (Eq. 8, Sun et al. 2023, with the arguments in Eq. 4's order).
+    Raises TypeError for integer tensors, ValueError for shapes or devices that differ and for tau <= 0.
+    """
+    check_tensor("pooled_student", pooled_student, "[N, C]")
+    check_tensor("pooled_teacher", pooled_teacher, "[N, C]")
+    check_same("pooled_student", pooled_student, "pooled_teacher", pooled_teacher)
+    check_temperature(temperature)
+    F_S, F_T = at_least_float32(pooled_student), at_least_float32(pooled_teacher)
+    if dual:
+        return temperature**2 * kl(F_S / temperature, F_T / temperature).mean()
+    return kl(F_S, F_T / temperature).mean()
+
+
+def entropy_loss(logits: Tensor) -> Tensor:
+    """L_entropy = -sum_c p_c log p_c with p = softmax(logits), averaged over the batch (Eq. 5, Sun et al. 2023).
+
+    logits: [N, classes] of the student's images. In [0, log(classes)]; least for confident predictions.
+    Raises TypeError for integer tensors, ValueError for another shape.
+    """
+    check_tensor("logits", logits, "[N, classes]")
+    log_p = at_least_float32(logits).log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1).mean()
+
+
+def diversity_loss(logits: Tensor) -> Tensor:
+    """L_diversity = sum_c q_c log q_c with q the batch mean of softmax(logits) (Eq. 6, Sun et al. 2023).
+
+    logits: [N, classes] of the student's images. In [-log(classes), 0]; least where all classes are equally likely.
+    Raises TypeError for integer tensors, ValueError for another shape.
+    """
+    check_tensor("logits", logits, "[N, classes]")
+    log_p = at_least_float32(logits).log_softmax(dim=1)
+    log_q = log_p.logsumexp(dim=0) - log_p.new_tensor(len(logits)).log()  # never log(0), where a class has died out
+    return (log_q.exp() * log_q).sum()

@@ -1,0 +1,323 @@
+"""Every number of a study in one place: frozen dataclasses, a profile each for tests, a laptop, one GPU and the papers."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+
+import yaml
+
+from rddlib.errors import UserError
+from rddlib.extractor import EXTRACTORS, MAPS
+from rddlib.training import TrainConfig
+from rddlib.unet import UNetConfig
+
+METHODS = ("pd", "cfd", "rcfd", "rdd")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """name: of the data set (rddlib.data.load_dataset)."""
+
+    name: str = "digits"
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base model: how it is trained, and on which grid its teacher role starts.
+
+    train; prediction: what the network outputs, "x", "eps" or "v"; snr_max: upper clip of the SNR weight (0: none);
+    steps: of the DDIM sampler that progressive distillation starts from; schedule_offset: s of the cosine.
+    """
+
+    train: TrainConfig
+    prediction: str = "x"
+    snr_max: float = 0.0
+    steps: int = 1024
+    schedule_offset: float = 0.008
+
+    def __post_init__(self):
+        _check(self.prediction in ("x", "eps", "v"), f"prediction is {self.prediction!r}, expected x, eps or v")
+        _check(self.snr_max == 0 or self.snr_max >= 1, f"snr_max is {self.snr_max}, expected 0 (none) or at least 1")
+        _check(self.steps >= 2, f"steps is {self.steps}, expected at least 2")
+        _check(self.schedule_offset >= 0, f"schedule_offset is {self.schedule_offset}, expected at least 0")
+
+
+@dataclass(frozen=True)
+class HalvingConfig:
+    """Progressive distillation from base.steps down to teacher_steps: train, for each halving."""
+
+    train: TrainConfig
+    teacher_steps: int = 8
+
+    def __post_init__(self):
+        _check(self.teacher_steps >= 2, f"teacher_steps is {self.teacher_steps}, expected at least 2")
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """The classifier whose features are distilled: name, train, shift (augmentation, pixels), map_at (which map)."""
+
+    train: TrainConfig
+    name: str = "densenet201"
+    shift: int = 1
+    map_at: str = "conv"
+
+    def __post_init__(self):
+        _check(self.name in EXTRACTORS, f"name is {self.name!r}, expected one of {EXTRACTORS}")
+        _check(self.map_at in MAPS, f"map_at is {self.map_at!r}, expected one of {MAPS}")
+        _check(self.shift >= 0, f"shift is {self.shift}, expected at least 0")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The last halvings, which the methods compete in, all with the same budget.
+
+    train: of a halving, its `iterations` replaced by those of the stage; iterations and temperatures (tau of CFD): one
+    for each halving from teacher_steps to 1.
+    """
+
+    train: TrainConfig
+    iterations: tuple[int, ...]
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self):
+        _check(len(self.iterations) == len(self.temperatures), "iterations and temperatures must have the same length")
+        _check(min(self.iterations) >= 1, f"iterations is {self.iterations}, expected at least 1 each")
+        _check(min(self.temperatures) > 0, f"temperatures is {self.temperatures}, expected above 0")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and temperatures. alpha, beta, tau_is, tau_m, queue_size, draws, per_image: RDD (Eq. 7-10, Feng et al.
+    2024); rcfd_beta, rcfd_gamma: RCFD (Eq. 7, Sun et al. 2023)."""
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    tau_is: float = 1.0
+    tau_m: float = 0.1
+    queue_size: int = 20_000
+    draws: int = 2048
+    per_image: int = 1
+    rcfd_beta: float = 0.003
+    rcfd_gamma: float = 0.75
+
+    def __post_init__(self):
+        for name in ("tau_is", "tau_m"):
+            _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
+        for name in ("alpha", "beta", "rcfd_beta"):
+            _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
+        for name in ("queue_size", "draws", "per_image"):
+            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """samples: generated for each score; batch_size: of sampling; seed: of the common noise, the same for every method;
+    clip: hold x in [-1, 1] at each sampling step."""
+
+    samples: int = 5000
+    batch_size: int = 500
+    seed: int = 1234
+    clip: bool = True
+
+    def __post_init__(self):
+        _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
+        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A whole study. Each field is a section; `rdd study --set section.field=value` changes one number.
+
+    seeds: of the distillation, one cascade for each; jobs: independent cascades trained at a time, a process and an
+    equal share of the cores each.
+    """
+
+    name: str
+    data: DataConfig
+    unet: UNetConfig
+    base: BaseConfig
+    halving: HalvingConfig
+    extractor: ExtractorConfig
+    distill: DistillConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seeds: tuple[int, ...] = (0,)
+    jobs: int = 2
+
+    def __post_init__(self):
+        ratio, teacher = self.base.steps / self.halving.teacher_steps, self.halving.teacher_steps
+        _check(ratio >= 1 and (ratio).is_integer() and int(ratio).bit_count() == 1,
+               f"base.steps {self.base.steps} must be halving.teacher_steps {teacher} times a power of two")  # fmt: skip
+        _check(teacher == 2 ** len(self.distill.iterations),
+               f"halving.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
+               f"distill.iterations lists {len(self.distill.iterations)}")  # fmt: skip
+        _check(len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
+               f"seeds is {self.seeds}, expected at least one, all different")  # fmt: skip
+        _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
+
+    @property
+    def student_steps(self) -> tuple[int, ...]:
+        """Steps of the students, most first: (4, 2, 1) for an 8-step teacher."""
+        return tuple(self.halving.teacher_steps >> k for k in range(1, len(self.distill.iterations) + 1))
+
+
+def digits() -> Profile:
+    """Real 8x8 digits on a laptop, about ten minutes on 2 cores."""
+    return Profile(
+        name="digits",
+        data=DataConfig("digits"),
+        unet=UNetConfig(8, 1, channels=24, multipliers=(1, 2), blocks=1, attention=(4,), groups=8),
+        base=BaseConfig(
+            TrainConfig(2500, 128, 2e-3, rate="cosine", warmup=100, ema=0.998), prediction="v", snr_max=1e3, steps=64
+        ),
+        halving=HalvingConfig(TrainConfig(100, 64, 3e-4, rate="cosine")),
+        extractor=ExtractorConfig(TrainConfig(400, 64, 2e-3, rate="cosine", weight_decay=1e-2), name="small_resnet"),
+        distill=DistillConfig(
+            TrainConfig(1, 64, 3e-4, rate="cosine"), iterations=(150, 150, 300), temperatures=(0.9, 1.0, 0.85)
+        ),
+        loss=LossConfig(draws=1024, per_image=4),
+    )
+
+
+def smoke() -> Profile:
+    """The digits study shrunk until the tests can run all of it; its numbers mean nothing."""
+    full = digits()
+    return replace(
+        full,
+        name="smoke",
+        unet=replace(full.unet, channels=16),
+        base=replace(full.base, train=replace(full.base.train, iterations=60, batch_size=32), steps=16),
+        halving=replace(full.halving, train=replace(full.halving.train, iterations=4, batch_size=16)),
+        extractor=replace(full.extractor, train=replace(full.extractor.train, iterations=40)),
+        distill=replace(full.distill, train=replace(full.distill.train, batch_size=16), iterations=(4, 4, 6)),
+        loss=replace(full.loss, queue_size=500, draws=64),
+        evaluation=replace(full.evaluation, samples=200, batch_size=100),
+    )
+
+
+def cifar10() -> Profile:
+    """CIFAR-10 as in the papers; the source of each number stands beside it."""
+    return Profile(
+        name="cifar10",
+        data=DataConfig("cifar10"),
+        unet=UNetConfig(32, 3, 128, (1, 2, 2, 2), blocks=2, attention=(8,), dropout=0.1),  # RDD A.1, A.2
+        base=BaseConfig(TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999)),  # RDD A.2
+        halving=HalvingConfig(TrainConfig(10_000, 128, 5e-5, rate="cosine")),  # RCFD C.4
+        extractor=ExtractorConfig(TrainConfig(78_000, 128, 0.05, rate="cosine", weight_decay=5e-4), shift=4),  # ours
+        distill=DistillConfig(
+            TrainConfig(1, 128, 5e-5, rate="cosine"),  # RDD A.2
+            iterations=(20_000, 20_000, 40_000),  # RDD A.2
+            temperatures=(0.9, 1.0, 0.85),  # RCFD C.4, DenseNet201
+        ),
+        evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
+    )
+
+
+def imagenet64() -> Profile:
+    """ImageNet 64x64, class-conditional, as in the RDD paper; the source of each number stands beside it."""
+    base = cifar10()
+    return replace(
+        base,
+        name="imagenet64",
+        data=DataConfig("imagenet64"),
+        unet=UNetConfig(64, 3, 128, (1, 2, 3, 4), blocks=3, attention=(16, 8), num_classes=1000),  # RDD A.1
+        base=BaseConfig(TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999)),  # RDD A.2
+        halving=HalvingConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine")),  # not stated; as the next stages
+        distill=DistillConfig(
+            TrainConfig(1, 256, 1e-4, rate="cosine"),  # RDD A.2
+            iterations=(50_000, 50_000, 100_000),  # RDD A.2
+            temperatures=(0.85, 0.85, 0.85),  # RDD 5.2
+        ),
+        loss=LossConfig(alpha=100.0),  # RDD 5.2
+    )
+
+
+def cifar10_small() -> Profile:
+    """CIFAR-10 with a 64-channel U-Net, for half an hour on one H100."""
+    full = cifar10()
+    return replace(
+        full,
+        name="cifar10_small",
+        unet=replace(full.unet, channels=64, dropout=0.0),
+        base=replace(full.base, train=replace(full.base.train, iterations=20_000, ema=0.999), prediction="v",
+                     snr_max=1e3, steps=64),  # fmt: skip
+        halving=replace(full.halving, train=replace(full.halving.train, iterations=500, learning_rate=1e-4)),
+        extractor=replace(full.extractor, name="resnet18", train=replace(full.extractor.train, iterations=8000)),
+        distill=replace(full.distill, train=replace(full.distill.train, learning_rate=1e-4),
+                        iterations=(1000, 1000, 2000)),  # fmt: skip
+        evaluation=replace(full.evaluation, samples=10_000),
+    )
+
+
+PROFILES = {make.__name__: make for make in (smoke, digits, cifar10_small, cifar10, imagenet64)}
+
+
+def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
+    """A profile by name, with fields replaced: overrides {"distill.train.batch_size": "32"}, values written as YAML.
+
+    Raises UserError for an unknown profile or field (naming the nearest), a value of the wrong type or out of range.
+    """
+    if name not in PROFILES:
+        raise UserError(f"unknown profile {name!r}{_nearest(name, PROFILES)}: known are {', '.join(PROFILES)}")
+    profile = PROFILES[name]()
+    for key, text in (overrides or {}).items():
+        profile = _replaced(profile, key.split("."), text, key)
+    return profile
+
+
+def _nearest(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _replaced(config, path: list[str], text: str, key: str):
+    known = {f.name: f for f in fields(config) if f.name != "name" or not isinstance(config, Profile)}
+    head, rest = path[0], path[1:]
+    if head not in known:
+        raise UserError(f"--set {key}: no field {head!r}{_nearest(head, known)}; known are {', '.join(known)}")
+    current = getattr(config, head)
+    if is_dataclass(current) != bool(rest):
+        what = f"is a section, name one of {', '.join(f.name for f in fields(current))}" if not rest else "has no fields"
+        raise UserError(f"--set {key}: {head!r} {what}")
+    kind = typing.get_type_hints(type(config))[head]
+    value = _replaced(current, rest, text, key) if rest else _parsed(text, kind, key)
+    try:
+        return replace(config, **{head: value})
+    except ValueError as error:
+        raise UserError(f"--set {key}={text}: {error}") from error
+
+
+def _parsed(text: str, kind, key: str):
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
+        items = value if isinstance(value, list) else [value]
+        return tuple(_typed(item, typing.get_args(kind)[0], key) for item in items)
+    return _typed(value, kind, key)
+
+
+def _typed(value, kind: type, key: str):
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML reads 1e-3 as a word
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"--set {key}: {value!r} is no {kind.__name__}")
+    return value
+
+
+def as_dict(config) -> dict:
+    """A profile or section as plain data, for hashing and for receipts."""
+    return dataclasses.asdict(config)

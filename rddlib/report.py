@@ -1,0 +1,120 @@
+"""What a study leaves for people: results.csv, the same-noise grid, the figure and index.html that ties them together."""
+
+import base64
+import html
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from rddlib.checkpoint import write_atomically
+from rddlib.plots import NAMES, image_rows, scores_figure, to_png
+from rddlib.study import Study, summarise
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
+h1{line-height:1.2}img{max-width:100%;height:auto}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
+th:first-child,td:first-child{text-align:left}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
+a{color:#0050a0}
+"""
+
+
+def same_noise_grid(study: Study, count: int = 12):
+    """Rows of images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps."""
+    noise, teacher = study.noise(count), study.profile.halving.teacher_steps
+    rows = {f"teacher, {teacher} steps": study.images("pd", teacher, noise)}
+    for steps in study.profile.student_steps:
+        for method in ("ddim", "pd", "cfd", "rcfd", "rdd"):
+            rows[f"{NAMES[method]}, {steps} step{'s' * (steps > 1)}"] = study.images(method, steps, noise)
+    return image_rows(rows, "A column is one noise")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    shown = frame.copy()
+    for column in ("fid", "pfd", "is"):
+        shown[column] = shown[column].map(lambda value: f"{value:.3f}" if column == "pfd" else f"{value:.2f}")
+    shown["method"] = shown["method"].map(NAMES)
+    shown["seconds"] = shown["seconds"].map("{:.1f}".format)
+    names = {"fid": "FID*", "pfd": "pFD", "is": "IS*", "seconds": "sampling, s"}
+    return f'<div class="scroll">{shown.rename(columns=names).to_html(index=False, border=0)}</div>'
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def _picture(path: Path, words: str) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{content}">'
+
+
+def notebook_page(executed: Path) -> Path:
+    """An executed notebook as HTML beside it."""
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter(embed_images=True).from_filename(str(executed))
+    page = executed.with_suffix(".html")
+    write_atomically(page, body)
+    return page
+
+
+def _stages(study: Study) -> str:
+    """Seconds each stage took, from the checkpoints that this study uses."""
+    p = study.profile
+    rows, steps = [("base model", study.facts("base"))], p.base.steps // 2
+    while steps >= p.halving.teacher_steps:
+        rows.append((f"PD {2 * steps} to {steps} steps", study.facts("teacher", steps)))
+        steps //= 2
+    rows.append(("extractor", study.facts("extractor")))
+    for method, seed in ((m, s) for s in p.seeds for m in ("pd", "cfd", "rcfd", "rdd")):
+        seconds = sum(study.facts("student", method, n, seed)["seconds"] for n in p.student_steps)
+        rows.append((f"{NAMES[method]} {p.halving.teacher_steps} to 1 steps, seed {seed}", {"seconds": seconds}))
+    lines = "".join(f"<tr><td>{name}</td><td>{facts['seconds']:.0f}</td></tr>" for name, facts in rows)
+    return f'<div class="scroll"><table><tr><th>stage</th><th>seconds</th></tr>{lines}</table></div>'
+
+
+def write_report(study: Study, executed) -> Path:
+    """Write grid.png, scores.png, results.csv, summary.csv, the notebooks' pages and index.html; returns its path."""
+    out, profile = study.out, study.profile
+    results = study.results()
+    write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
+    write_atomically(out / "grid.png", to_png(same_noise_grid(study)))
+    write_atomically(out / "scores.png", to_png(scores_figure(results, profile.evaluation.samples)))
+    links = []
+    for notebook in executed:
+        page = notebook_page(notebook.path)
+        title = notebook.name[3:].replace("_", " ").capitalize()
+        links.append(
+            f'<li>{notebook.name[:2]} <a href="{os.path.relpath(page, out)}">{title}</a> '
+            f'(<a href="{os.path.relpath(notebook.path, out)}">notebook</a>, {notebook.seconds:.0f} s)</li>'
+        )
+    receipts = sorted((out / "scores").glob("*.json"))
+    sample = json.loads(receipts[0].read_text())["receipt"]
+    listed = "".join(f'<li><a href="scores/{r.name}">{r.stem}</a></li>' for r in receipts)
+    samples = profile.evaluation.samples
+    body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
+<p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
+{profile.base.steps} sampling steps to {profile.halving.teacher_steps} and on to 1 by four methods at equal budgets.</p>
+<h2>Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
+<h2>Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
+{_table(results)}
+<p>* with the digits metric network, {samples} samples against all {len(study.dataset)} images: FID (digits metric network,
+{samples} samples). Not comparable with Inception FIDs. pFD: Fréchet distance on raw pixels in [-1, 1]. IS: higher is better,
+the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
+over seeds).</p>
+<h2>Notebooks</h2><ul>{"".join(links)}</ul>
+<h2>Times</h2><p>Seconds a stage took when it was made; the four methods' cascades ran {profile.jobs} at a time.</p>
+{_stages(study)}
+<h2>Receipts</h2><details><summary>How the first number was measured</summary>
+<pre>{html.escape(json.dumps(sample, indent=1))}</pre></details>
+<details><summary>All {len(receipts)} receipts</summary><ul>{listed}</ul></details>
+"""
+    page = out / "index.html"
+    write_atomically(page, _page(f"RDD: {profile.name} study", body))
+    return page

@@ -1,0 +1,152 @@
+"""`rdd study`: the notebooks in order through papermill into the study's folder, then the report."""
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rddlib import progress
+from rddlib.checkpoint import write_atomically
+from rddlib.errors import UserError
+from rddlib.evaluation import shipped
+from rddlib.profiles import load_profile
+from rddlib.study import Study, key_of, prepare_folder
+
+EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One notebook of a run: its name, the executed file and the seconds it took when it last ran."""
+
+    name: str
+    path: Path
+    seconds: float
+
+
+def notebook_files() -> list[Path]:
+    """The series in order."""
+    return sorted(shipped("notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Raise UserError where the notebook's parameters cell lacks one of the given names (papermill only warns)."""
+    try:
+        import papermill
+    except ModuleNotFoundError as error:
+        raise UserError(EXTRA) from error
+
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}: known are {', '.join(known)}")
+
+
+def collapse_carriage_returns(text: str) -> str:
+    """What a terminal would show of text that redraws lines with carriage returns."""
+    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
+
+
+def _tidy(path: Path) -> None:
+    """Keep only the last state of progress bars in an executed notebook, each stream as one output."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        tidied: list = []
+        for output in cell.get("outputs", []):
+            last = tidied[-1] if tidied else None
+            if output.output_type == "stream" and last and last.output_type == "stream" and last.name == output.name:
+                last.text += output.text
+            else:
+                tidied.append(output)
+        for output in tidied:
+            if output.output_type == "stream":
+                output.text = collapse_carriage_returns(output.text)
+        if "outputs" in cell:
+            cell.outputs = tidied
+    write_atomically(path, nbformat.writes(notebook))
+
+
+def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
+    """Execute one notebook into out/notebooks/, unless the same notebook already ran there with the same inputs.
+
+    The executed file is kept also where a cell fails; then UserError names notebook, cell and error.
+    """
+    check_parameters(notebook, parameters)
+    target, stamp = out / "notebooks" / notebook.name, out / "notebooks" / f".{notebook.stem}.json"
+    study = json.loads((out / "study.json").read_text())
+    key = key_of({"source": notebook.read_text(), "parameters": {k: str(v) for k, v in parameters.items()},
+                  "config": study["config"]})  # fmt: skip
+    if stamp.exists() and target.exists():
+        done = json.loads(stamp.read_text())
+        if done["key"] == key:
+            print(f"{notebook.stem}: done before", flush=True)
+            return Executed(notebook.stem, target, done["seconds"])
+    began = time.perf_counter()
+    _execute(notebook, target, parameters)
+    seconds = time.perf_counter() - began
+    write_atomically(stamp, json.dumps({"key": key, "seconds": seconds}))
+    print(f"{notebook.stem}: {seconds:.0f} s", flush=True)
+    return Executed(notebook.stem, target, seconds)
+
+
+def _execute(notebook: Path, target: Path, parameters: dict) -> None:
+    import logging
+
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".running.ipynb")
+    live = {"stdout_file": sys.stdout, "stderr_file": sys.stderr}
+    os.environ.setdefault(progress.MODE_VARIABLE, "bar" if sys.stderr.isatty() else "line")
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(partial), parameters={k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()},
+            kernel_name="python3", progress_bar=False, cwd=str(notebook.parent), autosave_cell_every=10,
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}), **live,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        os.replace(partial, target)
+        message = f"{error.ename}: {error.evalue}".splitlines()[0]
+        raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {message}; see {target}") from error
+    os.replace(partial, target)
+    _tidy(target)
+
+
+def selected(only: str = "", start: str = "") -> list[Path]:
+    """The notebooks of the series whose numbers are in `only` ("03,04"), or from `start` ("04") on."""
+    files = notebook_files()
+    numbers = [file.name[:2] for file in files]
+    wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or numbers
+    if start:
+        wanted = [n for n in numbers if n >= start.zfill(2)]
+    unknown = [n for n in wanted if n not in numbers]
+    if unknown or not wanted:
+        raise UserError(f"no notebook {', '.join(unknown) or start}: there are {', '.join(numbers)}")
+    return [file for file in files if file.name[:2] in wanted]
+
+
+def run_study(
+    profile_name: str, overrides: dict[str, str], out: Path, seed: int = 0, *, only: str = "", start: str = "",
+    update: bool = False,
+) -> Path:  # fmt: skip
+    """Run the series (or part of it) into `out` and write the report; returns index.html's path.
+
+    Raises UserError for bad input (nothing is written then) and for a failing notebook.
+    """
+    from rddlib.report import write_report
+
+    profile, notebooks = load_profile(profile_name, overrides), selected(only, start)
+    parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
+    for notebook in notebooks:
+        check_parameters(notebook, parameters)
+    prepare_folder(out, profile, overrides, seed, update)
+    executed = [run_notebook(notebook, out, parameters) for notebook in notebooks]
+    return write_report(Study(profile, out, seed), executed)

@@ -1,0 +1,96 @@
+"""Noise schedules: alpha, sigma and log SNR of t, in float64. First link of the flow; everything else asks here.
+
+z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1; t = 0 is the image, t = 1 is noise.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def _time(t: Tensor | float) -> Tensor:
+    t = torch.as_tensor(t).double()
+    return t.clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """Continuous cosine schedule (Eq. 17, Nichol & Dhariwal 2021): alpha_t^2 = f(t)/f(0), f(t) = cos^2(((t+s)/(1+s)) pi/2).
+
+    Times outside [0, 1] are clamped. Every method takes t of any shape (tensor or number) and returns float64 of that
+    shape on t's device. alpha(1) and sigma(0) are exactly 0, alpha(0) and sigma(1) exactly 1.
+    """
+
+    offset: float = 0.008
+
+    def _angle(self, t: Tensor | float) -> Tensor:
+        return (_time(t) + self.offset) / (1 + self.offset) * (math.pi / 2)
+
+    @property
+    def _start(self) -> float:
+        return self.offset / (1 + self.offset) * (math.pi / 2)
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Signal rate alpha_t in [0, 1]."""
+        alpha = torch.cos(self._angle(t)) / math.cos(self._start)
+        return torch.where(_time(t) == 1, 0.0, alpha)  # cos(pi/2) is 6e-17 in floating point
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise rate sigma_t in [0, 1], from sigma^2 = 1 - f(t)/f(0) = sin(a-a0) sin(a+a0)/cos^2(a0): exact near t = 0."""
+        a, a0 = self._angle(t), self._start
+        squared = torch.sin(a - a0) * torch.sin(a + a0) / math.cos(a0) ** 2
+        return torch.where(_time(t) == 0, 0.0, squared.clamp(0.0, 1.0).sqrt())
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2): +inf at t = 0, -inf at t = 1."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+
+@dataclass(frozen=True)
+class DiscreteCosineSchedule:
+    """The released RCFD/RDD code's grid: t = k/steps, k = 0..steps, from the betas of a cosine on steps+1 steps.
+
+    beta_k = min(1 - f((k+1)/(steps+1))/f(k/(steps+1)), 0.999) and alpha_k^2 = prod_{i<=k} (1 - beta_i), so unlike the
+    continuous schedule sigma(0) > 0 and alpha(1) > 0. A time between grid points takes the nearest one.
+    """
+
+    steps: int = 1024
+    offset: float = 0.008
+    _alpha_bar: Tensor = field(init=False, repr=False, compare=False, hash=False)
+
+    def __post_init__(self):
+        continuous = CosineSchedule(self.offset)
+        f = continuous.alpha(torch.arange(self.steps + 2, dtype=torch.float64) / (self.steps + 1)).square()
+        betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+        object.__setattr__(self, "_alpha_bar", torch.cumprod(1 - betas, dim=0))
+
+    def index(self, t: Tensor | float) -> Tensor:
+        """Grid index k = round(t * steps), int64."""
+        return (_time(t) * self.steps).round().long()
+
+    def _at(self, t: Tensor | float) -> Tensor:
+        k = self.index(t)
+        return self._alpha_bar.to(k.device)[k]
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Signal rate alpha_t in (0, 1)."""
+        return self._at(t).sqrt()
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise rate sigma_t in (0, 1)."""
+        return (1 - self._at(t)).sqrt()
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2), finite on the whole grid."""
+        return self._at(t).log() - torch.log1p(-self._at(t))
+
+
+Schedule = CosineSchedule | DiscreteCosineSchedule
+
+
+def expand_to(coefficient: Tensor, images: Tensor) -> Tensor:
+    """Reshape per-sample coefficients [N] to [N, 1, 1, ...] in the images' dtype and device, so that they broadcast."""
+    coefficient = coefficient.to(device=images.device, dtype=images.dtype)
+    return coefficient.reshape(coefficient.shape + (1,) * (images.ndim - coefficient.ndim))

@@ -1,0 +1,400 @@
+"""A study: one profile, one folder, and every artefact in it made when first asked for and found again afterwards.
+
+Each stage is keyed by a hash of all it depends on, so a changed number reruns what depends on it and nothing else.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+import rddlib
+from rddlib import progress
+from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.data import ImageDataset, load_dataset
+from rddlib.denoiser import Denoiser
+from rddlib.errors import UserError
+from rddlib.evaluation import DIGITS_NETWORK, Receipt, sample_images, score, shipped
+from rddlib.extractor import FeatureExtractor, accuracy, build_extractor
+from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
+from rddlib.profiles import METHODS, Profile, as_dict, load_profile
+from rddlib.recipes import distill, train_base, train_classifier
+from rddlib.sampling import ddim_sample
+from rddlib.schedule import CosineSchedule
+from rddlib.training import stream
+from rddlib.unet import UNet
+
+COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
+STUDY_FILE = "study.json"
+
+
+def key_of(facts: dict) -> str:
+    """A short name for a configuration: the first 12 hexadecimal digits of the sha256 of its JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def default_out(profile: str) -> Path:
+    """runs/<profile> in the checkout's top folder, or in the current folder where rddlib is installed without one."""
+    top = Path(__file__).resolve().parent.parent
+    return (top if (top / "pyproject.toml").exists() else Path.cwd()) / "runs" / profile
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    names = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            names.append(prefix + name)
+    return names
+
+
+def prepare_folder(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool = False) -> None:
+    """Make `out` this study's folder, or check that it is.
+
+    Raises UserError where it holds something else, or a study of another configuration (unless update).
+    """
+    config = json.loads(json.dumps({**as_dict(profile), "seed": seed}))
+    record = out / STUDY_FILE
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+    if record.exists():
+        try:
+            differences = _differences(json.loads(record.read_text())["config"], config)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
+        if differences and not update:
+            raise UserError(
+                f"{out} was made by another configuration (it differs in {', '.join(differences[:5])}): choose another "
+                "--out, or add --update to rerun here what depends on the change"
+            )
+        if not differences:
+            return
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and no study made it: choose another --out")
+    text = json.dumps({"profile": profile.name, "overrides": overrides, "seed": seed, "config": config}, indent=1)
+    write_atomically(record, text + "\n")
+
+
+def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> "Study":
+    """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new.
+
+    Raises UserError where the folder belongs to another profile or seed.
+    """
+    folder = Path(out) if out else default_out(profile)
+    overrides: dict[str, str] = {}
+    if (folder / STUDY_FILE).exists():
+        with contextlib.suppress(ValueError, KeyError):  # a damaged file is refused below, by prepare_folder
+            overrides = json.loads((folder / STUDY_FILE).read_text())["overrides"]
+    loaded = load_profile(profile, overrides)
+    prepare_folder(folder, loaded, overrides, seed)
+    return Study(loaded, folder, seed)
+
+
+class Study:
+    """profile: its numbers; out: its folder; seed: of base model, extractor and halvings (the last halvings, in which
+    the methods compete, take theirs from profile.seeds)."""
+
+    def __init__(self, profile: Profile, out: Path, seed: int = 0):
+        self.profile, self.out, self.seed = profile, Path(out), seed
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    # data and fixed parts
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """All the images that models are trained on and scores are measured against, on the study's device."""
+        return load_dataset(self.profile.data.name).to(self.device)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        u = self.profile.unet
+        return (u.image_channels, u.image_size, u.image_size)
+
+    def noise(self, count: int, seed: int = 0) -> Tensor:
+        """The same standard normal [count, C, H, W] for every method."""
+        generator = torch.Generator().manual_seed(stream(self.profile.evaluation.seed, seed))
+        return torch.randn(count, *self.image_shape, generator=generator).to(self.device)
+
+    # artefacts
+
+    def _path(self, stage: str, facts: dict) -> Path:
+        return self.out / "checkpoints" / f"{stage}-{key_of(facts)}.safetensors"
+
+    def _made(self, stage: str, facts: dict, make: Callable[[Path], tuple[nn.Module, dict]]) -> tuple[dict, dict]:
+        """(tensors, info) of an artefact: from its file, or made now. Two processes never make the same one."""
+        path = self._path(stage, facts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                began = time.perf_counter()
+                module, extra = make(path.with_suffix(".resume"))
+                info = {"kind": stage, "facts": facts, "seconds": time.perf_counter() - began, **extra}
+                save_checkpoint(path, module.state_dict(), info)
+            return load_checkpoint(path)
+
+    def _denoiser(self, tensors: dict | None = None) -> Denoiser:
+        base = self.profile.base
+        denoiser = Denoiser(UNet(self.profile.unet), CosineSchedule(base.schedule_offset), base.prediction)
+        if tensors is not None:
+            denoiser.load_state_dict(tensors)
+        return denoiser.to(self.device).eval().requires_grad_(False)
+
+    def _base_facts(self) -> dict:
+        p = self.profile
+        base = {k: v for k, v in as_dict(p.base).items() if k != "steps"}
+        return {"data": as_dict(p.data), "unet": as_dict(p.unet), "base": base, "seed": self.seed,
+                "version": rddlib.__version__}  # fmt: skip
+
+    def _seeded(self, make: Callable[[], nn.Module], *numbers: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(stream(self.seed, *numbers))
+            return make()
+
+    def base(self) -> Denoiser:
+        """The base model: trained on data, sampled by DDIM with any number of steps."""
+        config = self.profile.base
+
+        def make(resume: Path):
+            untrained = self._seeded(self._denoiser, 1)
+            snr_max = config.snr_max or None
+            return train_base(untrained, self.dataset, config.train, stream(self.seed, 2), snr_max, resume), {}
+
+        return self._denoiser(self._made("base", self._base_facts(), make)[0])
+
+    def _teacher_facts(self, steps: int) -> dict:
+        if steps == self.profile.base.steps:
+            return self._base_facts()
+        train = as_dict(self.profile.halving.train)
+        return {"parent": key_of(self._teacher_facts(2 * steps)), "steps": steps, "train": train, "seed": self.seed}
+
+    def teacher(self, steps: int | None = None) -> Denoiser:
+        """The base model progressively distilled (PD) to `steps` steps, default profile.halving.teacher_steps."""
+        steps = steps or self.profile.halving.teacher_steps
+        if steps == self.profile.base.steps:
+            return self.base()
+
+        def make(resume: Path):
+            parent, config = self.teacher(2 * steps), self.profile.halving.train
+            seed, label = stream(self.seed, 3, steps), f"PD {2 * steps} to {steps} steps"
+            objective = PD(parent.schedule)
+            return distill(parent, self.dataset, steps, objective, config, seed, label, resume), {}
+
+        return self._denoiser(self._made(f"pd-{steps}", self._teacher_facts(steps), make)[0])
+
+    def _extractor_facts(self) -> dict:
+        config = {k: v for k, v in as_dict(self.profile.extractor).items() if k != "map_at"}  # does not change weights
+        return {"data": as_dict(self.profile.data), "extractor": config, "seed": self.seed, "version": rddlib.__version__}
+
+    def _new_extractor(self) -> FeatureExtractor:
+        config = self.profile.extractor
+        return build_extractor(config.name, self.image_shape[0], self.dataset.num_classes, config.map_at)
+
+    def extractor(self) -> FeatureExtractor:
+        """The classifier whose features are distilled, trained on the data set's "extractor" split."""
+        config, name = self.profile.extractor, self.profile.data.name
+
+        def make(resume: Path):
+            network = self._seeded(self._new_extractor, 4)
+            split, test = load_dataset(name, "extractor").to(self.device), load_dataset(name, "test").to(self.device)
+            network = train_classifier(
+                network, lambda out: out.logits, split, config.train, stream(self.seed, 5), config.shift,
+                f"extractor {config.name}", resume,
+            )  # fmt: skip
+            return network, {"test_accuracy": accuracy(lambda images: network(images).logits, test)}
+
+        extractor = self._new_extractor()
+        extractor.load_state_dict(self._made("extractor", self._extractor_facts(), make)[0])
+        return extractor.to(self.device).eval().requires_grad_(False)
+
+    def facts(self, stage: str, *arguments) -> dict:
+        """What is recorded beside an artefact: facts("extractor")["test_accuracy"], facts("student", "rdd", 1, 0)."""
+        facts = {"base": self._base_facts, "teacher": self._teacher_facts, "extractor": self._extractor_facts,
+                 "student": self._student_facts}[stage](*arguments)  # fmt: skip
+        name = {"teacher": lambda steps: f"pd-{steps}", "student": lambda m, n, _: f"{m}-{n}"}.get(stage)
+        return load_checkpoint(self._path(name(*arguments) if name else stage, facts))[1]
+
+    # the methods' own halvings
+
+    def _halving(self, steps: int) -> int:
+        """Which of the last halvings ends at `steps`: 0 for teacher_steps/2."""
+        if steps not in self.profile.student_steps:
+            raise UserError(f"no student has {steps} steps: the {self.profile.name} profile's have "
+                            f"{', '.join(map(str, self.profile.student_steps))}")  # fmt: skip
+        return self.profile.student_steps.index(steps)
+
+    def objective(self, method: str, steps: int) -> Objective:
+        """What a student of `steps` steps minimises: one of METHODS, with the profile's numbers, queue empty."""
+        numbers = self._objective_numbers(method, self._halving(steps))
+        if method == "pd":
+            return PD(CosineSchedule(self.profile.base.schedule_offset))
+        kind = {"cfd": CFD, "rcfd": RCFD, "rdd": RDD}[method]
+        return self._seeded(lambda: kind(self.extractor(), **numbers), 6, steps).to(self.device)
+
+    def _objective_numbers(self, method: str, halving: int) -> dict:
+        if method not in METHODS:
+            raise UserError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+        loss, temperature = self.profile.loss, {"temperature": self.profile.distill.temperatures[halving]}
+        relations = {name: value for name, value in as_dict(loss).items() if not name.startswith("rcfd_")}
+        return {
+            "pd": {},
+            "cfd": temperature,
+            "rcfd": {**temperature, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
+            "rdd": {**temperature, **relations},
+        }[method]
+
+    def _student_facts(self, method: str, steps: int, seed: int) -> dict:
+        halving, config = self._halving(steps), self.profile.distill
+        parent = self._student_facts(method, 2 * steps, seed) if halving else self._teacher_facts(2 * steps)
+        facts = {"method": method, "steps": steps, "seed": seed, "iterations": config.iterations[halving],
+                 "parent": key_of(parent), "numbers": self._objective_numbers(method, halving),
+                 "train": as_dict(replace(config.train, iterations=1))}  # fmt: skip
+        if method != "pd":
+            facts |= {"extractor": key_of(self._extractor_facts()), "map_at": self.profile.extractor.map_at}
+        return facts
+
+    def student(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
+        """A student of `steps` steps: teacher -> ... -> steps by halvings, every one with this method's objective.
+
+        seed: one of profile.seeds (default the first). Every method gets the same images, times and noise.
+        """
+        seed = self.profile.seeds[0] if seed is None else seed
+        halving = self._halving(steps)
+
+        def make(resume: Path):
+            parent = self.student(method, 2 * steps, seed) if halving else self.teacher()
+            config = replace(self.profile.distill.train, iterations=self.profile.distill.iterations[halving])
+            label = f"{method.upper()} {2 * steps} to {steps} steps"
+            objective = self.objective(method, steps)
+            return distill(parent, self.dataset, steps, objective, config, stream(seed, 7, steps), label, resume), {}
+
+        return self._denoiser(self._made(f"{method}-{steps}", self._student_facts(method, steps, seed), make)[0])
+
+    def denoiser(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
+        """Who draws `method`'s images in `steps` steps: "ddim" is the base model, "pd" at teacher_steps the teacher."""
+        if method == "ddim":
+            return self.base()
+        if method == "pd" and steps == self.profile.halving.teacher_steps:
+            return self.teacher()
+        return self.student(method, steps, seed)
+
+    def images(self, method: str, steps: int, noise: Tensor, seed: int | None = None) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1] from the given noise."""
+        return ddim_sample(self.denoiser(method, steps, seed), noise, steps, clip=self.profile.evaluation.clip)
+
+    # scores
+
+    def score(self, method: str, steps: int, seed: int) -> dict:
+        """One row of results (COLUMNS), measured now or read from scores/, where its receipt lies too."""
+        facts = self._base_facts() if method == "ddim" else None
+        if facts is None:
+            teacher = method == "pd" and steps == self.profile.halving.teacher_steps
+            facts = self._teacher_facts(steps) if teacher else self._student_facts(method, steps, seed)
+        config = self.profile.evaluation
+        network = hashlib.sha256(shipped(f"data/{DIGITS_NETWORK}").read_bytes()).hexdigest()
+        key = key_of({"model": key_of(facts), "steps": steps, "evaluation": asdict(config), "network": network})
+        path = self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
+        if not path.exists():
+            denoiser = self.denoiser(method, steps, seed)
+            began = time.perf_counter()
+            images = sample_images(
+                denoiser, self.image_shape, config.samples, steps, seed=config.seed, batch_size=config.batch_size,
+                clip=config.clip, device=self.device, label=f"sampling {method}, {steps} steps",
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+            scores = score(images, self.dataset)
+            row = dict(zip(COLUMNS, (method, steps, seed, scores.fid, scores.pfd, scores.inception_score,
+                                     config.samples, round(seconds, 3)), strict=True))  # fmt: skip
+            receipt = Receipt.make(self.dataset, config.samples, steps, config.clip, config.seed, self._sha(denoiser))
+            write_atomically(path, json.dumps({"row": row, "receipt": asdict(receipt)}, indent=1) + "\n")
+        try:
+            return json.loads(path.read_text())["row"]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
+
+    @staticmethod
+    def _sha(denoiser: Denoiser) -> str:
+        from rddlib.checkpoint import digest
+
+        return digest(denoiser.state_dict(), "")
+
+    def arms(self) -> list[tuple[str, int, int]]:
+        """Every (method, steps, seed) of the study's results."""
+        p, first = self.profile, self.profile.seeds[0]
+        teacher = p.halving.teacher_steps
+        shared = [("ddim", n, first) for n in (p.base.steps, teacher, *p.student_steps)] + [("pd", teacher, first)]
+        return shared + [(m, n, s) for m in METHODS for s in p.seeds for n in p.student_steps]
+
+    def cascade(self, method: str, seed: int) -> list[dict]:
+        """Train and score one method's students; rows of results."""
+        self.student(method, 1, seed)
+        return [self.score(method, steps, seed) for steps in self.profile.student_steps]
+
+    def train_all(self) -> None:
+        """Every cascade of the study, profile.jobs at a time, each in a process of its own with its share of cores."""
+        waiting = [(m, s) for s in self.profile.seeds for m in METHODS if not self._cascade_done(m, s)]
+        if not waiting:
+            return
+        self.teacher(), self.extractor()
+        jobs = min(self.profile.jobs, len(waiting))
+        if jobs == 1:
+            for method, seed in waiting:
+                self.cascade(method, seed)
+            return
+        total = sum(self.profile.distill.iterations) * len(waiting)
+        label = f"{len(waiting)} cascades, {jobs} at a time"
+        context = multiprocessing.get_context("spawn")
+        count, threads, began = context.Value("q", 0), max(1, torch.get_num_threads() // jobs), time.perf_counter()
+        with (
+            concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, (count, threads)) as pool,
+            progress.make_bar(label, total) as bar,
+        ):
+            running = {pool.submit(_run_cascade, self.profile, self.out, self.seed, *arm) for arm in waiting}
+            while running:
+                done, running = concurrent.futures.wait(running, timeout=0.5)
+                bar.update(count.value - bar.n)
+                for finished in done:
+                    finished.result()
+        if progress.mode() == "line":
+            print(f"{label}: {total} it in {time.perf_counter() - began:.1f} s", flush=True)
+
+    def _cascade_done(self, method: str, seed: int) -> bool:
+        files = (self._path(f"{method}-{n}", self._student_facts(method, n, seed)) for n in self.profile.student_steps)
+        return all(file.exists() for file in files)
+
+    def results(self) -> pd.DataFrame:
+        """Every arm's score, as a table with COLUMNS, also written to results.csv."""
+        self.train_all()
+        table = pd.DataFrame([self.score(*arm) for arm in self.arms()], columns=COLUMNS)
+        write_atomically(self.out / "results.csv", table.to_csv(index=False, float_format="%.6g"))
+        return table
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, spread (standard deviation) and minimum over seeds of FID, pFD and IS, by method and steps."""
+    grouped = table.groupby(["method", "steps"], sort=False)[["fid", "pfd", "is"]]
+    summary = grouped.agg(["mean", "std", "min"])
+    summary.columns = [f"{score}_{'spread' if how == 'std' else how}" for score, how in summary.columns]
+    summary.insert(0, "seeds", grouped.size())
+    return summary.reset_index()
+
+
+def _start_worker(count, threads: int) -> None:
+    torch.set_num_threads(threads)
+    progress.report_to(count)
+
+
+def _run_cascade(profile: Profile, out: Path, seed: int, method: str, distill_seed: int) -> None:
+    Study(profile, out, seed).cascade(method, distill_seed)

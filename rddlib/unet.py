@@ -1,0 +1,180 @@
+"""The DDPM U-Net (Ho et al. 2020; RCFD C.1, RDD A.1): noisy images and times in, an image-shaped prediction out."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIME_SCALE = 1024  # t in [0, 1] enters the sinusoids as p = 1024 t, the released code's step index
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Every number of the network.
+
+    image_size: height and width in pixels; image_channels: 1 or 3; channels: width at full resolution;
+    multipliers: width of each resolution in units of `channels`, full resolution first; blocks: residual blocks a
+    resolution; attention: the resolutions (in pixels) with self-attention; dropout: inside residual blocks;
+    groups: of GroupNorm; num_classes: 0 for an unconditional network.
+    """
+
+    image_size: int = 32
+    image_channels: int = 3
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (8,)
+    dropout: float = 0.0
+    groups: int = 32
+    num_classes: int = 0
+
+    def __post_init__(self):
+        halvings = len(self.multipliers) - 1
+        if halvings < 0 or self.image_size % 2**halvings:
+            raise ValueError(
+                f"image_size {self.image_size} cannot be halved {halvings} times for {len(self.multipliers)} multipliers"
+            )
+        unknown = set(self.attention) - {self.image_size >> i for i in range(len(self.multipliers))}
+        if unknown:
+            raise ValueError(f"attention names resolutions {sorted(unknown)} that a {self.image_size} px U-Net lacks")
+        if any((self.channels * m) % self.groups for m in self.multipliers):
+            raise ValueError(f"groups {self.groups} does not divide channels {self.channels} x {self.multipliers}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} is outside [0, 1)")
+
+
+def sinusoids(p: Tensor, channels: int) -> Tensor:
+    """Position p [N] -> [N, channels], interleaved sin(p w_i), cos(p w_i) with w_i = 10000^(-2i/channels)."""
+    frequencies = torch.exp(torch.arange(0, channels, 2, device=p.device) * (-math.log(10000.0) / channels))
+    angles = p.float()[:, None] * frequencies  # [N, channels/2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def _zeroed(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class SelfAttention(nn.Module):
+    """Single-head self-attention over pixels, with a residual connection."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = _zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # each [N, H*W, C]
+        out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # [N, H*W, C]
+        return h + self.proj(out.transpose(1, 2).unflatten(2, h.shape[2:]))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with the embedding added between them; attention after them where asked for."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, groups: int, attention: bool):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.embed = nn.Linear(embedding, outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention = SelfAttention(outputs, groups) if attention else nn.Identity()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        out = self.conv1(F.silu(self.norm1(h)))
+        out = out + self.embed(F.silu(embedding))[:, :, None, None]
+        out = self.conv2(self.dropout(F.silu(self.norm2(out))))
+        return self.attention(self.shortcut(h) + out)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """U-Net with skip connections from every block and downsampling of the way down to the way up.
+
+    forward(z, t, y=None): z [N, image_channels, image_size, image_size], t [N] in [0, 1], y [N] class labels for a
+    conditional network -> the same shape as z. What the output means (x, eps or v) is the Denoiser's business.
+    Raises ValueError where y is missing or not wanted.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        embedding = 4 * c.channels
+        self.time_embedding = nn.Sequential(
+            nn.Linear(c.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.label_embedding = nn.Linear(c.num_classes, embedding) if c.num_classes else None
+        self.head = nn.Conv2d(c.image_channels, c.channels, 3, padding=1)
+
+        def block(inputs: int, outputs: int, attention: bool) -> ResidualBlock:
+            return ResidualBlock(inputs, outputs, embedding, c.dropout, c.groups, attention)
+
+        widths = [c.channels * m for m in c.multipliers]
+        attends = [(c.image_size >> level) in c.attention for level in range(len(widths))]
+        width, skips = c.channels, [c.channels]
+        self.down = nn.ModuleList()
+        for level, target in enumerate(widths):
+            for _ in range(c.blocks):
+                self.down.append(block(width, target, attends[level]))
+                width = target
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+        self.middle = nn.ModuleList([block(width, width, True), block(width, width, False)])
+        self.up = nn.ModuleList()
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(c.blocks + 1):
+                self.up.append(block(width + skips.pop(), target, attends[level]))
+                width = target
+            if level:
+                self.up.append(Upsample(width))
+        self.tail = nn.Sequential(
+            nn.GroupNorm(c.groups, width), nn.SiLU(), _zeroed(nn.Conv2d(width, c.image_channels, 3, padding=1))
+        )
+
+    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """Time and label embedding [N, 4 * channels]."""
+        if (y is None) != (self.label_embedding is None):
+            raise ValueError(
+                "this U-Net is class-conditional: pass labels y" if y is None else "this U-Net takes no labels y"
+            )
+        dtype = self.head.weight.dtype
+        embedding = self.time_embedding(sinusoids(t * TIME_SCALE, self.config.channels).to(dtype))
+        if y is not None:
+            embedding = embedding + self.label_embedding(F.one_hot(y, self.config.num_classes).to(dtype))
+        return embedding
+
+    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        embedding = self.embed(t, y)
+        h = self.head(z)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for layer in self.up:
+            if isinstance(layer, ResidualBlock):
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
+            else:
+                h = layer(h)
+        return self.tail(h)
