@@ -1,4 +1,4 @@
-"""What the relational losses cost: extra peak memory and time of the reference and the chunked form; `rdd bench losses`.
+"""What the relational losses cost: extra peak memory and time of reference and chunked form; for `rdd bench losses`.
 
 Every figure comes from a fresh interpreter that runs one form at one size and nothing else. Memory is that of the first
 forward and backward pass, above what the process held with the maps in place (peak resident memory on a CPU, allocated
@@ -62,10 +62,11 @@ def bench_losses(
     and dtype.
 
     A row holds the size, dtype, device, threads, torch's version, `reference_mib`, `chunked_mib`, `reference_s`,
-    `chunked_s`, `memory_ratio` and `time_ratio` (chunked over reference; None where either is missing) and `note`, which
-    says why a figure is missing: a reference that would not fit into the free memory is not started. threads: None for
-    torch's own choice. chunk: images per block, None for the default. timeout: seconds for one process. progress: called
-    with each finished row. Raises ValueError for an unknown loss or dtype and for repetitions < 1.
+    `chunked_s`, `memory_ratio` and `time_ratio` (chunked over reference; None where either is missing) and `note`,
+    which says why a figure is missing: a reference that would not fit into the free memory is not started.
+    threads: None for torch's own choice. chunk: images per block, None for the default. timeout: seconds for one
+    process. progress: called with each finished row. Raises ValueError for an unknown loss or dtype and for
+    repetitions < 1.
     """
     if loss not in ("is_p2p", "m_p2p"):
         raise ValueError(f"loss is {loss!r}, expected 'is_p2p' or 'm_p2p'")
@@ -113,13 +114,13 @@ def format_table(rows: list[dict]) -> str:
         for row in rows
     ]
     widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]
-    left = (0, 4, 11)  # words to the left, numbers to the right
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if c in left else cell.rjust(w) for c, (cell, w) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in [heads, *body]
-    )
+    words = (0, 4, 11)  # columns of words lean left, numbers right
+
+    def line(cells):
+        padded = zip(cells, widths, strict=True)
+        return "  ".join(c.ljust(w) if k in words else c.rjust(w) for k, (c, w) in enumerate(padded)).rstrip()
+
+    return "\n".join(map(line, [heads, *body]))
 
 
 def write_json(rows: list[dict], path: str | os.PathLike) -> None:
@@ -187,7 +188,7 @@ def _pass(job: dict, map_student, map_teacher, embeddings) -> float:
 
 
 def _shortage(job: dict) -> str | None:
-    """Why the reference form is not worth starting here, or None: it holds about eight matrices of relations at once."""
+    """Why the reference form is not worth starting here, or None: it holds some eight matrices of relations at once."""
     columns = job["N"] * job["A"] if job["loss"] == "is_p2p" else 2048
     needed = 8 * job["N"] * job["A"] * columns * (8 if job["dtype"] == "float64" else 4)
     free = _free_memory(job["device"])

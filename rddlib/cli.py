@@ -15,10 +15,12 @@ app = typer.Typer(
 )  # fmt: skip
 
 ProfileOption = Annotated[
-    str, typer.Option("--profile", "-p", help="Whose numbers to use: smoke, digits, cifar10_small, cifar10, imagenet64.")
+    str,
+    typer.Option("--profile", "-p", help="Whose numbers to use: smoke, digits, cifar10_small, cifar10, imagenet64."),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one number, e.g. --set distill.train.batch_size=32; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="Change one number, e.g. --set distill.train.batch_size=32; repeatable."),
 ]
 
 

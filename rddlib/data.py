@@ -80,7 +80,7 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor):
-        weights, means, covariances = (torch.as_tensor(a).double() for a in (weights, means, covariances))
+        weights, means, covariances = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covariances))
         self.shape = means.shape[1:]
         size = self.shape.numel()
         if weights.shape != means.shape[:1] or covariances.shape != (len(weights), size, size):

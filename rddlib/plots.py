@@ -1,6 +1,7 @@
 """Figures, each a function from numbers to a matplotlib Figure: notebooks, widgets and the report draw the same ones."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -141,4 +142,99 @@ def scores_figure(table: pd.DataFrame, samples: int) -> Figure:
         ax.minorticks_off()
         ax.set_title("Lower is better", fontsize=10)
     axes[0].legend(fontsize=8)
+    return figure
+
+
+def lines_figure(
+    x: Sequence[float],
+    curves: dict[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    *,
+    xlog: bool = False,
+    ylog: bool = False,
+) -> Figure:
+    """Curves {label: values} over common x (None where a value is missing), told apart by marker and dash too."""
+    figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+    for (label, values), style in zip(curves.items(), STYLES.values(), strict=False):
+        ax.plot(x, [math.nan if v is None else float(v) for v in values], label=label, markersize=4, **style)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if xlog:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [f"{value:g}" for value in x])
+    if ylog:
+        ax.set_yscale("log")
+    if len(curves) > 1:
+        ax.legend(fontsize=8)
+    return figure
+
+
+def _heat_map(ax, values: Tensor, title: str, form: str, **limits):
+    """An [H, W] map with its numbers written in, where they fit."""
+    values = values.detach().float().cpu()
+    drawn = ax.imshow(values, cmap="gray", interpolation="nearest", **limits)
+    if values.numel() <= 16:
+        low, high = drawn.get_clim()
+        for (row, column), value in np.ndenumerate(values.numpy()):
+            shade = "black" if value > (low + high) / 2 else "white"
+            ax.text(column, row, format(value, form), ha="center", va="center", fontsize=7, color=shade)
+    ax.set(title=title, xlabel="column", ylabel="row", xticks=range(values.shape[1]), yticks=range(values.shape[0]))
+    ax.title.set_fontsize(10)
+    return drawn
+
+
+def maps_figure(maps: dict[str, Tensor], title: str, label: str, form: str = ".2f") -> Figure:
+    """Maps {name: [H, W]} side by side on one gray scale; label: what the values are, with their unit."""
+    figure, axes = plt.subplots(1, len(maps), figsize=(2.6 * len(maps) + 0.7, 2.9), layout="constrained")
+    low = min(float(m.min()) for m in maps.values())
+    high = max(float(m.max()) for m in maps.values())
+    for ax, (name, values) in zip(np.atleast_1d(axes), maps.items(), strict=True):
+        drawn = _heat_map(ax, values, name, form, vmin=low, vmax=high)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def relation_figure(images: Tensor, pixel: tuple[int, int], teacher: Tensor, student: Tensor, title: str) -> Figure:
+    """How one pixel of a feature map relates to the pixels of another image's: teacher, student and difference.
+
+    images [2, C, H, W]: the image that holds the pixel and the one looked at; pixel (row, column) in the feature map;
+    teacher, student [h, w]: its relations as shares of 1, drawn in per cent.
+    """
+    figure, axes = plt.subplots(1, 5, figsize=(12, 2.9), layout="constrained")
+    for ax, image, name in zip(axes, images, ("image i", "image j"), strict=False):
+        ax.imshow(tile(image[None], 1), extent=(0, teacher.shape[1], teacher.shape[0], 0), interpolation="nearest")
+        ax.set(xlabel="column of the map", ylabel="row of the map")
+        ax.set_title(name, fontsize=10)
+    outline = dict(fill=False, edgecolor="#D55E00", linewidth=2.5)
+    axes[0].add_patch(plt.Rectangle(pixel[::-1], 1, 1, **outline))
+    low, high = (100 * float(pick(teacher, student)) for pick in (_least, _most))
+    for ax, values, name in zip(axes[2:4], (teacher, student), ("teacher", "student"), strict=True):
+        _heat_map(ax, 100 * values, f"{name}, % of the row", ".2f", vmin=low, vmax=high)
+    _heat_map(axes[4], 100 * (student - teacher), "student - teacher, % points", "+.2f")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _least(a: Tensor, b: Tensor) -> Tensor:
+    return torch.minimum(a.min(), b.min())
+
+
+def _most(a: Tensor, b: Tensor) -> Tensor:
+    return torch.maximum(a.max(), b.max())
+
+
+def queue_figure(points: Tensor, groups: Tensor, chosen: Tensor, title: str) -> Figure:
+    """The queue's rows as points [n, 2], their group's number as marker; chosen [n] bool: those that were drawn."""
+    figure, ax = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
+    points, groups, chosen = points.detach().cpu(), groups.cpu(), chosen.cpu()
+    for group in groups.unique().tolist():
+        for drawn, colour, size in ((False, "0.75", 12), (True, "#0072B2", 26)):
+            shown = points[(groups == group) & (chosen == drawn)]
+            ax.scatter(shown[:, 0], shown[:, 1], marker=f"${group}$", color=colour, s=size, linewidths=0.3)
+    ax.scatter([], [], marker="$0$", color="0.75", label=f"held, not drawn ({int((~chosen).sum())})")
+    ax.scatter([], [], marker="$0$", color="#0072B2", s=40, label=f"drawn ({int(chosen.sum())})")
+    ax.set(xlabel="first principal component", ylabel="second principal component", title=title)
+    ax.legend(fontsize=8, loc="best")
     return figure

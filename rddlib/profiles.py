@@ -177,7 +177,7 @@ def digits() -> Profile:
         data=DataConfig("digits"),
         unet=UNetConfig(8, 1, channels=24, multipliers=(1, 2), blocks=1, attention=(4,), groups=8),
         base=BaseConfig(
-            TrainConfig(2500, 128, 2e-3, rate="cosine", warmup=100, ema=0.998), prediction="v", snr_max=1e3, steps=64
+            TrainConfig(2500, 64, 2e-3, rate="cosine", warmup=100, ema=0.998), prediction="v", snr_max=1e3, steps=64
         ),
         halving=HalvingConfig(TrainConfig(100, 64, 3e-4, rate="cosine")),
         extractor=ExtractorConfig(TrainConfig(400, 64, 2e-3, rate="cosine", weight_decay=1e-2), name="small_resnet"),
@@ -248,12 +248,18 @@ def cifar10_small() -> Profile:
         full,
         name="cifar10_small",
         unet=replace(full.unet, channels=64, dropout=0.0),
-        base=replace(full.base, train=replace(full.base.train, iterations=20_000, ema=0.999), prediction="v",
-                     snr_max=1e3, steps=64),  # fmt: skip
+        base=replace(
+            full.base,
+            train=replace(full.base.train, iterations=20_000, ema=0.999),
+            prediction="v",
+            snr_max=1e3,
+            steps=64,
+        ),  # fmt: skip
         halving=replace(full.halving, train=replace(full.halving.train, iterations=500, learning_rate=1e-4)),
         extractor=replace(full.extractor, name="resnet18", train=replace(full.extractor.train, iterations=8000)),
-        distill=replace(full.distill, train=replace(full.distill.train, learning_rate=1e-4),
-                        iterations=(1000, 1000, 2000)),  # fmt: skip
+        distill=replace(
+            full.distill, train=replace(full.distill.train, learning_rate=1e-4), iterations=(1000, 1000, 2000)
+        ),  # fmt: skip
         evaluation=replace(full.evaluation, samples=10_000),
     )
 
@@ -286,7 +292,9 @@ def _replaced(config, path: list[str], text: str, key: str):
         raise UserError(f"--set {key}: no field {head!r}{_nearest(head, known)}; known are {', '.join(known)}")
     current = getattr(config, head)
     if is_dataclass(current) != bool(rest):
-        what = f"is a section, name one of {', '.join(f.name for f in fields(current))}" if not rest else "has no fields"
+        what = (
+            f"is a section, name one of {', '.join(f.name for f in fields(current))}" if not rest else "has no fields"
+        )
         raise UserError(f"--set {key}: {head!r} {what}")
     kind = typing.get_type_hints(type(config))[head]
     value = _replaced(current, rest, text, key) if rest else _parsed(text, kind, key)

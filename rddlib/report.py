@@ -15,7 +15,8 @@ from rddlib.study import Study, summarise
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
 h1{line-height:1.2}img{max-width:100%;height:auto}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
 th:first-child,td:first-child{text-align:left}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
 a{color:#0050a0}
 """
@@ -80,7 +81,7 @@ def _stages(study: Study) -> str:
 
 
 def write_report(study: Study, executed) -> Path:
-    """Write grid.png, scores.png, results.csv, summary.csv, the notebooks' pages and index.html; returns its path."""
+    """Write results.csv, summary.csv, receipts.json, the pictures, the notebooks' pages and index.html; returns its path."""
     out, profile = study.out, study.profile
     results = study.results()
     write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
@@ -94,9 +95,9 @@ def write_report(study: Study, executed) -> Path:
             f'<li>{notebook.name[:2]} <a href="{os.path.relpath(page, out)}">{title}</a> '
             f'(<a href="{os.path.relpath(notebook.path, out)}">notebook</a>, {notebook.seconds:.0f} s)</li>'
         )
-    receipts = sorted((out / "scores").glob("*.json"))
-    sample = json.loads(receipts[0].read_text())["receipt"]
-    listed = "".join(f'<li><a href="scores/{r.name}">{r.stem}</a></li>' for r in receipts)
+    receipts = {"-".join(map(str, arm)): study.receipt(*arm) for arm in study.arms()}
+    write_atomically(out / "receipts.json", json.dumps(receipts, indent=1) + "\n")
+    first, receipt = next(iter(receipts.items()))
     samples = profile.evaluation.samples
     body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
 <p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
@@ -111,9 +112,8 @@ over seeds).</p>
 <h2>Notebooks</h2><ul>{"".join(links)}</ul>
 <h2>Times</h2><p>Seconds a stage took when it was made; the four methods' cascades ran {profile.jobs} at a time.</p>
 {_stages(study)}
-<h2>Receipts</h2><details><summary>How the first number was measured</summary>
-<pre>{html.escape(json.dumps(sample, indent=1))}</pre></details>
-<details><summary>All {len(receipts)} receipts</summary><ul>{listed}</ul></details>
+<h2>Receipts</h2><p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>
+<details><summary>The first of them, {first}</summary><pre>{html.escape(json.dumps(receipt, indent=1))}</pre></details>
 """
     page = out / "index.html"
     write_atomically(page, _page(f"RDD: {profile.name} study", body))

@@ -55,9 +55,7 @@ def ddim_sample(
 
 
 @torch.no_grad()
-def two_step_target(
-    denoiser: Denoiser, z: Tensor, t: Tensor | float, step: float, y: Tensor | None = None
-) -> Tensor:
+def two_step_target(denoiser: Denoiser, z: Tensor, t: Tensor | float, step: float, y: Tensor | None = None) -> Tensor:
     """x_T, the one x whose single DDIM step t -> t'' lands where two teacher steps t -> t' -> t'' land.
 
     z: z_t [N, C, H, W]; t: number or [N] in [2 step, 1]; step: 1/N of the N-step teacher, t' = t - step, t'' = t - 2 step.

@@ -11,8 +11,7 @@ from torch import Tensor
 
 
 def _time(t: Tensor | float) -> Tensor:
-    t = torch.as_tensor(t).double()
-    return t.clamp(0.0, 1.0)
+    return torch.as_tensor(t, dtype=torch.float64).clamp(0.0, 1.0)  # at once: a float must not pass through float32
 
 
 @dataclass(frozen=True)

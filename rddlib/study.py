@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import rddlib
 from rddlib import progress
-from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.checkpoint import digest, load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
@@ -136,8 +136,9 @@ class Study:
     def _made(self, stage: str, facts: dict, make: Callable[[Path], tuple[nn.Module, dict]]) -> tuple[dict, dict]:
         """(tensors, info) of an artefact: from its file, or made now. Two processes never make the same one."""
         path = self._path(stage, facts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        locks = path.parent / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / path.stem):
             if not path.exists():
                 began = time.perf_counter()
                 module, extra = make(path.with_suffix(".resume"))
@@ -196,7 +197,12 @@ class Study:
 
     def _extractor_facts(self) -> dict:
         config = {k: v for k, v in as_dict(self.profile.extractor).items() if k != "map_at"}  # does not change weights
-        return {"data": as_dict(self.profile.data), "extractor": config, "seed": self.seed, "version": rddlib.__version__}
+        return {
+            "data": as_dict(self.profile.data),
+            "extractor": config,
+            "seed": self.seed,
+            "version": rddlib.__version__,
+        }
 
     def _new_extractor(self) -> FeatureExtractor:
         config = self.profile.extractor
@@ -296,39 +302,55 @@ class Study:
 
     # scores
 
-    def score(self, method: str, steps: int, seed: int) -> dict:
-        """One row of results (COLUMNS), measured now or read from scores/, where its receipt lies too."""
-        facts = self._base_facts() if method == "ddim" else None
-        if facts is None:
-            teacher = method == "pd" and steps == self.profile.halving.teacher_steps
+    def _measured(self, method: str, steps: int, seed: int) -> dict:
+        """{"row", "receipt"} of one arm: measured now, or read from scores/."""
+        teacher = method == "pd" and steps == self.profile.halving.teacher_steps
+        if method == "ddim":
+            facts = self._base_facts()
+        else:
             facts = self._teacher_facts(steps) if teacher else self._student_facts(method, steps, seed)
         config = self.profile.evaluation
         network = hashlib.sha256(shipped(f"data/{DIGITS_NETWORK}").read_bytes()).hexdigest()
         key = key_of({"model": key_of(facts), "steps": steps, "evaluation": asdict(config), "network": network})
         path = self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
         if not path.exists():
-            denoiser = self.denoiser(method, steps, seed)
-            began = time.perf_counter()
-            images = sample_images(
-                denoiser, self.image_shape, config.samples, steps, seed=config.seed, batch_size=config.batch_size,
-                clip=config.clip, device=self.device, label=f"sampling {method}, {steps} steps",
-            )  # fmt: skip
-            seconds = time.perf_counter() - began
-            scores = score(images, self.dataset)
-            row = dict(zip(COLUMNS, (method, steps, seed, scores.fid, scores.pfd, scores.inception_score,
-                                     config.samples, round(seconds, 3)), strict=True))  # fmt: skip
-            receipt = Receipt.make(self.dataset, config.samples, steps, config.clip, config.seed, self._sha(denoiser))
-            write_atomically(path, json.dumps({"row": row, "receipt": asdict(receipt)}, indent=1) + "\n")
+            write_atomically(path, json.dumps(self._measure(method, steps, seed), indent=1) + "\n")
         try:
-            return json.loads(path.read_text())["row"]
+            measured = json.loads(path.read_text())
+            return {"row": measured["row"], "receipt": measured["receipt"]}
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
 
-    @staticmethod
-    def _sha(denoiser: Denoiser) -> str:
-        from rddlib.checkpoint import digest
+    def _measure(self, method: str, steps: int, seed: int) -> dict:
+        config, denoiser = self.profile.evaluation, self.denoiser(method, steps, seed)
+        began = time.perf_counter()
+        images = sample_images(
+            denoiser, self.image_shape, config.samples, steps, seed=config.seed, batch_size=config.batch_size,
+            clip=config.clip, device=self.device, label=f"sampling {method}, {steps} steps",
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        scores = score(images, self.dataset)
+        values = (
+            method,
+            steps,
+            seed,
+            scores.fid,
+            scores.pfd,
+            scores.inception_score,
+            config.samples,
+            round(seconds, 3),
+        )
+        model = digest(denoiser.state_dict(), "")
+        receipt = Receipt.make(self.dataset, config.samples, steps, config.clip, config.seed, model)
+        return {"row": dict(zip(COLUMNS, values, strict=True)), "receipt": asdict(receipt)}
 
-        return digest(denoiser.state_dict(), "")
+    def score(self, method: str, steps: int, seed: int) -> dict:
+        """One row of results: a dict with COLUMNS."""
+        return self._measured(method, steps, seed)["row"]
+
+    def receipt(self, method: str, steps: int, seed: int) -> dict:
+        """How that row was measured: the fields of rddlib.evaluation.Receipt."""
+        return self._measured(method, steps, seed)["receipt"]
 
     def arms(self) -> list[tuple[str, int, int]]:
         """Every (method, steps, seed) of the study's results."""

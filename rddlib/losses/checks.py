@@ -36,7 +36,7 @@ def check_tensor(name: str, x: Tensor, shape: str) -> None:
         raise TypeError(f"{name} is a {type(x).__name__}, expected a floating-point tensor {shape}")
     if not x.is_floating_point():
         raise TypeError(
-            f"{name} has dtype {x.dtype} and shape {list(x.shape)}, expected a floating-point tensor {shape}"
+            f"{name} has shape {list(x.shape)} and dtype {x.dtype}, expected a floating-point tensor {shape}"
         )
     dimensions = shape.count(",") + 1
     fits = x.ndim >= dimensions - 1 if "..." in shape else x.ndim == dimensions

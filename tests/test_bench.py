@@ -1,0 +1,71 @@
+"""The benchmark runs, says what it could not run, and its table and file hold what it measured. No timed assertions."""
+
+import json
+
+import pytest
+
+from rddlib import bench
+from rddlib.bench import Size, bench_losses, format_table, write_json
+
+TINY = Size("tiny", N=24, A=16, C=8)
+
+
+def test_a_row_holds_both_forms_and_their_ratios(tmp_path):
+    seen = []
+    rows = bench_losses([TINY], dtypes=["float32"], repetitions=1, threads=1, progress=seen.append)
+    assert seen == rows and len(rows) == 1
+    (row,) = rows
+    assert row["note"] == "" and row["N"] == 24 and row["dtype"] == "float32" and row["threads"] == 1
+    assert row["reference_s"] > 0 and row["chunked_s"] > 0
+    assert row["time_ratio"] == pytest.approx(row["chunked_s"] / row["reference_s"])
+    assert "tiny" in format_table(rows) and len(format_table(rows).splitlines()) == 2
+    write_json(rows, tmp_path / "new" / "bench.json")
+    assert json.loads((tmp_path / "new" / "bench.json").read_text()) == rows
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_a_reference_that_would_not_fit_is_not_started(monkeypatch):
+    job = {"N": 256, "A": 64, "C": 1920, "loss": "is_p2p", "dtype": "float32", "device": "cpu", "impl": "reference"}
+    monkeypatch.setattr(bench, "_free_memory", lambda device: 2**30)
+    assert bench._shortage(job) == "needs about 8.0 GiB, 1.0 GiB are free"
+    assert bench._shortage(job | {"impl": "chunked"}) is None
+    monkeypatch.setattr(bench, "_free_memory", lambda device: None)
+    assert bench._shortage(job) is None
+
+
+def test_missing_figures_are_dashes_with_a_note(monkeypatch):
+    monkeypatch.setattr(
+        bench,
+        "_run",
+        lambda job, timeout: {"note": "too big"} if job["impl"] == "reference" else {"mib": 5.0, "s": 0.5},
+    )
+    (row,) = bench_losses([TINY], dtypes=["float32"])
+    assert row["memory_ratio"] is None and row["chunked_mib"] == 5.0
+    assert format_table([row]).endswith("reference: too big")
+
+
+def test_a_process_that_fails_or_hangs_leaves_a_note():
+    job = {
+        "N": 1,
+        "A": 1,
+        "C": 1,
+        "loss": "is_p2p",
+        "dtype": "nonsense",
+        "device": "cpu",
+        "impl": "chunked",
+        "chunk": None,
+    }
+    job |= {"threads": 1, "repetitions": 1}
+    assert "nonsense" in bench._run(job, timeout=120)["note"]
+    assert bench._run(job, timeout=0.01) == {"note": "not done in 0 s"}
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="loss is 'cfd'"):
+        bench_losses([TINY], loss="cfd")
+    with pytest.raises(ValueError, match="repetitions is 0"):
+        bench_losses([TINY], repetitions=0)
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        bench_losses([TINY], dtypes=["int8"])
+    with pytest.raises(ValueError, match="square"):
+        Size("odd", N=1, A=5)

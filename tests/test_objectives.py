@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from rddlib.extractor import build_extractor
+from rddlib.losses import cfd_loss, diversity_loss, entropy_loss, is_p2p_loss, m_p2p_loss, pd_loss
+from rddlib.objectives import CFD, PD, RCFD, RDD, projection_head
+from rddlib.schedule import CosineSchedule
+
+T = torch.tensor([0.25, 0.5, 1.0])
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    torch.manual_seed(0)
+    return build_extractor("small_resnet", 1, 10).double().eval()
+
+
+@pytest.fixture
+def images():
+    g = torch.Generator().manual_seed(3)
+    return torch.rand(2, 3, 1, 8, 8, generator=g, dtype=torch.float64) * 2 - 1
+
+
+def rdd(extractor, **changes):
+    numbers = dict(alpha=2.0, beta=0.5, tau_is=0.7, tau_m=0.2, queue_size=40, draws=16, per_image=4)
+    return RDD(extractor, 0.9, **{**numbers, **changes}).double()
+
+
+def test_pd_is_its_loss(images):
+    x_S, x_T = images
+    loss = PD(CosineSchedule())(x_S, x_T, T, torch.Generator())
+    assert loss.total == pd_loss(x_S, x_T, T, CosineSchedule()) and list(loss.terms) == ["pd"]
+
+
+def test_cfd_compares_pooled_features(extractor, images):
+    x_S, x_T = images
+    loss = CFD(extractor, 0.9)(x_S, x_T, T, torch.Generator())
+    torch.testing.assert_close(loss.total, cfd_loss(extractor(x_S).pooled, extractor(x_T).pooled, 0.9))
+
+
+def test_rcfd_is_equation_7(extractor, images):
+    x_S, x_T = images
+    loss = RCFD(extractor, 0.95, beta=0.003, gamma=0.75)(x_S, x_T, T, torch.Generator())
+    f_S, f_T = extractor(x_S), extractor(x_T)
+    regular = 0.75 * entropy_loss(f_S.logits) + 0.25 * diversity_loss(f_S.logits)
+    torch.testing.assert_close(loss.total, cfd_loss(f_S.pooled, f_T.pooled, 0.95) + 0.003 * regular)
+
+
+def test_rdd_is_equation_10_with_the_memory_of_earlier_iterations(extractor, images):
+    x_S, x_T = images
+    objective, shared = rdd(extractor), torch.Generator().manual_seed(1)
+    first = objective(x_S, x_T, T, shared)
+    assert set(first.terms) == {"cfd", "is_p2p"} and len(objective.queue) == 0  # nothing to remember yet
+    objective.after_step(shared)
+    assert len(objective.queue) == 3 * 4
+
+    state = shared.get_state()
+    second = objective.eval()(x_S, x_T, T, shared)
+    f_S, f_T = extractor(x_S), extractor(x_T)
+    embeddings = objective.queue.sample(16, torch.Generator().set_state(state)).double()
+    expected = (
+        cfd_loss(f_S.pooled, f_T.pooled, 0.9)
+        + 2.0 * is_p2p_loss(f_S.map, f_T.map, 0.7)
+        + 0.5 * m_p2p_loss(objective.head(f_S.map), f_T.map, embeddings, 0.2)
+    )
+    torch.testing.assert_close(second.total, expected)
+
+
+def test_the_queue_is_filled_after_use_with_the_teachers_pixels(extractor, images):
+    x_S, x_T = images
+    objective = rdd(extractor, per_image=16)  # every pixel of the 4x4 map
+    objective(x_S, x_T, T, torch.Generator())
+    assert len(objective.queue) == 0
+    objective.after_step(torch.Generator())
+    pixels = torch.nn.functional.normalize(extractor(x_T).map.flatten(2).mT.flatten(0, 1), dim=1)
+    held = objective.queue.rows  # 40 rows of the 48: the newest
+    distance = torch.cdist(held, pixels, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+    assert len(objective.queue) == 40 and distance.max() < 1e-6
+
+
+def test_gradients_reach_student_and_head_but_not_the_extractor(extractor, images):
+    x_S, x_T = images[0].clone().requires_grad_(), images[1].clone().requires_grad_()
+    objective = rdd(extractor)
+    objective(x_S.detach(), x_T, T, torch.Generator())
+    objective.after_step(torch.Generator())
+    objective(x_S, x_T, T, torch.Generator()).total.backward()
+    assert x_S.grad.abs().sum() > 0 and x_T.grad is None
+    assert all(p.grad is not None for p in objective.head.parameters())
+    assert all(p.grad is None for p in extractor.parameters())
+
+
+def test_only_head_and_queue_are_state(extractor):
+    assert {name.split(".")[0] for name in rdd(extractor).state_dict()} == {"head", "queue"}
+
+
+def test_equal_images_cost_nothing(extractor, images):
+    x = images[0]
+    objective = CFD(extractor, 1.0)
+    assert abs(objective(x, x, T, torch.Generator()).total) < 1e-12
+
+
+def test_projection_head_is_two_pointwise_convolutions():
+    layers = [type(m).__name__ for m in projection_head(6)]
+    assert layers == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
+    assert projection_head(6)(torch.randn(2, 6, 3, 3)).shape == (2, 6, 3, 3)

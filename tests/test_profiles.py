@@ -1,0 +1,98 @@
+import ast
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+import rddlib
+from rddlib.errors import UserError
+from rddlib.objectives import CFD, PD, RCFD, RDD
+from rddlib.profiles import METHODS, PROFILES, as_dict, load_profile
+from rddlib.study import Study
+
+
+def sections(config, seen=None):
+    seen = {} if seen is None else seen
+    seen[type(config)] = [f.name for f in fields(config)]
+    for f in fields(config):
+        if is_dataclass(getattr(config, f.name)):
+            sections(getattr(config, f.name), seen)
+    return seen
+
+
+def test_every_field_is_read_somewhere():
+    """A number nobody reads would be a lie in the profile: each field must appear as .field in the library's code."""
+    read = set()
+    for file in Path(rddlib.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    # handed over together, as keyword arguments of RDD (rddlib.study): their names are its parameters
+    import inspect
+
+    read |= set(inspect.signature(RDD).parameters)
+    for kind, names in sections(PROFILES["digits"]()).items():
+        assert set(names) <= read, f"{kind.__name__}: {set(names) - read}"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_are_whole_and_named(name):
+    profile = load_profile(name)
+    assert profile.name == name and profile.student_steps == (4, 2, 1)
+    assert hash(profile) == hash(load_profile(name)) and as_dict(profile)["unet"]["image_size"] >= 8
+
+
+def test_papers_numbers():
+    p = load_profile("cifar10")
+    assert (p.base.train.iterations, p.base.train.learning_rate, p.base.train.ema) == (800_000, 2e-4, 0.9999)
+    assert p.distill.iterations == (20_000, 20_000, 40_000) and p.distill.train.learning_rate == 5e-5
+    assert p.distill.temperatures == (0.9, 1.0, 0.85)
+    assert (p.loss.alpha, p.loss.beta, p.loss.tau_is, p.loss.tau_m) == (1, 0.1, 1, 0.1)
+    assert (p.loss.queue_size, p.loss.draws) == (20_000, 2048)
+    q = load_profile("imagenet64")
+    assert q.loss.alpha == 100 and q.distill.iterations == (50_000, 50_000, 100_000) and q.unet.num_classes == 1000
+
+
+def test_overrides_reach_any_depth():
+    p = load_profile("digits", {"distill.train.learning_rate": "1e-3", "distill.iterations": "[5, 6, 7]", "seeds": "3",
+                                "extractor.map_at": "relu", "evaluation.clip": "false", "loss.alpha": "100"})  # fmt: skip
+    assert p.distill.train.learning_rate == 1e-3 and p.distill.iterations == (5, 6, 7) and p.seeds == (3,)
+    assert p.extractor.map_at == "relu" and p.evaluation.clip is False and p.loss.alpha == 100.0
+    assert load_profile("digits").loss.alpha == 1.0
+
+
+@pytest.mark.parametrize("name, key, value, words", [
+    ("digit", None, None, "did you mean 'digits'"),
+    ("digits", "distil.train.batch_size", "3", "did you mean 'distill'"),
+    ("digits", "distill.train.batchsize", "3", "did you mean 'batch_size'"),
+    ("digits", "distill", "3", "is a section"),
+    ("digits", "loss.alpha.x", "3", "has no fields"),
+    ("digits", "loss.alpha", "big", "is no float"),
+    ("digits", "distill.train.batch_size", "3.5", "is no int"),
+    ("digits", "distill.train.batch_size", "true", "is no int"),
+    ("digits", "distill.train.batch_size", "0", "at least 1"),
+    ("digits", "loss.tau_is", "0", "above 0"),
+    ("digits", "base.steps", "60", "power of two"),
+    ("digits", "distill.iterations", "[1, 2]", "same length"),
+    ("digits", "extractor.name", "vgg", "expected one of"),
+    ("digits", "unet.channels", "30", "groups"),
+    ("digits", "seeds", "[]", "at least one"),
+    ("digits", "name", "other", "no field 'name'"),
+])  # fmt: skip
+def test_bad_numbers_are_one_line(name, key, value, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load_profile(name, {key: value} if key else None)
+    assert "\n" not in str(caught.value)
+
+
+def test_objectives_carry_the_profiles_numbers(tmp_path, monkeypatch):
+    from rddlib.extractor import build_extractor
+
+    study = Study(load_profile("smoke", {"loss.alpha": "7", "loss.draws": "33", "loss.rcfd_beta": "0.5"}), tmp_path)
+    monkeypatch.setattr(study, "extractor", lambda: build_extractor("small_resnet", 1, 10))
+    kinds = dict(zip(METHODS, (PD, CFD, RCFD, RDD), strict=True))
+    made = {method: study.objective(method, 1) for method in METHODS}
+    assert all(type(made[m]) is kinds[m] for m in METHODS)
+    assert made["cfd"].temperature == made["rdd"].temperature == study.profile.distill.temperatures[-1]
+    assert made["rdd"].weights["is_p2p"] == 7 and made["rdd"].draws == 33
+    assert made["rcfd"].weights["entropy"] == pytest.approx(0.5 * study.profile.loss.rcfd_gamma)

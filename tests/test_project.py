@@ -1,0 +1,73 @@
+"""The project's own files agree with each other."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOP = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+
+
+def test_environment_installs_the_same_extras_as_the_makefile():
+    environment = yaml.safe_load((TOP / "environment.yml").read_text())
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    extras = re.fullmatch(r"-e \.\[(.*)\]", pip[0])[1].split(",")
+    assert set(extras) == set(PROJECT["optional-dependencies"]) and len(pip) == 1
+    assert f'".[{",".join(extras)}]"' in (TOP / "Makefile").read_text()
+    python = next(d for d in environment["dependencies"] if str(d).startswith("python"))
+    assert python == f"python{PROJECT['requires-python']}"
+
+
+def names(requirements):
+    return {re.split(r"[<>=~!\[ ]", r)[0].lower().replace("_", "-") for r in requirements}
+
+
+def test_every_dependency_has_a_tested_version_and_a_reason():
+    wanted = names(PROJECT["dependencies"]).union(*map(names, PROJECT["optional-dependencies"].values()))
+    lines = [x for x in (TOP / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
+    assert wanted <= names(lines), wanted - names(lines)
+    contributing = (TOP / "CONTRIBUTING.md").read_text().lower()
+    assert not [name for name in wanted if name not in contributing]
+
+
+def test_citation_names_the_paper():
+    citation = yaml.safe_load((TOP / "CITATION.cff").read_text())
+    assert citation["references"][0]["doi"] == "10.1145/3664647.3680768"
+
+
+def test_readme_links_lead_somewhere():
+    text = (TOP / "README.md").read_text()
+    links = [x for x in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in x]
+    assert links and all((TOP / link).exists() for link in links), [x for x in links if not (TOP / x).exists()]
+
+
+@pytest.mark.parametrize("notebook", sorted((TOP / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_clean_and_have_their_parameters(notebook):
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    assert not any(c.outputs or c.execution_count for c in code)
+    tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert re.findall(r"^(\w+) =", tagged[0].source, flags=re.M) == ["profile", "seed", "out"]
+    assert max(len(c.source.splitlines()) for c in code) <= 25
+
+
+def test_published_results_have_receipts_and_follow_from_their_seeds():
+    import json
+
+    import pandas as pd
+
+    from rddlib.study import summarise
+
+    folder = TOP / "data/results"
+    rows, receipts = pd.read_csv(folder / "digits_seeds.csv"), json.loads((folder / "digits_receipts.json").read_text())
+    assert {f"{r.method}-{r.steps}-{r.seed}" for r in rows.itertuples()} == receipts.keys()
+    assert {r["samples"] for r in receipts.values()} == set(rows["samples"])
+    published = pd.read_csv(folder / "digits.csv")
+    pd.testing.assert_frame_equal(published, summarise(rows), check_dtype=False, rtol=1e-4)
+    assert (published.query("method in ['pd', 'cfd', 'rcfd', 'rdd'] and steps <= 4")["seeds"] == 3).all()

@@ -1,0 +1,161 @@
+import base64
+import html.parser
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from rddlib.errors import UserError
+from rddlib.profiles import load_profile
+from rddlib.runner import check_parameters, collapse_carriage_returns, notebook_files, run_study, selected
+from rddlib.study import COLUMNS, Study, open_study, prepare_folder, summarise
+
+
+def test_smoke_study_leaves_all_it_promises(smoke_run):
+    out, page = smoke_run
+    assert page == out / "index.html"
+    header = (out / "results.csv").read_text().splitlines()[0]
+    assert header == "method,steps,seed,fid,pfd,is,samples,seconds"
+    results = pd.read_csv(out / "results.csv")
+    assert set(results["method"]) == {"ddim", "pd", "cfd", "rcfd", "rdd"} and results[COLUMNS].notna().all().all()
+    for name in ("pd", "cfd", "rcfd", "rdd"):
+        assert {4, 2, 1} <= set(results[results["method"] == name]["steps"])
+    assert (out / "grid.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(list((out / "checkpoints").glob("*.safetensors"))) == 3 + 12  # base, extractor, PD to 8; 4 x 3 students
+    assert len(list((out / "notebooks").glob("*.ipynb"))) == len(notebook_files()) == 6
+    receipts = [json.loads(p.read_text()) for p in (out / "scores").glob("*.json")]
+    assert len(receipts) == len(results) and all(len(r["receipt"]["checkpoint_sha256"]) == 64 for r in receipts)
+
+
+def test_executed_notebooks_ran_every_cell_without_errors(smoke_run):
+    out, _ = smoke_run
+    for file in (out / "notebooks").glob("*.ipynb"):
+        cells = [c for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
+        assert all(c["execution_count"] for c in cells)
+        assert not [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
+        assert any("image/png" in o.get("data", {}) for c in cells for o in c["outputs"]), (
+            f"{file.name} shows no picture"
+        )
+
+
+class Links(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("href", "src")]
+
+
+def test_report_is_self_contained_and_its_links_lead_somewhere(smoke_run):
+    out, page = smoke_run
+    parser = Links()
+    parser.feed(page.read_text())
+    local = [link for link in parser.found if not link.startswith("data:")]
+    assert local and all((out / link).exists() for link in local), [x for x in local if not (out / x).exists()]
+    assert not [link for link in local if re.match(r"\w+:|/", link)]
+    pictures = [base64.b64decode(link.split(",", 1)[1]) for link in parser.found if link.startswith("data:image/png")]
+    assert len(pictures) == 2 and all(p[:4] == b"\x89PNG" for p in pictures)
+
+
+def test_second_run_does_nothing_again(smoke_run):
+    out, _ = smoke_run
+    before = {p: p.stat().st_mtime_ns for folder in ("checkpoints", "scores", "notebooks") for p in (out / folder).iterdir()
+              if p.is_file() and p.suffix != ".html"}  # fmt: skip
+    run_study("smoke", {}, out)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_another_configuration_is_refused_and_nothing_changes(smoke_run):
+    out, _ = smoke_run
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    with pytest.raises(UserError, match=r"another configuration \(it differs in loss.alpha\)"):
+        run_study("smoke", {"loss.alpha": "3"}, out)
+    with pytest.raises(UserError, match="another configuration"):
+        open_study("digits", out)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_a_changed_number_reruns_what_depends_on_it_and_nothing_else():
+    def keys(**overrides):
+        study = Study(load_profile("smoke", {k.replace("__", "."): v for k, v in overrides.items()}), Path("unused"))
+        students = {m: study._student_facts(m, 1, 0) for m in ("pd", "cfd", "rcfd", "rdd")}
+        return {"base": study._base_facts(), "teacher": study._teacher_facts(8), "extractor": study._extractor_facts(),
+                **students}  # fmt: skip
+
+    def changed(**overrides):
+        plain, other = keys(), keys(**overrides)
+        return {name for name in plain if plain[name] != other[name]}
+
+    assert changed(loss__alpha="3") == {"rdd"}
+    assert changed(loss__rcfd_beta="3") == {"rcfd"}
+    assert changed(extractor__map_at="relu") == {"cfd", "rcfd", "rdd"}
+    assert changed(extractor__train__iterations="3") == {"extractor", "cfd", "rcfd", "rdd"}
+    assert changed(distill__train__batch_size="3") == {"pd", "cfd", "rcfd", "rdd"}
+    assert changed(distill__temperatures="[1, 1, 0.5]") == {"cfd", "rcfd", "rdd"}
+    assert changed(halving__train__iterations="9") == {"teacher", "pd", "cfd", "rcfd", "rdd"}
+    assert changed(base__train__iterations="9") == {"base", "teacher", "pd", "cfd", "rcfd", "rdd"}
+    assert changed(evaluation__samples="300") == set()
+
+
+def test_a_notebook_alone_opens_the_same_study(smoke_run):
+    out, _ = smoke_run
+    study = open_study("smoke", out)
+    began = time.perf_counter()
+    a, b = study.images("rdd", 1, study.noise(3)), study.images("rdd", 1, study.noise(3))
+    assert torch.equal(a, b) and a.shape == (3, 1, 8, 8) and time.perf_counter() - began < 30
+
+
+def test_a_damaged_checkpoint_is_named(smoke_run, tmp_path):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(smoke_run[0], out)
+    file = next((out / "checkpoints").glob("base-*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match=f"{file.name} is damaged.*delete it"):
+        open_study("smoke", out).base()
+
+
+def test_folders_that_are_not_a_studys_are_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="not empty and no study made it"):
+        prepare_folder(tmp_path, load_profile("smoke"), {}, 0)
+    with pytest.raises(UserError, match="is a file"):
+        prepare_folder(tmp_path / "letter.txt", load_profile("smoke"), {}, 0)
+    assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def test_update_lets_a_folder_take_a_change(tmp_path):
+    prepare_folder(tmp_path / "a", load_profile("smoke"), {}, 0)
+    changed = load_profile("smoke", {"loss.alpha": "3"})
+    prepare_folder(tmp_path / "a", changed, {"loss.alpha": "3"}, 0, update=True)
+    assert open_study("smoke", tmp_path / "a").profile.loss.alpha == 3
+
+
+def test_summary_is_mean_spread_and_minimum():
+    rows = [("rdd", 1, s, fid, 1.0, 9.0, 10, 0.1) for s, fid in ((0, 2.0), (1, 4.0), (2, 6.0))]
+    summary = summarise(pd.DataFrame(rows, columns=COLUMNS)).iloc[0]
+    assert (summary["seeds"], summary["fid_mean"], summary["fid_spread"], summary["fid_min"]) == (3, 4.0, 2.0, 2.0)
+
+
+def test_selection_of_notebooks():
+    assert [p.name[:2] for p in selected("3,05")] == ["03", "05"]
+    assert [p.name[:2] for p in selected(start="5")] == ["05", "06"]
+    for arguments in (("9",), ("", "12"), ("x",)):
+        with pytest.raises(UserError, match="there are 01"):
+            selected(*arguments)
+
+
+def test_unknown_notebook_parameters_are_refused():
+    with pytest.raises(UserError, match="has no parameter sead: known are profile, seed, out"):
+        check_parameters(notebook_files()[0], {"sead": 1})
+
+
+def test_bars_collapse_to_their_last_state():
+    assert collapse_carriage_returns("a\r10%\r50%\r100%\nend\r\n") == "100%\nend\n"
