@@ -33,3 +33,12 @@ def all_gather_grad(x: Tensor) -> Tensor:
     # The functional collectives have carried both names; backward is a reduce-scatter (sum).
     gather = getattr(functional, "all_gather_single_autograd", None) or functional.all_gather_tensor_autograd
     return gather(x.contiguous(), 0, dist.group.WORLD)
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of a tensor over ranks, without gradient; x itself on one process."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total

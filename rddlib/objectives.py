@@ -1,15 +1,31 @@
 """What a student minimises: named sums of losses between its image x^S and the teacher's x^T."""
 
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rddlib.distributed import all_gather_grad
-from rddlib.extractor import FeatureExtractor
-from rddlib.losses import cfd_loss, diversity_loss, entropy_loss, is_p2p_loss, m_p2p_loss, pd_loss
-from rddlib.pixel_queue import PixelQueue
+from rddlib.distributed import all_gather_grad, sum_over_ranks
+from rddlib.extractor import Features, FeatureExtractor
+from rddlib.losses import (
+    cfd_loss,
+    diversity_loss,
+    entropy_loss,
+    is_p2p_loss,
+    m_p2p_loss,
+    pd_loss,
+    perceptual_loss,
+)
+from rddlib.pixel_queue import RELEASED_RULES, PixelQueue
 from rddlib.schedule import Schedule
+
+RELEASED_SWITCHES = {
+    **RELEASED_RULES,
+    "queue_push": "the teacher's pixels are pushed before the loss, not after the iteration",
+    "local_batch": "IS_P2P relates the images of each process only, not those of all",
+    "head_rate": "the projection head learns at a constant rate, while the student's follows its schedule",
+}
 
 
 class Loss(NamedTuple):
@@ -25,19 +41,59 @@ class Objective(nn.Module):
     Subclasses return their terms from `terms(x_student, x_teacher, t, generator)`: images [N, C, H, W] in [-1, 1], t [N],
     a generator that is the same on every rank. Calling the objective gives Loss(total, terms); `after_step(generator)`
     runs once the student has been updated. Trainable parameters of an objective are trained along with the student.
+
+    weights: of each term by name. shares: instead of fixed weights, the size that a term's gradient at the student's
+    image should have, as a share of the first term's; terms without a share keep their weight. One more backward pass
+    through the extractor for each balanced term.
     """
 
     weights: dict[str, float]
+    shares: Mapping[str, float] = {}
 
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def forward(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> Loss:
         terms = self.terms(x_student, x_teacher, t, generator)
-        return Loss(sum(self.weights[name] * value for name, value in terms.items()), terms)
+        weights = {**self.weights, **self._balanced(terms, x_student)}
+        return Loss(sum(weights[name] * value for name, value in terms.items()), terms)
+
+    def _balanced(self, terms: dict[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
+        wanted = [name for name in terms if name in self.shares]
+        if not wanted or not x_student.requires_grad:
+            return {}
+        first = next(iter(terms))
+        norms = {name: _global_norm(_gradient(terms[name], x_student)) for name in {first, *wanted}}
+        tiny = torch.finfo(x_student.dtype).tiny
+        return {name: self.shares[name] * norms[first] / norms[name].clamp(min=tiny) for name in wanted}
 
     def after_step(self, generator: torch.Generator) -> None:
         """Nothing to do, unless the objective keeps a memory."""
+
+
+def _gradient(term: Tensor, x_student: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(term, x_student, retain_graph=True)
+    return gradient
+
+
+def _global_norm(gradient: Tensor) -> Tensor:
+    return sum_over_ranks(gradient.square().sum()).sqrt()
+
+
+def microscope(terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
+    """Look at each term's gradient at the student's image, before any weight.
+
+    terms: scalars by name, with their graph; x_student: [N, C, H, W], requires a gradient. Returns "gradient/a", the
+    norm of d a/d x_student, and "cosine/a,b" for each pair.
+    """
+    gradients = {name: _gradient(term, x_student) for name, term in terms.items()}
+    report = {f"gradient/{name}": gradient.norm() for name, gradient in gradients.items()}
+    names = list(gradients)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            u, v = gradients[a].flatten(), gradients[b].flatten()
+            report[f"cosine/{a},{b}"] = torch.nn.functional.cosine_similarity(u, v, dim=0)
+    return report
 
 
 class PD(Objective):
@@ -51,43 +107,66 @@ class PD(Objective):
         return {"pd": pd_loss(x_student, x_teacher, t, self.schedule)}
 
 
-class _FeatureObjective(Objective):
-    """Objectives that look at images through a frozen extractor."""
+class PDPerceptual(PD):
+    """PD with a perceptual distance beside it: "PD + LPIPS" of Tables 1 and 2, Feng et al. 2024.
 
-    def __init__(self, extractor: FeatureExtractor):
+    network: from `rddlib.losses.load_lpips()`; weight: of the perceptual term.
+    """
+
+    def __init__(self, schedule: Schedule, network: nn.Module, weight: float = 1.0):
+        super().__init__(schedule)
+        object.__setattr__(self, "network", network.eval().requires_grad_(False))
+        self.weights = {"pd": 1.0, "lpips": weight}
+
+    def terms(self, x_student, x_teacher, t, generator):
+        return {
+            "pd": pd_loss(x_student, x_teacher, t, self.schedule),
+            "lpips": perceptual_loss(x_student, x_teacher, self.network),
+        }
+
+
+class CFD(Objective):
+    """Classifier-based feature distillation: KL(softmax(F^T/tau) || softmax(F^S))  (Eq. 4, Feng et al. 2024).
+
+    extractor: frozen here, and no part of this module's state; temperature: tau of the teacher's features, in (0, 1] as
+    the papers have it; dual: tau on both sides, times tau^2 (Eq. 8, Sun et al. 2023); predictions: compare the
+    classifier's logits instead of its pooled features (Figures 4 and 5 there).
+    """
+
+    def __init__(
+        self, extractor: FeatureExtractor, temperature: float, *, dual: bool = False, predictions: bool = False
+    ):
         super().__init__()
         # Held outside the module tree: a frozen extractor is no part of the state that training changes.
         object.__setattr__(self, "extractor", extractor.eval().requires_grad_(False))
+        self.temperature, self.dual, self.predictions = temperature, dual, predictions
+        self.weights = {"cfd": 1.0}
 
-    def features(self, x_student: Tensor, x_teacher: Tensor):
+    def features(self, x_student: Tensor, x_teacher: Tensor) -> tuple[Features, Features]:
+        """The student's features, differentiable, and the teacher's."""
         with torch.no_grad():
             teacher = self.extractor(x_teacher)
         return self.extractor(x_student), teacher
 
-
-class CFD(_FeatureObjective):
-    """Classifier-based feature distillation: KL(softmax(F^T/tau) || softmax(F^S)) on pooled features (Eq. 4, Feng et al.)."""
-
-    def __init__(self, extractor: FeatureExtractor, temperature: float):
-        super().__init__(extractor)
-        self.temperature, self.weights = temperature, {"cfd": 1.0}
+    def cfd(self, student: Features, teacher: Features) -> Tensor:
+        chosen = "logits" if self.predictions else "pooled"
+        return cfd_loss(getattr(student, chosen), getattr(teacher, chosen), self.temperature, dual=self.dual)
 
     def terms(self, x_student, x_teacher, t, generator):
-        student, teacher = self.features(x_student, x_teacher)
-        return {"cfd": cfd_loss(student.pooled, teacher.pooled, self.temperature)}
+        return {"cfd": self.cfd(*self.features(x_student, x_teacher))}
 
 
 class RCFD(CFD):
     """CFD + beta [gamma entropy + (1 - gamma) diversity] of the student's predictions (Eq. 7, Sun et al. 2023)."""
 
-    def __init__(self, extractor: FeatureExtractor, temperature: float, beta: float, gamma: float):
-        super().__init__(extractor, temperature)
+    def __init__(self, extractor: FeatureExtractor, temperature: float, beta: float, gamma: float, **options):
+        super().__init__(extractor, temperature, **options)
         self.weights = {"cfd": 1.0, "entropy": beta * gamma, "diversity": beta * (1 - gamma)}
 
     def terms(self, x_student, x_teacher, t, generator):
         student, teacher = self.features(x_student, x_teacher)
         return {
-            "cfd": cfd_loss(student.pooled, teacher.pooled, self.temperature),
+            "cfd": self.cfd(student, teacher),
             "entropy": entropy_loss(student.logits),
             "diversity": diversity_loss(all_gather_grad(student.logits)),
         }
@@ -103,12 +182,15 @@ def projection_head(channels: int) -> nn.Sequential:
     )
 
 
-class RDD(_FeatureObjective):
+class RDD(CFD):
     """Relational Diffusion Distillation: L_CFD + alpha L_IS_P2P + beta L_M_P2P  (Eq. 10, Feng et al. 2024).
 
     alpha, beta: weights; temperature: tau of CFD; tau_is, tau_m: of the relations; queue_size: N_q rows; draws: V rows
     compared with; per_image: K pixels pushed of each map. The queue is filled after each update, so the first iteration
     has none and leaves M_P2P out. Over several processes the relations span all of them.
+
+    alpha_share, beta_share: above 0, weigh IS_P2P or M_P2P so that its gradient has this share of CFD's, instead of
+    alpha or beta. released: names of RELEASED_SWITCHES to follow instead of the paper.
     """
 
     def __init__(
@@ -123,30 +205,42 @@ class RDD(_FeatureObjective):
         queue_size: int = 20_000,
         draws: int = 2048,
         per_image: int = 1,
+        alpha_share: float = 0.0,
+        beta_share: float = 0.0,
+        released: Collection[str] = (),
+        **options,
     ):
-        super().__init__(extractor)
-        self.temperature, self.tau_is, self.tau_m = temperature, tau_is, tau_m
-        self.draws, self.per_image = draws, per_image
+        super().__init__(extractor, temperature, **options)
+        unknown = set(released) - RELEASED_SWITCHES.keys()
+        if unknown:
+            raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_SWITCHES)}")
+        self.tau_is, self.tau_m, self.draws, self.per_image = tau_is, tau_m, draws, per_image
         self.weights = {"cfd": 1.0, "is_p2p": alpha, "m_p2p": beta}
+        self.shares = {name: s for name, s in (("is_p2p", alpha_share), ("m_p2p", beta_share)) if s > 0}
+        self.released = frozenset(released)
         self.head = projection_head(extractor.channels)
-        self.queue = PixelQueue(queue_size, extractor.channels)
+        self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
         self._map_teacher: Tensor | None = None
 
     def terms(self, x_student, x_teacher, t, generator):
         student, teacher = self.features(x_student, x_teacher)
+        # The head too sees every rank's maps: one batch statistic, and the same gradient for its weights everywhere.
         map_student, map_teacher = all_gather_grad(student.map), all_gather_grad(teacher.map)
-        terms = {
-            "cfd": cfd_loss(student.pooled, teacher.pooled, self.temperature),
-            "is_p2p": is_p2p_loss(map_student, map_teacher, self.tau_is),
-        }
+        related = (student.map, teacher.map) if "local_batch" in self.released else (map_student, map_teacher)
+        terms = {"cfd": self.cfd(student, teacher), "is_p2p": is_p2p_loss(*related, self.tau_is)}
+        self._map_teacher = map_teacher
+        if "queue_push" in self.released:
+            self._push(generator)
         if len(self.queue):
             embeddings = self.queue.sample(self.draws, generator)  # [V, C]
             terms["m_p2p"] = m_p2p_loss(self.head(map_student), map_teacher, embeddings, self.tau_m)
-        self._map_teacher = map_teacher
         return terms
 
-    def after_step(self, generator: torch.Generator) -> None:
-        """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
+    def _push(self, generator: torch.Generator) -> None:
         if self._map_teacher is not None:
             self.queue.push(self._map_teacher, self.per_image, generator)
             self._map_teacher = None
+
+    def after_step(self, generator: torch.Generator) -> None:
+        """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
+        self._push(generator)

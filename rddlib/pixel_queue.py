@@ -1,8 +1,19 @@
 """The teacher's pixels, first in, first out: the memory of M_P2P (Section 4.2, Feng et al. 2024)."""
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Where the released RDD code departs from its paper; each can be switched on alone, to measure what it does.
+RELEASED_RULES = {
+    "queue_rows": "a batch [N, C, H, W] is viewed as [C, -1] and transposed: no row is a pixel, nor a unit vector",
+    "queue_per_batch": "per_image rows are drawn from the whole batch, not from each image",
+    "queue_wrap": "a push that does not fit overwrites the end of the queue and the next one starts at row 0",
+    "queue_start": "a new queue is full of random unit vectors",
+    "queue_draw": "the same evenly spaced rows are drawn each time; the others are never read",
+}
 
 
 class PixelQueue(nn.Module):
@@ -10,16 +21,22 @@ class PixelQueue(nn.Module):
 
     size: N_q, rows held at most; channels: C of the maps. A new queue is empty; once full, a push overwrites the
     oldest rows. Rows live in a buffer, so they move with `.to(device)` and travel with `state_dict()`.
-    Raises ValueError for size or channels below 1.
+    released: names of RELEASED_RULES to follow instead of the paper. Raises ValueError for size or channels below 1
+    and for unknown rules.
     """
 
-    def __init__(self, size: int, channels: int):
+    def __init__(self, size: int, channels: int, released: Collection[str] = ()):
         super().__init__()
         if size < 1 or channels < 1:
             raise ValueError(f"PixelQueue needs size >= 1 and channels >= 1, got {size} and {channels}")
-        self.size, self.channels = size, channels
-        self.register_buffer("rows", torch.zeros(size, channels))
-        self.pushed = 0  # rows ever pushed; a plain number, so len() never waits for a GPU
+        unknown = set(released) - RELEASED_RULES.keys()
+        if unknown:
+            raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_RULES)}")
+        self.size, self.channels, self.released = size, channels, frozenset(released)
+        full_of_noise = "queue_start" in self.released
+        rows = F.normalize(torch.randn(size, channels), dim=1) if full_of_noise else torch.zeros(size, channels)
+        self.register_buffer("rows", rows)
+        self.pushed = size if full_of_noise else 0  # rows ever pushed: a plain number, so len() never waits for a GPU
 
     def __len__(self) -> int:
         return min(self.pushed, self.size)
@@ -39,14 +56,23 @@ class PixelQueue(nn.Module):
         """
         if map_teacher.ndim != 4 or map_teacher.shape[1] != self.channels:
             raise ValueError(f"map_teacher is {tuple(map_teacher.shape)}, expected [N, {self.channels}, H, W]")
-        pixels = F.normalize(map_teacher.flatten(2).transpose(1, 2).float(), dim=-1)  # [N, A, C]
-        count, area = pixels.shape[:2]
+        area = map_teacher.shape[2] * map_teacher.shape[3]
         if not 1 <= per_image <= area:
             raise ValueError(f"per_image is {per_image}, expected 1..{area} (the map's pixels)")
+        candidates = self._candidates(F.normalize(map_teacher.float(), dim=1))  # [images, rows each, C]
+        count, area = candidates.shape[:2]
         device = generator.device if generator is not None else "cpu"
         scores = torch.rand(count, area, generator=generator, device=device)
-        chosen = scores.topk(per_image, dim=1).indices.to(pixels.device)  # [N, K], a random subset of each image
-        self._append(pixels.gather(1, chosen[:, :, None].expand(-1, -1, self.channels)).flatten(0, 1))
+        chosen = scores.topk(per_image, dim=1).indices.to(candidates.device)  # a random subset of each image
+        rows = candidates.gather(1, chosen[:, :, None].expand(-1, -1, self.channels)).flatten(0, 1)
+        self._append_released(rows) if "queue_wrap" in self.released else self._append(rows)
+
+    def _candidates(self, maps: Tensor) -> Tensor:
+        if "queue_rows" in self.released:
+            pixels = maps.contiguous().view(self.channels, -1).T.unflatten(0, (len(maps), -1))
+        else:
+            pixels = maps.flatten(2).transpose(1, 2)  # [N, A, C]
+        return pixels.flatten(0, 1)[None] if "queue_per_batch" in self.released else pixels
 
     def _append(self, rows: Tensor) -> None:
         self.pushed += max(len(rows) - self.size, 0)  # rows overwritten within this very push still count
@@ -54,6 +80,16 @@ class PixelQueue(nn.Module):
         slots = (self.pushed + torch.arange(len(rows), device=rows.device)) % self.size
         self.rows[slots] = rows.to(self.rows.dtype)
         self.pushed += len(rows)
+
+    def _append_released(self, rows: Tensor) -> None:
+        rows = rows[-self.size :]
+        start, fits = self.pushed % self.size, self.pushed % self.size + len(rows) < self.size
+        if fits:
+            self.rows[start : start + len(rows)] = rows
+            self.pushed += len(rows)
+        else:
+            self.rows[self.size - len(rows) :] = rows
+            self.pushed += self.size - start  # back at row 0
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw V = count rows at random -> [count, C].
@@ -67,7 +103,9 @@ class PixelQueue(nn.Module):
         if held == 0:
             raise ValueError("the queue is empty: push a teacher's map first")
         device = generator.device if generator is not None else "cpu"
-        if count <= held:
+        if "queue_draw" in self.released:
+            chosen = torch.arange(count) * max(held // count, 1) % held
+        elif count <= held:
             chosen = torch.randperm(held, generator=generator, device=device)[:count]
         else:
             chosen = torch.randint(held, (count,), generator=generator, device=device)

@@ -155,10 +155,15 @@ def lines_figure(
     xlog: bool = False,
     ylog: bool = False,
 ) -> Figure:
-    """Curves {label: values} over common x (None where a value is missing), told apart by marker and dash too."""
+    """Curves {label: values} over common x (None where a value is missing), told apart by marker and dash too.
+
+    A label that is a method's key ("pd", "rdd") takes that method's name and style.
+    """
     figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+    every = max(1, len(x) // 12)
     for (label, values), style in zip(curves.items(), STYLES.values(), strict=False):
-        ax.plot(x, [math.nan if v is None else float(v) for v in values], label=label, markersize=4, **style)
+        values = [math.nan if v is None else float(v) for v in values]
+        ax.plot(x, values, label=NAMES.get(label, label), markersize=4, markevery=every, **STYLES.get(label, style))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if xlog:
         ax.set_xscale("log", base=2)
@@ -230,10 +235,10 @@ def queue_figure(points: Tensor, groups: Tensor, chosen: Tensor, title: str) -> 
     figure, ax = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
     points, groups, chosen = points.detach().cpu(), groups.cpu(), chosen.cpu()
     for group in groups.unique().tolist():
-        for drawn, colour, size in ((False, "0.75", 12), (True, "#0072B2", 26)):
+        for drawn, colour, size in ((False, "0.7", 22), (True, "#0072B2", 48)):
             shown = points[(groups == group) & (chosen == drawn)]
             ax.scatter(shown[:, 0], shown[:, 1], marker=f"${group}$", color=colour, s=size, linewidths=0.3)
-    ax.scatter([], [], marker="$0$", color="0.75", label=f"held, not drawn ({int((~chosen).sum())})")
+    ax.scatter([], [], marker="$0$", color="0.7", label=f"held, not drawn ({int((~chosen).sum())})")
     ax.scatter([], [], marker="$0$", color="#0072B2", s=40, label=f"drawn ({int(chosen.sum())})")
     ax.set(xlabel="first principal component", ylabel="second principal component", title=title)
     ax.legend(fontsize=8, loc="best")

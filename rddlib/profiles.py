@@ -10,6 +10,7 @@ import yaml
 
 from rddlib.errors import UserError
 from rddlib.extractor import EXTRACTORS, MAPS
+from rddlib.objectives import RELEASED_SWITCHES
 from rddlib.training import TrainConfig
 from rddlib.unet import UNetConfig
 
@@ -95,8 +96,14 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and temperatures. alpha, beta, tau_is, tau_m, queue_size, draws, per_image: RDD (Eq. 7-10, Feng et al.
-    2024); rcfd_beta, rcfd_gamma: RCFD (Eq. 7, Sun et al. 2023)."""
+    """Weights and temperatures.
+
+    alpha, beta, tau_is, tau_m, queue_size, draws, per_image: of RDD (Eq. 7-10, Feng et al. 2024); alpha_share and
+    beta_share: above 0, the size of IS_P2P's and M_P2P's gradients as a share of CFD's, in place of alpha and beta;
+    released: where to follow the released code instead of the paper, names of RELEASED_SWITCHES; rcfd_beta, rcfd_gamma:
+    of RCFD (Eq. 7, Sun et al. 2023); dual: CFD's temperature on both sides (Eq. 8 there); predictions: CFD on class
+    predictions instead of features; watch: log the gradients of the terms.
+    """
 
     alpha: float = 1.0
     beta: float = 0.1
@@ -107,14 +114,22 @@ class LossConfig:
     per_image: int = 1
     rcfd_beta: float = 0.003
     rcfd_gamma: float = 0.75
+    alpha_share: float = 0.0
+    beta_share: float = 0.0
+    released: tuple[str, ...] = ()
+    dual: bool = False
+    predictions: bool = False
+    watch: bool = False
 
     def __post_init__(self):
         for name in ("tau_is", "tau_m"):
             _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("alpha", "beta", "rcfd_beta"):
+        for name in ("alpha", "beta", "rcfd_beta", "alpha_share", "beta_share"):
             _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
         for name in ("queue_size", "draws", "per_image"):
             _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        unknown = set(self.released) - RELEASED_SWITCHES.keys()
+        _check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
         _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
 
 

@@ -15,7 +15,7 @@ from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.extractor import MetricNetwork, accuracy
 from rddlib.losses import truncated_snr_weight
-from rddlib.objectives import Objective
+from rddlib.objectives import Objective, microscope
 from rddlib.sampling import two_step_target
 from rddlib.schedule import Schedule, expand_to
 from rddlib.training import Step, TrainConfig, Trainer
@@ -38,7 +38,7 @@ def train_base(
     config: TrainConfig,
     seed: int,
     snr_max: float | None = None,
-    checkpoint: Path | None = None,
+    files: Path | None = None,
 ) -> Denoiser:
     """Train a denoiser on data: E w_t ||x - x_theta(z_t, t)||^2, t uniform in [0, 1], w_t = clip(SNR, 1, snr_max)."""
 
@@ -50,7 +50,7 @@ def train_base(
         total = (weight * (prediction - x) ** 2).mean()
         return total, {"mse": ((prediction - x) ** 2).mean().detach()}
 
-    return Trainer(config, seed, len(dataset), "base model", checkpoint).fit(denoiser, loss)
+    return Trainer(config, seed, len(dataset), "base model", files).fit(denoiser, loss)
 
 
 def augment(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
@@ -74,7 +74,7 @@ def train_classifier(
     seed: int,
     shift: int = 1,
     label: str = "classifier",
-    checkpoint: Path | None = None,
+    files: Path | None = None,
 ) -> nn.Module:
     """Train a classifier with cross-entropy on shifted images; logits(network's output) -> [N, classes]."""
 
@@ -83,7 +83,7 @@ def train_classifier(
         total = F.cross_entropy(logits(model(images)), dataset.labels[step.rows])
         return total, {}
 
-    return Trainer(config, seed, len(dataset), label, checkpoint).fit(network, loss)
+    return Trainer(config, seed, len(dataset), label, files).fit(network, loss)
 
 
 def distill(
@@ -94,12 +94,16 @@ def distill(
     config: TrainConfig,
     seed: int,
     label: str = "",
-    checkpoint: Path | None = None,
+    files: Path | None = None,
+    head_rate: str | None = None,
+    watch: bool = False,
 ) -> Denoiser:
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
-    is not clipped in its targets. Returns the student. Raises ValueError for steps < 1.
+    is not clipped in its targets. head_rate: "constant" for a projection head that keeps its learning rate; watch: log
+    each term's gradient at the student's image and their cosines (rddlib.objectives.microscope) at logged iterations.
+    Returns the student. Raises ValueError for steps < 1.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
@@ -111,10 +115,12 @@ def distill(
         t = k.double() / steps
         z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
         x_teacher = two_step_target(teacher, z, t, 1 / (2 * steps), y)
-        return objective(model(z, t, y), x_teacher, t, step.shared)
+        x_student = model(z, t, y)
+        total, terms = objective(x_student, x_teacher, t, step.shared)
+        return total, {**terms, **(microscope(terms, x_student) if watch and step.logged else {})}
 
-    return Trainer(config, seed, len(dataset), label or f"{2 * steps} to {steps} steps", checkpoint).fit(
-        teacher, loss, companion=objective, after_step=lambda step: objective.after_step(step.shared)
+    return Trainer(config, seed, len(dataset), label or f"{2 * steps} to {steps} steps", files).fit(
+        teacher, loss, companion=objective, companion_rate=head_rate, after_step=lambda step: objective.after_step(step.shared)
     )
 
 

@@ -141,7 +141,7 @@ class Study:
         with FileLock(locks / path.stem):
             if not path.exists():
                 began = time.perf_counter()
-                module, extra = make(path.with_suffix(".resume"))
+                module, extra = make(path.with_suffix(""))
                 info = {"kind": stage, "facts": facts, "seconds": time.perf_counter() - began, **extra}
                 save_checkpoint(path, module.state_dict(), info)
             return load_checkpoint(path)
@@ -168,10 +168,10 @@ class Study:
         """The base model: trained on data, sampled by DDIM with any number of steps."""
         config = self.profile.base
 
-        def make(resume: Path):
+        def make(files: Path):
             untrained = self._seeded(self._denoiser, 1)
             snr_max = config.snr_max or None
-            return train_base(untrained, self.dataset, config.train, stream(self.seed, 2), snr_max, resume), {}
+            return train_base(untrained, self.dataset, config.train, stream(self.seed, 2), snr_max, files), {}
 
         return self._denoiser(self._made("base", self._base_facts(), make)[0])
 
@@ -187,11 +187,11 @@ class Study:
         if steps == self.profile.base.steps:
             return self.base()
 
-        def make(resume: Path):
+        def make(files: Path):
             parent, config = self.teacher(2 * steps), self.profile.halving.train
             seed, label = stream(self.seed, 3, steps), f"PD {2 * steps} to {steps} steps"
             objective = PD(parent.schedule)
-            return distill(parent, self.dataset, steps, objective, config, seed, label, resume), {}
+            return distill(parent, self.dataset, steps, objective, config, seed, label, files), {}
 
         return self._denoiser(self._made(f"pd-{steps}", self._teacher_facts(steps), make)[0])
 
@@ -212,12 +212,12 @@ class Study:
         """The classifier whose features are distilled, trained on the data set's "extractor" split."""
         config, name = self.profile.extractor, self.profile.data.name
 
-        def make(resume: Path):
+        def make(files: Path):
             network = self._seeded(self._new_extractor, 4)
             split, test = load_dataset(name, "extractor").to(self.device), load_dataset(name, "test").to(self.device)
             network = train_classifier(
                 network, lambda out: out.logits, split, config.train, stream(self.seed, 5), config.shift,
-                f"extractor {config.name}", resume,
+                f"extractor {config.name}", files,
             )  # fmt: skip
             return network, {"test_accuracy": accuracy(lambda images: network(images).logits, test)}
 
@@ -252,13 +252,15 @@ class Study:
     def _objective_numbers(self, method: str, halving: int) -> dict:
         if method not in METHODS:
             raise UserError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
-        loss, temperature = self.profile.loss, {"temperature": self.profile.distill.temperatures[halving]}
-        relations = {name: value for name, value in as_dict(loss).items() if not name.startswith("rcfd_")}
+        loss = self.profile.loss
+        cfd = {"temperature": self.profile.distill.temperatures[halving], "dual": loss.dual,
+               "predictions": loss.predictions}  # fmt: skip
+        others = {"rcfd_beta", "rcfd_gamma", "watch", *cfd}
         return {
             "pd": {},
-            "cfd": temperature,
-            "rcfd": {**temperature, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
-            "rdd": {**temperature, **relations},
+            "cfd": cfd,
+            "rcfd": {**cfd, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
+            "rdd": {**cfd, **{name: value for name, value in as_dict(loss).items() if name not in others}},
         }[method]
 
     def _student_facts(self, method: str, steps: int, seed: int) -> dict:
@@ -279,12 +281,15 @@ class Study:
         seed = self.profile.seeds[0] if seed is None else seed
         halving = self._halving(steps)
 
-        def make(resume: Path):
+        def make(files: Path):
             parent = self.student(method, 2 * steps, seed) if halving else self.teacher()
             config = replace(self.profile.distill.train, iterations=self.profile.distill.iterations[halving])
             label = f"{method.upper()} {2 * steps} to {steps} steps"
-            objective = self.objective(method, steps)
-            return distill(parent, self.dataset, steps, objective, config, stream(seed, 7, steps), label, resume), {}
+            head_rate = "constant" if "head_rate" in self.profile.loss.released else None
+            return distill(
+                parent, self.dataset, steps, self.objective(method, steps), config, stream(seed, 7, steps), label, files,
+                head_rate, self.profile.loss.watch,
+            ), {}  # fmt: skip
 
         return self._denoiser(self._made(f"{method}-{steps}", self._student_facts(method, steps, seed), make)[0])
 

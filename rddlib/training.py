@@ -5,10 +5,11 @@ Everything random at a step follows from (seed, step, rank), so a run resumed fr
 
 import contextlib
 import copy
+import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rddlib.checkpoint import load_checkpoint, save_checkpoint
+from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.errors import UserError
 from rddlib.progress import Progress
 
@@ -68,13 +69,15 @@ class TrainConfig:
 class Step:
     """What one iteration knows: its number, the rows of the data set it uses, and its random streams.
 
-    generator: differs by rank (noise, times); shared: the same on every rank (draws from the pixel queue).
+    generator: differs by rank (noise, times); shared: the same on every rank (draws from the pixel queue); logged:
+    whether this iteration's terms are recorded.
     """
 
     number: int
     rows: Tensor
     generator: torch.Generator
     shared: torch.Generator
+    logged: bool
 
 
 def stream(*numbers: int) -> int:
@@ -125,16 +128,19 @@ Loss = Callable[[nn.Module, Step], tuple[Tensor, dict[str, Tensor]]]
 class Trainer:
     """Minimise a loss over a model.
 
-    config; seed; rows: images in the data set; label: what the progress bar says; checkpoint: where to keep what a
-    killed run needs to go on (None: nowhere), written every `checkpoint_every` seconds and deleted at the end.
+    config; seed; rows: images in the data set; label: what the progress bar says; files: how the names of two files
+    begin (None: neither is written): files.resume is what a killed run needs to go on, written every `save_every` seconds
+    and deleted at the end; files.metrics.jsonl holds the loss, its terms and the gradient's norm at every `log_every`-th
+    iteration, as `history` does.
     """
 
     config: TrainConfig
     seed: int
     rows: int
     label: str = "training"
-    checkpoint: Path | None = None
-    checkpoint_every: float = 30.0
+    files: Path | None = None
+    save_every: float = 30.0
+    log_every: int = 25
     history: list[dict] = field(default_factory=list)
 
     def fit(
@@ -143,12 +149,14 @@ class Trainer:
         loss: Loss,
         *,
         companion: nn.Module | None = None,
+        companion_rate: str | None = None,
         after_step: Callable[[Step], None] | None = None,
     ) -> nn.Module:
         """Train and return the model (its averaged weights where config.ema > 0), in eval mode and without gradients.
 
         loss(model, step) -> (scalar, terms to log). companion: state besides the model, such as an objective with its
-        queue and projection head; its trainable parameters are optimised along. after_step(step) runs after each update.
+        queue and projection head; its trainable parameters are optimised along, unclipped, at config.rate or at
+        companion_rate. after_step(step) runs after each update.
         Raises UserError where the loss or gradient stops being finite, or a checkpoint does not fit.
         """
         accelerator = Accelerator()
@@ -161,8 +169,11 @@ class Trainer:
         model = copy.deepcopy(model).to(device).train().requires_grad_(True)
         companion = (companion or nn.Module()).to(device)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        parameters = [*model.parameters(), *(p for p in companion.parameters() if p.requires_grad)]
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        companion_config = replace(config, rate=companion_rate or config.rate)
+        groups = [{"params": list(model.parameters()), "config": config}]
+        if trainable := [p for p in companion.parameters() if p.requires_grad]:
+            groups.append({"params": trainable, "config": companion_config})
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         state = _State(model, companion, average, optimizer)
         start = self._resume(state)
         wrapped = accelerator.prepare_model(model)
@@ -175,23 +186,25 @@ class Trainer:
             for number in progress:
                 step = self._step(number, epochs, accelerator)
                 for group in optimizer.param_groups:
-                    group["lr"] = config.rate_at(number)
+                    group["lr"] = group["config"].rate_at(number)
                 with torch.autocast(device.type, autocast) if autocast != torch.float32 else contextlib.nullcontext():
                     total, terms = loss(wrapped, step)
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(total)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-                self._log(number, total, norm, terms, progress)
+                if step.logged:
+                    self._log(number, total, norm, terms, progress)
                 optimizer.step()
                 if average is not None:
                     average.update_parameters(model)
                 if after_step is not None:
                     after_step(step)
-                if self.checkpoint and time.monotonic() - saved > self.checkpoint_every and accelerator.is_main_process:
+                if self.files and time.monotonic() - saved > self.save_every and accelerator.is_main_process:
                     self._save(state, number + 1)
                     saved = time.monotonic()
-        if self.checkpoint and accelerator.is_main_process:
-            self.checkpoint.unlink(missing_ok=True)
+        if self.files and accelerator.is_main_process:
+            self._write_metrics()
+            self._resume_file.unlink(missing_ok=True)
         return (average.module if average is not None else model).eval().requires_grad_(False)
 
     def _step(self, number: int, epochs: Epochs, accelerator: Accelerator) -> Step:
@@ -202,12 +215,10 @@ class Trainer:
             epochs.batch(number)[rank::world].to(accelerator.device),
             torch.Generator(accelerator.device).manual_seed(stream(self.seed, number, rank, 3)),
             torch.Generator(accelerator.device).manual_seed(stream(self.seed, number, 4)),
+            number % self.log_every == 0 or number + 1 == self.config.iterations,
         )
 
     def _log(self, number: int, total: Tensor, norm: Tensor, terms: dict[str, Tensor], progress: Progress) -> None:
-        last = number + 1 == self.config.iterations
-        if number % 25 and not last:
-            return
         values = {name: float(value.detach()) for name, value in terms.items()}
         record = {"step": number, "loss": float(total.detach()), "gradient": float(norm), **values}
         if not all(map(math.isfinite, record.values())):
@@ -219,15 +230,24 @@ class Trainer:
     def _identity(self) -> dict:
         return {"kind": "resume", "label": self.label, "seed": self.seed, "config": repr(self.config)}
 
+    @property
+    def _resume_file(self) -> Path:
+        return self.files.with_name(self.files.name + ".resume")
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomically(self.files.with_name(self.files.name + ".metrics.jsonl"), lines)
+
     def _save(self, state: "_State", step: int) -> None:
-        save_checkpoint(self.checkpoint, state.tensors(), {**self._identity(), "step": step, "history": self.history})
+        self._write_metrics()
+        save_checkpoint(self._resume_file, state.tensors(), {**self._identity(), "step": step, "history": self.history})
 
     def _resume(self, state: "_State") -> int:
-        if not self.checkpoint or not self.checkpoint.exists():
+        if not self.files or not self._resume_file.exists():
             return 0
-        tensors, info = load_checkpoint(self.checkpoint)
+        tensors, info = load_checkpoint(self._resume_file)
         if {name: info.get(name) for name in self._identity()} != self._identity():
-            raise UserError(f"{self.checkpoint} belongs to another run: delete it or choose another --out")
+            raise UserError(f"{self._resume_file} belongs to another run: delete it or choose another --out")
         state.load(tensors)
         self.history = info["history"]
         print(f"{self.label}: going on from iteration {info['step']}", flush=True)

@@ -3,7 +3,7 @@ import torch
 
 from rddlib.extractor import build_extractor
 from rddlib.losses import cfd_loss, diversity_loss, entropy_loss, is_p2p_loss, m_p2p_loss, pd_loss
-from rddlib.objectives import CFD, PD, RCFD, RDD, projection_head
+from rddlib.objectives import CFD, PD, RCFD, RDD, RELEASED_SWITCHES, microscope, projection_head
 from rddlib.schedule import CosineSchedule
 
 T = torch.tensor([0.25, 0.5, 1.0])
@@ -103,3 +103,57 @@ def test_projection_head_is_two_pointwise_convolutions():
     layers = [type(m).__name__ for m in projection_head(6)]
     assert layers == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
     assert projection_head(6)(torch.randn(2, 6, 3, 3)).shape == (2, 6, 3, 3)
+
+
+def test_options_of_cfd(extractor, images):
+    x_S, x_T = images
+    f_S, f_T = extractor(x_S), extractor(x_T)
+    dual = CFD(extractor, 0.7, dual=True, predictions=True)(x_S, x_T, T, torch.Generator()).total
+    torch.testing.assert_close(dual, cfd_loss(f_S.logits, f_T.logits, 0.7, dual=True))
+
+
+def test_microscope_equals_gradients_taken_one_by_one(extractor, images):
+    x_S, x_T = images[0].clone().requires_grad_(), images[1]
+    terms = rdd(extractor)(x_S, x_T, T, torch.Generator()).terms
+    report = microscope(terms, x_S)
+    a, b = (torch.autograd.grad(terms[n], x_S, retain_graph=True)[0].flatten() for n in ("cfd", "is_p2p"))
+    assert set(report) == {"gradient/cfd", "gradient/is_p2p", "cosine/cfd,is_p2p"}
+    torch.testing.assert_close(report["gradient/is_p2p"], b.norm())
+    torch.testing.assert_close(report["cosine/cfd,is_p2p"], a @ b / (a.norm() * b.norm()))
+
+
+def test_balanced_terms_have_the_stated_share_of_cfds_gradient(extractor, images):
+    x_S, x_T = images[0].clone().requires_grad_(), images[1]
+    objective, shared = rdd(extractor, alpha_share=0.5, beta_share=0.25), torch.Generator().manual_seed(0)
+    objective(x_S, x_T, T, shared)
+    objective.after_step(shared)
+    loss = objective(x_S, x_T, T, shared)
+    (total,) = torch.autograd.grad(loss.total, x_S, retain_graph=True)
+    g = {n: torch.autograd.grad(term, x_S, retain_graph=True)[0] for n, term in loss.terms.items()}
+    expected = g["cfd"] + sum(
+        share * g["cfd"].norm() * g[name] / g[name].norm() for name, share in (("is_p2p", 0.5), ("m_p2p", 0.25))
+    )
+    torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("switch", sorted(RELEASED_SWITCHES))
+def test_every_released_switch_runs(extractor, images, switch):
+    x_S, x_T = images[0].clone().requires_grad_(), images[1]
+    objective, shared = rdd(extractor, released=[switch]), torch.Generator().manual_seed(0)
+    for _ in range(3):
+        loss = objective(x_S, x_T, T, shared)
+        objective.after_step(shared)
+    loss.total.backward()
+    assert loss.total.isfinite() and "m_p2p" in loss.terms and x_S.grad.isfinite().all()
+
+
+def test_released_push_comes_before_the_loss(extractor, images):
+    objective = rdd(extractor, released=["queue_push"])
+    assert "m_p2p" in objective(*images, T, torch.Generator()).terms  # the very first iteration compares with itself
+    objective.after_step(torch.Generator())
+    assert len(objective.queue) == 12  # and nothing is pushed twice
+
+
+def test_unknown_switches_are_refused(extractor):
+    with pytest.raises(ValueError, match="released names"):
+        rdd(extractor, released=["queue"])

@@ -90,3 +90,42 @@ def test_no_gradient_enters_the_queue():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_released_rows_are_no_pixels(generator):
+    feature_map, queue = torch.randn(4, 6, 3, 3), PixelQueue(36, 6, ["queue_rows"])
+    queue.push(feature_map, 9, generator)
+    unit = F.normalize(feature_map, dim=1)
+    viewed = unit.reshape(6, -1).T  # what the released code stores: channels and pixels mixed
+    assert torch.cdist(queue.rows, viewed, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max() < 1e-6
+    assert (queue.rows.norm(dim=1) - 1).abs().max() > 0.1
+    pixels = unit.flatten(2).mT.flatten(0, 1)
+    assert torch.cdist(queue.rows, pixels).min() > 1e-3
+
+
+def test_released_wrap_overwrites_the_end_and_starts_over():
+    queue = PixelQueue(5, 20, ["queue_wrap"])
+    for first in (0, 3, 6):  # three pushes of three
+        queue.push(one_hot_map(range(first, first + 3), 20), 1)
+        held = queue.rows.argmax(1).tolist()
+        expected = {0: [0, 1, 2], 3: [0, 1, 3, 4, 5], 6: [6, 7, 8, 4, 5]}[first]
+        assert held[: len(expected)] == expected
+
+
+def test_released_draw_reads_fixed_evenly_spaced_rows(generator):
+    queue = PixelQueue(20_000, 4, ["queue_start", "queue_draw"])
+    assert len(queue) == 20_000 and torch.allclose(queue.rows.norm(dim=1), torch.ones(20_000))
+    drawn = queue.sample(4096, generator)
+    assert torch.equal(drawn, queue.rows[: 4 * 4096 : 4]) and torch.equal(drawn, queue.sample(4096, generator))
+    assert 20_000 - 4096 == 15_904  # never read
+
+
+def test_released_k_is_per_batch(generator):
+    queue = PixelQueue(100, 5, ["queue_per_batch"])
+    queue.push(torch.randn(7, 5, 3, 3), 4, generator)
+    assert len(queue) == 4
+
+
+def test_unknown_rules_are_refused():
+    with pytest.raises(ValueError, match="released names"):
+        PixelQueue(3, 3, ["rows"])

@@ -1,3 +1,5 @@
+import json
+import os
 import math
 
 import pytest
@@ -60,7 +62,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("moment", [1, 17, 59])
 def test_resumed_equals_uninterrupted_to_the_last_bit(tmp_path, moment):
-    model, path = net(), tmp_path / "resume"
+    model, path = net(), tmp_path / "run"
     whole = Trainer(CONFIG, 3, 100).fit(model, regression)
 
     def until(model, step):
@@ -69,14 +71,22 @@ def test_resumed_equals_uninterrupted_to_the_last_bit(tmp_path, moment):
         return regression(model, step)
 
     with pytest.raises(Interrupted):
-        Trainer(CONFIG, 3, 100, checkpoint=path, checkpoint_every=0).fit(model, until)
-    assert path.exists()
-    resumed = Trainer(CONFIG, 3, 100, checkpoint=path).fit(model, regression)
-    assert torch.equal(weights(resumed), weights(whole)) and not path.exists()
+        Trainer(CONFIG, 3, 100, files=path, save_every=0).fit(model, until)
+    assert (tmp_path / "run.resume").exists()
+    resumed = Trainer(CONFIG, 3, 100, files=path).fit(model, regression)
+    assert torch.equal(weights(resumed), weights(whole)) and os.listdir(tmp_path) == ["run.metrics.jsonl"]
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path):
+    trainer = Trainer(CONFIG, 3, 100, files=tmp_path / "run", log_every=20)
+    trainer.fit(net(), regression)
+    lines = [json.loads(line) for line in (tmp_path / "run.metrics.jsonl").read_text().splitlines()]
+    assert lines == trainer.history and [x["step"] for x in lines] == [0, 20, 40, 59]
+    assert set(lines[0]) == {"step", "loss", "gradient", "mse"}
 
 
 def test_resume_of_another_run_is_refused(tmp_path):
-    path = tmp_path / "resume"
+    path = tmp_path / "run"
 
     def stop(model, step):
         if step.number == 3:
@@ -84,9 +94,9 @@ def test_resume_of_another_run_is_refused(tmp_path):
         return regression(model, step)
 
     with pytest.raises(Interrupted):
-        Trainer(CONFIG, 3, 100, checkpoint=path, checkpoint_every=0).fit(net(), stop)
+        Trainer(CONFIG, 3, 100, files=path, save_every=0).fit(net(), stop)
     with pytest.raises(UserError, match="another run"):
-        Trainer(CONFIG, 4, 100, checkpoint=path).fit(net(), regression)
+        Trainer(CONFIG, 4, 100, files=path).fit(net(), regression)
 
 
 def test_companion_parameters_are_trained_and_its_state_kept(tmp_path):
