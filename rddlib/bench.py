@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from rddlib.checkpoint import write_atomically
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 
 MIB = 2**20
@@ -125,11 +125,7 @@ def format_table(rows: list[dict]) -> str:
 
 def write_json(rows: list[dict], path: str | os.PathLike) -> None:
     """Write the rows as JSON, whole or not at all; missing parent folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        json.dump(rows, file, indent=1)
-    os.replace(file.name, path)
+    write_atomically(Path(path), json.dumps(rows, indent=1) + "\n")
 
 
 def _run(job: dict, timeout: float) -> dict:

@@ -64,6 +64,47 @@ def study(
     print(f"Open {page} in a browser.")
 
 
+bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios within one run.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("losses")
+def bench_losses_command(
+    loss: Annotated[str, typer.Option(help="is_p2p or m_p2p.")] = "is_p2p",
+    size: Annotated[str, typer.Option(help="cifar10, imagenet64, sweep (over N) or all.")] = "all",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float64, or several with commas.")
+    ] = "float32,bfloat16",
+    repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each form; the median counts.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for PyTorch's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON here.")] = None,
+) -> None:
+    """Extra peak memory and time of the relational losses' two forms, forward and backward, each in its own process.
+
+    Examples:  rdd bench losses --size cifar10   |   rdd bench losses --out data/results/bench_losses.json
+    """
+    from rddlib.bench import SIZES, bench_losses, format_table, write_json
+    from rddlib.progress import make_bar
+
+    sizes = [s for s in SIZES if size in ("all", s.name)]
+    if not sizes:
+        raise UserError(f"unknown --size {size!r}: known are all, {', '.join(dict.fromkeys(s.name for s in SIZES))}")
+    dtypes = dtype.split(",")
+    bar = make_bar("bench losses", len(sizes) * len(dtypes), unit="rows")
+    try:
+        rows = bench_losses(sizes, loss=loss, dtypes=dtypes, repetitions=repetitions, threads=threads or None,
+                            device=device, progress=lambda _: bar.update())  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    bar.close()
+    print(format_table(rows))
+    print("ratio: chunked over reference")
+    if out is not None:
+        write_json(rows, out)
+        print(f"Wrote {out}")
+
+
 @app.command("metric-network")
 def metric_network(
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("data/digits_metric_network.safetensors"),

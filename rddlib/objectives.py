@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rddlib.distributed import all_gather_grad, sum_over_ranks
-from rddlib.extractor import Features, FeatureExtractor
+from rddlib.extractor import FeatureExtractor, Features
 from rddlib.losses import (
     cfd_loss,
     diversity_loss,

@@ -120,7 +120,11 @@ def distill(
         return total, {**terms, **(microscope(terms, x_student) if watch and step.logged else {})}
 
     return Trainer(config, seed, len(dataset), label or f"{2 * steps} to {steps} steps", files).fit(
-        teacher, loss, companion=objective, companion_rate=head_rate, after_step=lambda step: objective.after_step(step.shared)
+        teacher,
+        loss,
+        companion=objective,
+        companion_rate=head_rate,
+        after_step=lambda step: objective.after_step(step.shared),
     )
 
 

@@ -34,8 +34,8 @@ def same_noise_grid(study: Study, count: int = 12):
 
 def _table(frame: pd.DataFrame) -> str:
     shown = frame.copy()
-    for column in ("fid", "pfd", "is"):
-        shown[column] = shown[column].map(lambda value: f"{value:.3f}" if column == "pfd" else f"{value:.2f}")
+    for column, form in {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}"}.items():
+        shown[column] = shown[column].map(form.format)
     shown["method"] = shown["method"].map(NAMES)
     shown["seconds"] = shown["seconds"].map("{:.1f}".format)
     names = {"fid": "FID*", "pfd": "pFD", "is": "IS*", "seconds": "sampling, s"}

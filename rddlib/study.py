@@ -307,8 +307,7 @@ class Study:
 
     # scores
 
-    def _measured(self, method: str, steps: int, seed: int) -> dict:
-        """{"row", "receipt"} of one arm: measured now, or read from scores/."""
+    def _score_path(self, method: str, steps: int, seed: int) -> Path:
         teacher = method == "pd" and steps == self.profile.halving.teacher_steps
         if method == "ddim":
             facts = self._base_facts()
@@ -317,7 +316,11 @@ class Study:
         config = self.profile.evaluation
         network = hashlib.sha256(shipped(f"data/{DIGITS_NETWORK}").read_bytes()).hexdigest()
         key = key_of({"model": key_of(facts), "steps": steps, "evaluation": asdict(config), "network": network})
-        path = self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
+        return self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
+
+    def _measured(self, method: str, steps: int, seed: int) -> dict:
+        """{"row", "receipt"} of one arm: measured now, or read from scores/."""
+        path = self._score_path(method, steps, seed)
         if not path.exists():
             write_atomically(path, json.dumps(self._measure(method, steps, seed), indent=1) + "\n")
         try:
@@ -365,13 +368,16 @@ class Study:
         return shared + [(m, n, s) for m in METHODS for s in p.seeds for n in p.student_steps]
 
     def cascade(self, method: str, seed: int) -> list[dict]:
-        """Train and score one method's students; rows of results."""
-        self.student(method, 1, seed)
-        return [self.score(method, steps, seed) for steps in self.profile.student_steps]
+        """Train (except DDIM, which needs no more) and score one method's arms of one seed; rows of results."""
+        if method in METHODS:
+            self.student(method, 1, seed)
+        return [self.score(*arm) for arm in self.arms() if arm[0] == method and arm[2] == seed]
 
     def train_all(self) -> None:
-        """Every cascade of the study, profile.jobs at a time, each in a process of its own with its share of cores."""
-        waiting = [(m, s) for s in self.profile.seeds for m in METHODS if not self._cascade_done(m, s)]
+        """Train and score every cascade, profile.jobs at a time, each in a process of its own with its share of cores."""
+        cascades = {(method, seed) for method, _, seed in self.arms()}
+        longest_first = ["rdd", "ddim", "rcfd", "cfd", "pd"]
+        waiting = sorted((c for c in cascades if not self._done(*c)), key=lambda c: (longest_first.index(c[0]), c[1]))
         if not waiting:
             return
         self.teacher(), self.extractor()
@@ -380,7 +386,7 @@ class Study:
             for method, seed in waiting:
                 self.cascade(method, seed)
             return
-        total = sum(self.profile.distill.iterations) * len(waiting)
+        total = sum(self.profile.distill.iterations) * sum(method in METHODS for method, _ in waiting)
         label = f"{len(waiting)} cascades, {jobs} at a time"
         context = multiprocessing.get_context("spawn")
         count, threads, began = context.Value("q", 0), max(1, torch.get_num_threads() // jobs), time.perf_counter()
@@ -397,9 +403,8 @@ class Study:
         if progress.mode() == "line":
             print(f"{label}: {total} it in {time.perf_counter() - began:.1f} s", flush=True)
 
-    def _cascade_done(self, method: str, seed: int) -> bool:
-        files = (self._path(f"{method}-{n}", self._student_facts(method, n, seed)) for n in self.profile.student_steps)
-        return all(file.exists() for file in files)
+    def _done(self, method: str, seed: int) -> bool:
+        return all(self._score_path(*arm).exists() for arm in self.arms() if arm[0] == method and arm[2] == seed)
 
     def results(self) -> pd.DataFrame:
         """Every arm's score, as a table with COLUMNS, also written to results.csv."""
