@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from rddlib.errors import UserError
 
+UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
+
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Relational Diffusion Distillation: study it, reproduce it, use it.",
 )  # fmt: skip
 
@@ -35,9 +36,10 @@ def parse_overrides(settings: list[str] | None) -> dict[str, str]:
     return overrides
 
 
-@app.callback()
-def _main() -> None:
-    """A callback, so that commands keep their names even while there is only one."""
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -54,7 +56,11 @@ def study(
 
     What is done is not done again: a second run takes seconds, a killed one goes on where it stopped.
 
-    Examples:  rdd study   |   rdd study --profile smoke --out /tmp/try   |   rdd study --set loss.alpha=100 --out runs/a100
+    \b
+    Examples:
+      rdd study
+      rdd study --profile smoke --out runs/try
+      rdd study --set loss.alpha=100 --out runs/alpha100
     """
     from rddlib.runner import run_study
     from rddlib.study import default_out
@@ -64,7 +70,7 @@ def study(
     print(f"Open {page} in a browser.")
 
 
-bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios within one run.")
+bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
 app.add_typer(bench, name="bench")
 
 
@@ -82,7 +88,10 @@ def bench_losses_command(
 ) -> None:
     """Extra peak memory and time of the relational losses' two forms, forward and backward, each in its own process.
 
-    Examples:  rdd bench losses --size cifar10   |   rdd bench losses --out data/results/bench_losses.json
+    \b
+    Examples:
+      rdd bench losses --size cifar10
+      rdd bench losses --out data/results/bench_losses.json
     """
     from rddlib.bench import SIZES, bench_losses, format_table, write_json
     from rddlib.progress import make_bar
@@ -125,11 +134,11 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"rdd: {error}", file=sys.stderr)
         sys.exit(2)
-    except click.UsageError as error:
+    except UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         print(f"rdd: {error.format_message()}{where}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("rdd: interrupted; the same command goes on where this stopped", file=sys.stderr)
         sys.exit(130)
 

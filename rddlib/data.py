@@ -61,7 +61,7 @@ def load_dataset(name: str, split: str = "all") -> ImageDataset:
     so that it shares no image with the extractor) and "test" (297). Raises UserError for unknown names.
     """
     if name != "digits":
-        raise UserError(f"unknown data set {name!r}: known are digits")
+        raise UserError(f"data set {name!r} cannot be loaded by this version: known are digits")
     dataset = _digits()
     if split == "all":
         return dataset

@@ -53,13 +53,15 @@ def show_images(ax, images: Tensor, columns: int, title: str = "") -> None:
 
 def image_rows(rows: dict[str, Tensor], title: str = "", width: float = 8.0) -> Figure:
     """One labelled row of images for each entry of {label: [N, C, H, W]}; the same column is the same noise or image."""
-    count = max(len(images) for images in rows.values())
-    figure, axes = plt.subplots(len(rows), 1, figsize=(width, (width / count + 0.08) * len(rows) + 0.4), squeeze=False)
+    count, left, head = max(len(images) for images in rows.values()), 0.17, 0.35
+    row_height = width * (0.99 - left) / count * 1.06  # square images and a little air
+    height = row_height * len(rows) + head
+    figure, axes = plt.subplots(len(rows), 1, figsize=(width, height), squeeze=False)
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
         show_images(ax, images, count)
         ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    figure.subplots_adjust(left=0.17, right=0.99, top=1 - 0.35 / figure.get_figheight(), bottom=0.01, hspace=0.08)
+    figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
+    figure.subplots_adjust(left=left, right=0.99, top=1 - head / height, bottom=0, hspace=0.06)
     return figure
 
 
@@ -118,6 +120,8 @@ def matrices_figure(matrices: dict[str, Tensor], title: str, label: str, shared:
         limits = dict(vmin=low, vmax=high) if shared else {}
         drawn = ax.imshow(matrix.detach().cpu(), cmap="viridis", interpolation="nearest", **limits)
         ax.set(title=name, xlabel="pixel b", ylabel="pixel a")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.get_major_locator().set_params(integer=True)
         if not shared:
             figure.colorbar(drawn, ax=ax, shrink=0.75, label=label)
     if shared:
@@ -139,7 +143,7 @@ def scores_figure(table: pd.DataFrame, samples: int) -> Figure:
         ticks = sorted(table["steps"].unique())
         ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=labels[column], xticks=ticks)
         ax.set_xticklabels(ticks)
-        ax.minorticks_off()
+        ax.xaxis.minorticks_off()
         ax.set_title("Lower is better", fontsize=10)
     axes[0].legend(fontsize=8)
     return figure

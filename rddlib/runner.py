@@ -5,11 +5,16 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from rddlib import progress
 from rddlib.checkpoint import write_atomically
+from rddlib.data import load_dataset
 from rddlib.errors import UserError
 from rddlib.evaluation import shipped
 from rddlib.profiles import load_profile
@@ -144,9 +149,25 @@ def run_study(
     from rddlib.report import write_report
 
     profile, notebooks = load_profile(profile_name, overrides), selected(only, start)
+    load_dataset(profile.data.name)  # better now than in the first notebook
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
     for notebook in notebooks:
         check_parameters(notebook, parameters)
     prepare_folder(out, profile, overrides, seed, update)
-    executed = [run_notebook(notebook, out, parameters) for notebook in notebooks]
-    return write_report(Study(profile, out, seed), executed)
+    with _alone_in(out):
+        executed = [run_notebook(notebook, out, parameters) for notebook in notebooks]
+        return write_report(Study(profile, out, seed), executed)
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the study's folder; the lock goes with the process, however that ends."""
+    lock = FileLock(out / ".running")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process is running the study in {out}: wait for it or choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()

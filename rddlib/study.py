@@ -394,10 +394,13 @@ class Study:
             concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, (count, threads)) as pool,
             progress.make_bar(label, total) as bar,
         ):
+            bar.set_postfix_str("processes are starting")
             running = {pool.submit(_run_cascade, self.profile, self.out, self.seed, *arm) for arm in waiting}
             while running:
                 done, running = concurrent.futures.wait(running, timeout=0.5)
-                bar.update(count.value - bar.n)
+                if count.value > bar.n:
+                    bar.set_postfix_str("", refresh=False)
+                    bar.update(count.value - bar.n)
                 for finished in done:
                     finished.result()
         if progress.mode() == "line":

@@ -1,12 +1,26 @@
-import os
 import subprocess
 import sys
 
 import pytest
 
+from rddlib.cli import main
 
-def rdd(*arguments, **kwargs):
-    return subprocess.run([sys.executable, "-m", "rddlib.cli", *arguments], capture_output=True, text=True, **kwargs)
+
+@pytest.fixture
+def rdd(capsys, monkeypatch):
+    """Run the command in this process: rdd("study", ...) -> (exit status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            main(list(arguments))
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -15,35 +29,43 @@ def rdd(*arguments, **kwargs):
     (["study", "--set", "loss.alpha"], "section.field=value"),
     (["study", "--set", "loss.tau_m=-1"], "above 0"),
     (["study", "--profil", "digits"], "No such option"),
-    (["study", "--seed", "one"], "not a valid int"),
+    (["study", "--seed", "one"], "valid integer"),
     (["study", "--only", "17"], "no notebook 17"),
+    (["study", "--profile", "cifar10"], "cannot be loaded by this version"),
     (["stduy"], "No such command"),
+    (["bench", "losses", "--size", "huge"], "known are all, cifar10"),
+    (["bench", "losses", "--dtype", "int8"], "expected 'float32'"),
 ])  # fmt: skip
-def test_bad_input_is_one_line_and_status_2(arguments, words, tmp_path):
+def test_bad_input_is_one_line_and_status_2(rdd, arguments, words, tmp_path):
     out = ["--out", str(tmp_path / "out")] if arguments[0] == "study" else []
-    done = rdd(*arguments, *out)
-    assert done.returncode == 2 and words in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr + done.stdout
+    status, printed, errors = rdd(*arguments, *out)
+    assert status == 2 and words in errors and errors.count("\n") == 1 and errors.startswith("rdd: ") and not printed
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_the_installed_command_does_the_same(tmp_path):
+    command = [sys.executable, "-m", "rddlib.cli", "study", "--profile", "digts", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(rdd, tmp_path):
     (tmp_path / "file").write_text("kept")
-    done = rdd("study", "--profile", "smoke", "--out", str(tmp_path / "file" / "out"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot write" in done.stderr, done.stderr
+    status, _, errors = rdd("study", "--profile", "smoke", "--out", str(tmp_path / "file" / "out"))
+    assert status == 2 and errors.count("\n") == 1 and "cannot write" in errors, errors
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_the_metric_network_is_never_overwritten(tmp_path):
+def test_the_metric_network_is_never_overwritten(rdd, tmp_path):
     (tmp_path / "net").write_text("old")
-    done = rdd("metric-network", "--out", str(tmp_path / "net"))
-    assert done.returncode == 2 and "exists" in done.stderr and (tmp_path / "net").read_text() == "old"
+    status, _, errors = rdd("metric-network", "--out", str(tmp_path / "net"))
+    assert status == 2 and "exists" in errors and (tmp_path / "net").read_text() == "old"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["metric-network", "--help"]])
-def test_help_is_readable(arguments):
-    done = rdd(*arguments, env={**os.environ, "COLUMNS": "100"})
-    assert done.returncode == 0 and "Usage: rdd" in done.stdout and max(map(len, done.stdout.splitlines())) <= 100
+@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["metric-network", "--help"], []])
+def test_help_is_readable(rdd, arguments):
+    status, printed, _ = rdd(*arguments)
+    assert status == 0 and "Usage: rdd" in printed and max(map(len, printed.splitlines())) <= 100
 
 
 def test_importing_the_core_needs_no_extra():

@@ -33,7 +33,7 @@ def test_floats_and_uint8_are_inverse():
 
 
 @pytest.mark.parametrize(
-    "name, split, words", [("digit", "all", "unknown data set"), ("digits", "valid", "unknown split")]
+    "name, split, words", [("digit", "all", "cannot be loaded"), ("digits", "valid", "unknown split")]
 )
 def test_unknown_names_are_refused(name, split, words):
     with pytest.raises(UserError, match=words):

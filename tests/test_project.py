@@ -71,3 +71,19 @@ def test_published_results_have_receipts_and_follow_from_their_seeds():
     published = pd.read_csv(folder / "digits.csv")
     pd.testing.assert_frame_equal(published, summarise(rows), check_dtype=False, rtol=1e-4)
     assert (published.query("method in ['pd', 'cfd', 'rcfd', 'rdd'] and steps <= 4")["seeds"] == 3).all()
+
+
+def equation_rows():
+    lines = (TOP / "CONTRIBUTING.md").read_text().split("| equation | function |")[1].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| Eq.")]
+
+
+@pytest.mark.parametrize("equations, function", equation_rows(), ids=lambda x: x[:40])
+def test_every_function_of_the_equation_table_exists_and_cites_its_equation(equations, function):
+    import importlib
+
+    module, name = re.match(r"`([\w.]+)\.(\w+)`", function).groups()
+    documentation = getattr(importlib.import_module(module), name).__doc__
+    for cited in equations.split(";"):
+        number, authors = re.match(r"\s*Eq\. ([\d-]+),? (Feng|Sun|of the supplement)", cited).groups()
+        assert re.search(rf"Eq\. {number}\b", documentation) and authors in documentation, (cited, documentation)

@@ -3,6 +3,8 @@ import html.parser
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 
 from rddlib.errors import UserError
 from rddlib.profiles import load_profile
-from rddlib.runner import check_parameters, collapse_carriage_returns, notebook_files, run_study, selected
+from rddlib.runner import _alone_in, check_parameters, collapse_carriage_returns, notebook_files, run_study, selected
 from rddlib.study import COLUMNS, Study, open_study, prepare_folder, summarise
 
 
@@ -129,6 +131,33 @@ def test_folders_that_are_not_a_studys_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         prepare_folder(tmp_path / "letter.txt", load_profile("smoke"), {}, 0)
     assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def test_one_study_at_a_time_in_a_folder(smoke_run):
+    from filelock import FileLock
+
+    out, _ = smoke_run
+    with FileLock(out / ".running"), pytest.raises(UserError, match="another process"):
+        run_study("smoke", {}, out)
+
+
+def test_killed_study_goes_on_where_it_stopped(tmp_path):
+    """kill -9 once the base model is made: the next run finds it, and the folder is not left locked."""
+    command = [sys.executable, "-m", "rddlib.cli", "study", "--profile", "smoke", "--only", "02", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not (made := list((tmp_path / "checkpoints").glob("base-*.safetensors"))):
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+    before = made[0].stat().st_mtime_ns
+    study = open_study("smoke", tmp_path)
+    study.teacher()
+    assert made[0].stat().st_mtime_ns == before and not list(tmp_path.glob("checkpoints/.*.safetensors.*"))
+    with _alone_in(tmp_path):
+        pass
 
 
 def test_update_lets_a_folder_take_a_change(tmp_path):

@@ -1,0 +1,100 @@
+"""The RDD objective and the training loop on two processes: one global batch, one queue, different noise."""
+
+import json
+import subprocess
+import sys
+
+import torch
+
+from rddlib.data import load_dataset
+from rddlib.denoiser import Denoiser
+from rddlib.distributed import rank, world_size
+from rddlib.extractor import build_extractor
+from rddlib.objectives import RDD
+from rddlib.recipes import distill
+from rddlib.schedule import CosineSchedule
+from rddlib.training import TrainConfig
+from rddlib.unet import UNet, UNetConfig
+
+N = 4
+
+
+def parts():
+    torch.manual_seed(0)
+    student = torch.nn.Conv2d(1, 1, 3, padding=1).double()
+    extractor = build_extractor("small_resnet", 1, 10).double()
+    objective = RDD(extractor, 0.9, alpha=3.0, beta=0.7, queue_size=50, draws=16, per_image=4).double()
+    x, x_T = torch.rand(2, N, 1, 8, 8, dtype=torch.float64) * 2 - 1
+    return student, objective, x, x_T
+
+
+def measure(student, objective, x, x_T) -> dict:
+    """Two iterations on this process's share; the second compares with the queue that the first filled."""
+    shared, t = torch.Generator().manual_seed(1), torch.full((len(x),), 0.5)
+    for _ in range(2):
+        student.zero_grad()
+        objective.zero_grad()
+        total, terms = objective(student(x), x_T, t, shared)
+        total.backward()
+        objective.after_step(shared)
+    flat = lambda module: torch.cat([p.grad.flatten() for p in module.parameters()]).tolist()  # noqa: E731
+    return {"terms": {name: float(value.detach()) for name, value in terms.items()}, "student": flat(student),
+            "head": flat(objective.head), "queue": objective.queue.rows.flatten().tolist()}  # fmt: skip
+
+
+def trained() -> dict:
+    """A short distillation through the training loop: what must agree between processes, and what must not."""
+    torch.manual_seed(0)
+    schedule, seen = CosineSchedule(), []
+    teacher = Denoiser(UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4)), schedule, "v")
+    objective = RDD(build_extractor("small_resnet", 1, 10), 0.9, queue_size=50, draws=16, per_image=2)
+    original = objective.terms
+
+    def spy(x_student, x_teacher, t, generator):
+        seen.append([float(x_teacher.sum()), *t.tolist()])
+        return original(x_student, x_teacher, t, generator)
+
+    objective.terms = spy
+    student = distill(teacher, load_dataset("digits"), 4, objective, TrainConfig(3, 8, 1e-3), seed=0)
+    weights = torch.cat([p.flatten() for p in student.parameters()])
+    return {"weights": weights.tolist(), "rows": objective.queue.rows.flatten().tolist(), "seen": seen}
+
+
+def worker(folder):
+    torch.distributed.init_process_group("gloo")
+    student, objective, x, x_T = parts()
+    mine = slice(rank() * N // 2, (rank() + 1) * N // 2)
+    found = measure(torch.nn.parallel.DistributedDataParallel(student), objective, x[mine], x_T[mine])
+    found |= {"world": world_size(), "trained": trained()}
+    with open(f"{folder}/{rank()}.json", "w") as file:
+        json.dump(found, file)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = ["env", "ACCELERATE_USE_CPU=true", *launch, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in range(2))
+    assert first["world"] == second["world"] == 2
+
+    expected = measure(*parts())
+    for found in (first, second):
+        for part in ("student", "head", "queue"):
+            close = dict(rtol=1e-9, atol=1e-12) if part != "queue" else dict(rtol=1e-6, atol=1e-7)  # held in float32
+            torch.testing.assert_close(torch.tensor(found[part]), torch.tensor(expected[part]), **close)
+        for name in ("is_p2p", "m_p2p"):  # of the whole batch on every process
+            assert abs(found["terms"][name] - expected["terms"][name]) < 1e-10
+    shares = (first["terms"]["cfd"] + second["terms"]["cfd"]) / 2
+    assert abs(shares - expected["terms"]["cfd"]) < 1e-10  # each process has its part, the mean is the whole
+
+    assert first["trained"]["weights"] == second["trained"]["weights"]
+    assert first["trained"]["rows"] == second["trained"]["rows"]
+    assert all(a != b for a, b in zip(first["trained"]["seen"], second["trained"]["seen"], strict=True))
+    assert len(first["trained"]["seen"][0]) == 1 + 4  # a batch of 8 is 4 for each process
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    worker(sys.argv[1])
