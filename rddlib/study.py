@@ -51,9 +51,10 @@ def default_out(profile: str) -> Path:
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Dotted names whose values differ. A field that an earlier version did not have yet is none of them."""
     names = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
+    for name in sorted(old.keys() & new.keys()):
+        a, b = old[name], new[name]
         if isinstance(a, dict) and isinstance(b, dict):
             names += _differences(a, b, f"{prefix}{name}.")
         elif a != b:
