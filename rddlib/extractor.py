@@ -34,6 +34,18 @@ class FeatureExtractor(nn.Module):
         self.trunk, self.norm, self.channels, self.map_at = trunk, norm, channels, map_at
         self.fc = nn.Linear(channels, num_classes)
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The feature maps [N, C_k, H_k, W_k] after each stage: the last map of every resolution on the way down."""
+        maps: list[Tensor] = []
+        h = images
+        for layer in self.trunk:
+            h = layer(h)
+            if maps and maps[-1].shape[2:] == h.shape[2:]:
+                maps[-1] = h
+            else:
+                maps.append(h)
+        return maps
+
     def forward(self, images: Tensor) -> Features:
         conv = self.trunk(images)
         relu = F.relu(self.norm(conv))

@@ -16,6 +16,7 @@ from rddlib.losses import (
     m_p2p_loss,
     pd_loss,
     perceptual_loss,
+    stage_perceptual_loss,
 )
 from rddlib.pixel_queue import RELEASED_RULES, PixelQueue
 from rddlib.schedule import Schedule
@@ -70,6 +71,10 @@ class Objective(nn.Module):
     def after_step(self, generator: torch.Generator) -> None:
         """Nothing to do, unless the objective keeps a memory."""
 
+    def status(self) -> dict[str, Tensor]:
+        """What else to log with the terms."""
+        return {}
+
 
 def _gradient(term: Tensor, x_student: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(term, x_student, retain_graph=True)
@@ -110,19 +115,27 @@ class PD(Objective):
 class PDPerceptual(PD):
     """PD with a perceptual distance beside it: "PD + LPIPS" of Tables 1 and 2, Feng et al. 2024.
 
-    network: from `rddlib.losses.load_lpips()`; weight: of the perceptual term.
+    network: LPIPS, from `rddlib.losses.load_lpips()`; or a FeatureExtractor, whose stages are then compared in LPIPS's
+    form, for images that VGG makes no sense of. The term is called "lpips" or "stages" accordingly: the second is not
+    LPIPS. weight: of that term.
     """
 
     def __init__(self, schedule: Schedule, network: nn.Module, weight: float = 1.0):
         super().__init__(schedule)
         object.__setattr__(self, "network", network.eval().requires_grad_(False))
-        self.weights = {"pd": 1.0, "lpips": weight}
+        self.name = "stages" if isinstance(network, FeatureExtractor) else "lpips"
+        self.weights = {"pd": 1.0, self.name: weight}
+
+    def _distance(self, x_student: Tensor, x_teacher: Tensor) -> Tensor:
+        if self.name == "lpips":
+            return perceptual_loss(x_student, x_teacher, self.network)
+        with torch.no_grad():
+            stages_teacher = self.network.stages(x_teacher)
+        return stage_perceptual_loss(self.network.stages(x_student), stages_teacher)
 
     def terms(self, x_student, x_teacher, t, generator):
-        return {
-            "pd": pd_loss(x_student, x_teacher, t, self.schedule),
-            "lpips": perceptual_loss(x_student, x_teacher, self.network),
-        }
+        pd = pd_loss(x_student, x_teacher, t, self.schedule)
+        return {"pd": pd, self.name: self._distance(x_student, x_teacher)}
 
 
 class CFD(Objective):
@@ -244,3 +257,7 @@ class RDD(CFD):
     def after_step(self, generator: torch.Generator) -> None:
         """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
         self._push(generator)
+
+    def status(self) -> dict[str, Tensor]:
+        """Rows in the queue when the terms were made: 0 says why they lack M_P2P."""
+        return {"queue_rows": torch.tensor(float(len(self.queue)))}

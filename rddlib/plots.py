@@ -212,7 +212,9 @@ def relation_figure(images: Tensor, pixel: tuple[int, int], teacher: Tensor, stu
     teacher, student [h, w]: its relations as shares of 1, drawn in per cent.
     """
     figure, axes = plt.subplots(1, 5, figsize=(12, 3))
-    figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.28)  # a slider must not wait for a solver
+    figure.subplots_adjust(
+        left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.28
+    )  # a slider must not wait for a solver
     for ax, image, name in zip(axes, images, ("image i", "image j"), strict=False):
         ax.imshow(tile(image[None], 1), extent=(0, teacher.shape[1], teacher.shape[0], 0), interpolation="nearest")
         ax.set(xlabel="column of the map", ylabel="row of the map")

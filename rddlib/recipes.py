@@ -117,7 +117,7 @@ def distill(
         x_teacher = two_step_target(teacher, z, t, 1 / (2 * steps), y)
         x_student = model(z, t, y)
         total, terms = objective(x_student, x_teacher, t, step.shared)
-        return total, {**terms, **(microscope(terms, x_student) if watch and step.logged else {})}
+        return total, {**terms, **objective.status(), **(microscope(terms, x_student) if watch and step.logged else {})}
 
     return Trainer(config, seed, len(dataset), label or f"{2 * steps} to {steps} steps", files).fit(
         teacher,

@@ -166,7 +166,9 @@ def _alone_in(out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"another process is running the study in {out}: wait for it or choose another --out") from error
+        raise UserError(
+            f"another process is running the study in {out}: wait for it or choose another --out"
+        ) from error
     try:
         yield
     finally:

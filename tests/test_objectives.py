@@ -2,8 +2,16 @@ import pytest
 import torch
 
 from rddlib.extractor import build_extractor
-from rddlib.losses import cfd_loss, diversity_loss, entropy_loss, is_p2p_loss, m_p2p_loss, pd_loss
-from rddlib.objectives import CFD, PD, RCFD, RDD, RELEASED_SWITCHES, microscope, projection_head
+from rddlib.losses import (
+    cfd_loss,
+    diversity_loss,
+    entropy_loss,
+    is_p2p_loss,
+    m_p2p_loss,
+    pd_loss,
+    stage_perceptual_loss,
+)
+from rddlib.objectives import CFD, PD, RCFD, RDD, RELEASED_SWITCHES, PDPerceptual, microscope, projection_head
 from rddlib.schedule import CosineSchedule
 
 T = torch.tensor([0.25, 0.5, 1.0])
@@ -103,6 +111,23 @@ def test_projection_head_is_two_pointwise_convolutions():
     layers = [type(m).__name__ for m in projection_head(6)]
     assert layers == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
     assert projection_head(6)(torch.randn(2, 6, 3, 3)).shape == (2, 6, 3, 3)
+
+
+def test_perceptual_terms_carry_their_own_names(extractor, images):
+    x_S, x_T = images
+    loss = PDPerceptual(CosineSchedule(), extractor, weight=2.0)(x_S, x_T, T, torch.Generator())
+    stages = stage_perceptual_loss(extractor.stages(x_S), extractor.stages(x_T))
+    torch.testing.assert_close(loss.total, pd_loss(x_S, x_T, T, CosineSchedule()) + 2 * stages)
+    assert list(loss.terms) == ["pd", "stages"]
+    assert [m.shape[1:] for m in extractor.stages(x_S)] == [(48, 8, 8), (96, 4, 4)]
+
+
+def test_an_empty_queue_is_reported(extractor, images):
+    objective = rdd(extractor)
+    terms = objective(*images, T, torch.Generator()).terms
+    assert "m_p2p" not in terms and objective.status() == {"queue_rows": 0}
+    objective.after_step(torch.Generator())
+    assert objective.status() == {"queue_rows": 12}
 
 
 def test_options_of_cfd(extractor, images):

@@ -143,7 +143,18 @@ def test_one_study_at_a_time_in_a_folder(smoke_run):
 
 def test_killed_study_goes_on_where_it_stopped(tmp_path):
     """kill -9 once the base model is made: the next run finds it, and the folder is not left locked."""
-    command = [sys.executable, "-m", "rddlib.cli", "study", "--profile", "smoke", "--only", "02", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "rddlib.cli",
+        "study",
+        "--profile",
+        "smoke",
+        "--only",
+        "02",
+        "--out",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         while not (made := list((tmp_path / "checkpoints").glob("base-*.safetensors"))):
