@@ -39,6 +39,11 @@ class Denoiser(nn.Module):
             raise ValueError(f"prediction is {prediction!r}, expected one of {PREDICTIONS}")
         self.network, self.schedule, self.prediction = network, schedule, prediction
 
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network's labels may take; 0 for an unconditional network or a plain callable."""
+        return getattr(getattr(self.network, "config", None), "num_classes", 0)
+
     def forward(self, z: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         t = torch.as_tensor(t, device=z.device, dtype=torch.float64).expand(z.shape[0])
         output = self.network(z, t) if y is None else self.network(z, t, y)

@@ -42,3 +42,9 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def broadcast(x: Tensor) -> None:
+    """Overwrite x on every rank with rank 0's; nothing on one process."""
+    if world_size() > 1:
+        dist.broadcast(x, 0)

@@ -42,7 +42,8 @@ def shipped(relative: str) -> Path:
 
 def load_metric_network(path: Path | None = None) -> MetricNetwork:
     """The network that scores digits, from its checkpoint (default: the shipped one), checksum verified."""
-    tensors, info = load_checkpoint(path or shipped(f"data/{DIGITS_NETWORK}"))
+    path = path or shipped(f"data/{DIGITS_NETWORK}")
+    tensors, info = load_checkpoint(path)
     if info.get("kind") != "metric network":
         raise UserError(f"{path} holds no metric network: make one with `rdd metric-network`")
     network = MetricNetwork()
@@ -165,12 +166,16 @@ def sample_images(
     device: torch.device | str = "cpu",
     label: str = "sampling",
 ) -> Tensor:
-    """Draw uint8 images [count, *shape] with DDIM; the same seed gives the same noise to every method and batch size."""
-    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+    """Draw uint8 images [count, *shape] with DDIM; the same seed gives the same noise (and, for a
+    class-conditional denoiser, the same random labels) to every method and batch size."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, *shape, generator=generator)
+    labels = torch.randint(denoiser.num_classes, (count,), generator=generator) if denoiser.num_classes else None
     images = []
     for batch in Progress(label, -(-count // batch_size), unit="batches", quiet=True):
-        chunk = noise[batch * batch_size : (batch + 1) * batch_size].to(device)
-        images.append(to_uint8(ddim_sample(denoiser, chunk, steps, clip=clip)).cpu())
+        rows = slice(batch * batch_size, (batch + 1) * batch_size)
+        y = None if labels is None else labels[rows].to(device)
+        images.append(to_uint8(ddim_sample(denoiser, noise[rows].to(device), steps, y=y, clip=clip)).cpu())
     return torch.cat(images)
 
 
@@ -221,12 +226,20 @@ class Receipt:
     git_commit: str
     torch: str
     precision: str
+    training_precision: str
     hardware: str
     written: str
 
     @classmethod
     def make(
-        cls, reference: ImageDataset, samples: int, steps: int, clip: bool, noise_seed: int, checkpoint: str
+        cls,
+        reference: ImageDataset,
+        samples: int,
+        steps: int,
+        clip: bool,
+        noise_seed: int,
+        checkpoint: str,
+        training_precision: str,
     ) -> "Receipt":
         """Fill in what follows from this machine and checkout."""
         return cls(
@@ -246,6 +259,7 @@ class Receipt:
             git_commit=git_commit(),
             torch=torch.__version__,
             precision="float32",
+            training_precision=training_precision,
             hardware=hardware(),
             written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )

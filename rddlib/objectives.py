@@ -1,12 +1,13 @@
 """What a student minimises: named sums of losses between its image x^S and the teacher's x^T."""
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rddlib.distributed import all_gather_grad, sum_over_ranks
+from rddlib.distributed import all_gather_grad, sum_over_ranks, world_size
 from rddlib.extractor import FeatureExtractor, Features
 from rddlib.losses import (
     cfd_loss,
@@ -25,8 +26,9 @@ RELEASED_SWITCHES = {
     **RELEASED_RULES,
     "queue_push": "the teacher's pixels are pushed before the loss, not after the iteration",
     "local_batch": "IS_P2P relates the images of each process only, not those of all",
-    "head_rate": "the projection head learns at a constant rate, while the student's follows its schedule",
+    "head_free": "the projection head learns at a constant rate and unclipped, while the student has a schedule and clipping",
 }
+WEIGHTS = ("fixed", "balanced")
 
 
 class Loss(NamedTuple):
@@ -64,7 +66,8 @@ class Objective(nn.Module):
         if not wanted or not x_student.requires_grad:
             return {}
         first = next(iter(terms))
-        norms = {name: _global_norm(_gradient(terms[name], x_student)) for name in {first, *wanted}}
+        # In one order on every rank: each norm is a collective.
+        norms = {name: _global_norm(_gradient(terms[name], x_student)) for name in dict.fromkeys([first, *wanted])}
         tiny = torch.finfo(x_student.dtype).tiny
         return {name: self.shares[name] * norms[first] / norms[name].clamp(min=tiny) for name in wanted}
 
@@ -77,28 +80,44 @@ class Objective(nn.Module):
 
 
 def _gradient(term: Tensor, x_student: Tensor) -> Tensor:
+    """This rank's part of the gradient of the term's mean over ranks: what DistributedDataParallel would make of it."""
     (gradient,) = torch.autograd.grad(term, x_student, retain_graph=True)
-    return gradient
+    return gradient / world_size()
+
+
+def _global_dot(a: Tensor, b: Tensor) -> Tensor:
+    return sum_over_ranks((a * b).sum())
 
 
 def _global_norm(gradient: Tensor) -> Tensor:
-    return sum_over_ranks(gradient.square().sum()).sqrt()
+    return _global_dot(gradient, gradient).sqrt()
 
 
 def microscope(terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
     """Look at each term's gradient at the student's image, before any weight.
 
-    terms: scalars by name, with their graph; x_student: [N, C, H, W], requires a gradient. Returns "gradient/a", the
-    norm of d a/d x_student, and "cosine/a,b" for each pair.
+    terms: scalars by name, with their graph; x_student: [N, C, H, W], requires a gradient; all ranks call it together
+    and see the whole batch. Returns "gradient/a", the norm of d a/d x_student, and "cosine/a,b" for each pair.
     """
     gradients = {name: _gradient(term, x_student) for name, term in terms.items()}
-    report = {f"gradient/{name}": gradient.norm() for name, gradient in gradients.items()}
-    names = list(gradients)
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            u, v = gradients[a].flatten(), gradients[b].flatten()
-            report[f"cosine/{a},{b}"] = torch.nn.functional.cosine_similarity(u, v, dim=0)
+    norms = {name: _global_norm(gradient) for name, gradient in gradients.items()}
+    report = {f"gradient/{name}": norm for name, norm in norms.items()}
+    for a, b in itertools.combinations(gradients, 2):
+        tiny = torch.finfo(x_student.dtype).tiny
+        report[f"cosine/{a},{b}"] = _global_dot(gradients[a], gradients[b]) / (norms[a] * norms[b]).clamp(min=tiny)
     return report
+
+
+class _Frozen:
+    """A module held outside the module tree: moved along with its holder, but no part of what training changes."""
+
+    def _hold(self, name: str, module: nn.Module) -> None:
+        object.__setattr__(self, name, module.eval().requires_grad_(False))
+        object.__setattr__(self, "_held", module)
+
+    def _apply(self, fn, *arguments, **options):
+        self._held._apply(fn, *arguments, **options)
+        return super()._apply(fn, *arguments, **options)
 
 
 class PD(Objective):
@@ -112,7 +131,7 @@ class PD(Objective):
         return {"pd": pd_loss(x_student, x_teacher, t, self.schedule)}
 
 
-class PDPerceptual(PD):
+class PDPerceptual(_Frozen, PD):
     """PD with a perceptual distance beside it: "PD + LPIPS" of Tables 1 and 2, Feng et al. 2024.
 
     network: LPIPS, from `rddlib.losses.load_lpips()`; or a FeatureExtractor, whose stages are then compared in LPIPS's
@@ -122,7 +141,7 @@ class PDPerceptual(PD):
 
     def __init__(self, schedule: Schedule, network: nn.Module, weight: float = 1.0):
         super().__init__(schedule)
-        object.__setattr__(self, "network", network.eval().requires_grad_(False))
+        self._hold("network", network)
         self.name = "stages" if isinstance(network, FeatureExtractor) else "lpips"
         self.weights = {"pd": 1.0, self.name: weight}
 
@@ -138,7 +157,7 @@ class PDPerceptual(PD):
         return {"pd": pd, self.name: self._distance(x_student, x_teacher)}
 
 
-class CFD(Objective):
+class CFD(_Frozen, Objective):
     """Classifier-based feature distillation: KL(softmax(F^T/tau) || softmax(F^S))  (Eq. 4, Feng et al. 2024).
 
     extractor: frozen here, and no part of this module's state; temperature: tau of the teacher's features, in (0, 1] as
@@ -150,8 +169,7 @@ class CFD(Objective):
         self, extractor: FeatureExtractor, temperature: float, *, dual: bool = False, predictions: bool = False
     ):
         super().__init__()
-        # Held outside the module tree: a frozen extractor is no part of the state that training changes.
-        object.__setattr__(self, "extractor", extractor.eval().requires_grad_(False))
+        self._hold("extractor", extractor)
         self.temperature, self.dual, self.predictions = temperature, dual, predictions
         self.weights = {"cfd": 1.0}
 
@@ -202,8 +220,9 @@ class RDD(CFD):
     compared with; per_image: K pixels pushed of each map. The queue is filled after each update, so the first iteration
     has none and leaves M_P2P out. Over several processes the relations span all of them.
 
-    alpha_share, beta_share: above 0, weigh IS_P2P or M_P2P so that its gradient has this share of CFD's, instead of
-    alpha or beta. released: names of RELEASED_SWITCHES to follow instead of the paper.
+    weights: "fixed", alpha and beta multiply the losses; "balanced", they say how large the gradients of IS_P2P and M_P2P
+    at the student's image should be as a share of CFD's. released: names of RELEASED_SWITCHES to follow instead of the
+    paper. Raises ValueError for unknown names of either.
     """
 
     def __init__(
@@ -218,18 +237,19 @@ class RDD(CFD):
         queue_size: int = 20_000,
         draws: int = 2048,
         per_image: int = 1,
-        alpha_share: float = 0.0,
-        beta_share: float = 0.0,
+        weights: str = "fixed",
         released: Collection[str] = (),
         **options,
     ):
         super().__init__(extractor, temperature, **options)
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights is {weights!r}, expected one of {WEIGHTS}")
         unknown = set(released) - RELEASED_SWITCHES.keys()
         if unknown:
             raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_SWITCHES)}")
         self.tau_is, self.tau_m, self.draws, self.per_image = tau_is, tau_m, draws, per_image
         self.weights = {"cfd": 1.0, "is_p2p": alpha, "m_p2p": beta}
-        self.shares = {name: s for name, s in (("is_p2p", alpha_share), ("m_p2p", beta_share)) if s > 0}
+        self.shares = {"is_p2p": alpha, "m_p2p": beta} if weights == "balanced" else {}
         self.released = frozenset(released)
         self.head = projection_head(extractor.channels)
         self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())

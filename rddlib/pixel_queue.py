@@ -56,11 +56,10 @@ class PixelQueue(nn.Module):
         """
         if map_teacher.ndim != 4 or map_teacher.shape[1] != self.channels:
             raise ValueError(f"map_teacher is {tuple(map_teacher.shape)}, expected [N, {self.channels}, H, W]")
-        area = map_teacher.shape[2] * map_teacher.shape[3]
-        if not 1 <= per_image <= area:
-            raise ValueError(f"per_image is {per_image}, expected 1..{area} (the map's pixels)")
         candidates = self._candidates(F.normalize(map_teacher.float(), dim=1))  # [images, rows each, C]
         count, area = candidates.shape[:2]
+        if not 1 <= per_image <= area:
+            raise ValueError(f"per_image is {per_image}, expected 1..{area} (the pixels to choose from)")
         device = generator.device if generator is not None else "cpu"
         scores = torch.rand(count, area, generator=generator, device=device)
         chosen = scores.topk(per_image, dim=1).indices.to(candidates.device)  # a random subset of each image

@@ -10,7 +10,7 @@ import yaml
 
 from rddlib.errors import UserError
 from rddlib.extractor import EXTRACTORS, MAPS
-from rddlib.objectives import RELEASED_SWITCHES
+from rddlib.objectives import RELEASED_SWITCHES, WEIGHTS
 from rddlib.training import TrainConfig
 from rddlib.unet import UNetConfig
 
@@ -96,13 +96,14 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and temperatures.
+    """Weights, temperatures and variants.
 
-    alpha, beta, tau_is, tau_m, queue_size, draws, per_image: of RDD (Eq. 7-10, Feng et al. 2024); alpha_share and
-    beta_share: above 0, the size of IS_P2P's and M_P2P's gradients as a share of CFD's, in place of alpha and beta;
-    released: where to follow the released code instead of the paper, names of RELEASED_SWITCHES; rcfd_beta, rcfd_gamma:
-    of RCFD (Eq. 7, Sun et al. 2023); dual: CFD's temperature on both sides (Eq. 8 there); predictions: CFD on class
-    predictions instead of features; watch: log the gradients of the terms.
+    alpha, beta, tau_is, tau_m, queue_size, draws, per_image: of RDD (Eq. 7-10, Feng et al. 2024). weights: "fixed", or
+    "balanced" for alpha and beta to say the size of the gradients as a share of CFD's. released: where to follow the
+    released code instead of the paper, names of RELEASED_SWITCHES. rcfd_beta, rcfd_gamma: of RCFD (Eq. 7, Sun et al.
+    2023). dual: CFD's temperature on both sides (Eq. 8 there). predictions: CFD on class predictions instead of features.
+    watch: log the terms' gradients every so many iterations of a training (0: never). debug: stop at the first NaN or
+    infinite feature.
     """
 
     alpha: float = 1.0
@@ -114,20 +115,21 @@ class LossConfig:
     per_image: int = 1
     rcfd_beta: float = 0.003
     rcfd_gamma: float = 0.75
-    alpha_share: float = 0.0
-    beta_share: float = 0.0
+    weights: str = "fixed"
     released: tuple[str, ...] = ()
     dual: bool = False
     predictions: bool = False
-    watch: bool = False
+    watch: int = 0
+    debug: bool = False
 
     def __post_init__(self):
         for name in ("tau_is", "tau_m"):
             _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("alpha", "beta", "rcfd_beta", "alpha_share", "beta_share"):
+        for name in ("alpha", "beta", "rcfd_beta", "watch"):
             _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
         for name in ("queue_size", "draws", "per_image"):
             _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        _check(self.weights in WEIGHTS, f"weights is {self.weights!r}, expected one of {WEIGHTS}")
         unknown = set(self.released) - RELEASED_SWITCHES.keys()
         _check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
         _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
@@ -289,10 +291,14 @@ def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
     """
     if name not in PROFILES:
         raise UserError(f"unknown profile {name!r}{_nearest(name, PROFILES)}: known are {', '.join(PROFILES)}")
-    profile = PROFILES[name]()
+    profile, changes = PROFILES[name](), {}
     for key, text in (overrides or {}).items():
-        profile = _replaced(profile, key.split("."), text, key)
-    return profile
+        _collect(changes, profile, key.split("."), text, key)
+    try:
+        return _rebuilt(profile, changes)  # all at once: fields may depend on each other
+    except ValueError as error:
+        given = " ".join(f"{key}={text}" for key, text in overrides.items())
+        raise UserError(f"--set {given}: {error}") from error
 
 
 def _nearest(word: str, known) -> str:
@@ -300,7 +306,8 @@ def _nearest(word: str, known) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _replaced(config, path: list[str], text: str, key: str):
+def _collect(changes: dict, config, path: list[str], text: str, key: str) -> None:
+    """Put the value of "a.b=text" into the nested changes {"a": {"b": value}}, checked against config's fields."""
     known = {f.name: f for f in fields(config) if f.name != "name" or not isinstance(config, Profile)}
     head, rest = path[0], path[1:]
     if head not in known:
@@ -311,12 +318,15 @@ def _replaced(config, path: list[str], text: str, key: str):
             f"is a section, name one of {', '.join(f.name for f in fields(current))}" if not rest else "has no fields"
         )
         raise UserError(f"--set {key}: {head!r} {what}")
-    kind = typing.get_type_hints(type(config))[head]
-    value = _replaced(current, rest, text, key) if rest else _parsed(text, kind, key)
-    try:
-        return replace(config, **{head: value})
-    except ValueError as error:
-        raise UserError(f"--set {key}={text}: {error}") from error
+    if rest:
+        _collect(changes.setdefault(head, {}), current, rest, text, key)
+    else:
+        changes[head] = _parsed(text, typing.get_type_hints(type(config))[head], key)
+
+
+def _rebuilt(config, changes: dict):
+    inner = {name: _rebuilt(getattr(config, name), c) if isinstance(c, dict) else c for name, c in changes.items()}
+    return replace(config, **inner)
 
 
 def _parsed(text: str, kind, key: str):

@@ -18,7 +18,7 @@ from rddlib.losses import truncated_snr_weight
 from rddlib.objectives import Objective, microscope
 from rddlib.sampling import two_step_target
 from rddlib.schedule import Schedule, expand_to
-from rddlib.training import Step, TrainConfig, Trainer
+from rddlib.training import Step, TrainConfig, Trainer, training_device
 
 
 def add_noise(x: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
@@ -27,9 +27,8 @@ def add_noise(x: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generat
     return expand_to(schedule.alpha(t), x) * x + expand_to(schedule.sigma(t), x) * noise
 
 
-def _labels(dataset: ImageDataset, rows: Tensor, model: nn.Module) -> Tensor | None:
-    config = getattr(getattr(model, "network", None), "config", None)
-    return dataset.labels[rows] if getattr(config, "num_classes", 0) else None
+def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
+    return dataset.labels[rows] if denoiser.num_classes else None
 
 
 def train_base(
@@ -41,6 +40,8 @@ def train_base(
     files: Path | None = None,
 ) -> Denoiser:
     """Train a denoiser on data: E w_t ||x - x_theta(z_t, t)||^2, t uniform in [0, 1], w_t = clip(SNR, 1, snr_max)."""
+
+    dataset = dataset.to(training_device())
 
     def loss(model: nn.Module, step: Step):
         x = dataset.floats(step.rows)
@@ -78,6 +79,8 @@ def train_classifier(
 ) -> nn.Module:
     """Train a classifier with cross-entropy on shifted images; logits(network's output) -> [N, classes]."""
 
+    dataset = dataset.to(training_device())
+
     def loss(model: nn.Module, step: Step):
         images = augment(dataset.floats(step.rows), step.generator, shift)
         total = F.cross_entropy(logits(model(images)), dataset.labels[step.rows])
@@ -95,19 +98,22 @@ def distill(
     seed: int,
     label: str = "",
     files: Path | None = None,
-    head_rate: str | None = None,
-    watch: bool = False,
+    head_free: bool = False,
+    watch: int = 0,
+    debug: bool = False,
 ) -> Denoiser:
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
-    is not clipped in its targets. head_rate: "constant" for a projection head that keeps its learning rate; watch: log
-    each term's gradient at the student's image and their cosines (rddlib.objectives.microscope) at logged iterations.
+    is not clipped in its targets. head_free: a projection head learns at a constant rate and unclipped; watch: log each
+    term's gradient at the student's image and their cosines (rddlib.objectives.microscope) every so many iterations;
+    debug: stop at the first NaN or infinity that a loss is given, naming it.
     Returns the student. Raises ValueError for steps < 1.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+    device, origin = training_device(), teacher
+    teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
 
     def loss(model: nn.Module, step: Step):
         x = dataset.floats(step.rows)
@@ -119,13 +125,13 @@ def distill(
         total, terms = objective(x_student, x_teacher, t, step.shared)
         return total, {**terms, **objective.status(), **(microscope(terms, x_student) if watch and step.logged else {})}
 
-    return Trainer(config, seed, len(dataset), label or f"{2 * steps} to {steps} steps", files).fit(
-        teacher,
-        loss,
-        companion=objective,
-        companion_rate=head_rate,
-        after_step=lambda step: objective.after_step(step.shared),
+    trainer = Trainer(
+        config, seed, len(dataset), label or f"{2 * steps} to {steps} steps", files, log_every=watch or 25
     )
+    return trainer.fit(
+        origin, loss, companion=objective, companion_free=head_free, debug=debug,
+        after_step=lambda step: objective.after_step(step.shared),
+    )  # fmt: skip
 
 
 METRIC_TRAINING = TrainConfig(1500, 64, 2e-3, rate="cosine", weight_decay=1e-2)
@@ -139,9 +145,11 @@ def train_metric_network(path: Path) -> dict:
     depends on the seed alone (and, in the last bits, on the machine), so it is trained once and shipped. Returns the
     facts: accuracy on the test split, images and iterations used.
     """
-    torch.manual_seed(METRIC_SEED)
+    with torch.random.fork_rng():
+        torch.manual_seed(METRIC_SEED)
+        untrained = MetricNetwork()
     network = train_classifier(
-        MetricNetwork(), lambda out: out[1], load_dataset("digits", "metric"), METRIC_TRAINING, METRIC_SEED,
+        untrained, lambda out: out[1], load_dataset("digits", "metric"), METRIC_TRAINING, METRIC_SEED,
         label="metric network",
     )  # fmt: skip
     test = load_dataset("digits", "test")

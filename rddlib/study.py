@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -32,7 +33,7 @@ from rddlib.profiles import METHODS, Profile, as_dict, load_profile
 from rddlib.recipes import distill, train_base, train_classifier
 from rddlib.sampling import ddim_sample
 from rddlib.schedule import CosineSchedule
-from rddlib.training import stream
+from rddlib.training import TrainConfig, chosen_precision, stream, training_device
 from rddlib.unet import UNet
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
@@ -110,7 +111,9 @@ class Study:
 
     def __init__(self, profile: Profile, out: Path, seed: int = 0):
         self.profile, self.out, self.seed = profile, Path(out), seed
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = training_device()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
 
     # data and fixed parts
 
@@ -141,11 +144,18 @@ class Study:
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / path.stem):
             if not path.exists():
-                began = time.perf_counter()
                 module, extra = make(path.with_suffix(""))
-                info = {"kind": stage, "facts": facts, "seconds": time.perf_counter() - began, **extra}
+                info = {"kind": stage, "facts": facts, **extra}
                 save_checkpoint(path, module.state_dict(), info)
             return load_checkpoint(path)
+
+    @staticmethod
+    def _timed(config: TrainConfig, train: Callable[..., nn.Module], *arguments) -> tuple[nn.Module, dict]:
+        """(trained module, facts): how long this took and in which precision (the last stretch of a resumed run)."""
+        began = time.perf_counter()
+        module = train(*arguments)
+        precision = str(chosen_precision(config.precision, training_device())).removeprefix("torch.")
+        return module, {"seconds": time.perf_counter() - began, "precision": precision}
 
     def _denoiser(self, tensors: dict | None = None) -> Denoiser:
         base = self.profile.base
@@ -172,11 +182,16 @@ class Study:
         def make(files: Path):
             untrained = self._seeded(self._denoiser, 1)
             snr_max = config.snr_max or None
-            return train_base(untrained, self.dataset, config.train, stream(self.seed, 2), snr_max, files), {}
+            return self._timed(config.train, train_base, untrained, self.dataset, config.train, stream(self.seed, 2),
+                               snr_max, files)  # fmt: skip
 
         return self._denoiser(self._made("base", self._base_facts(), make)[0])
 
     def _teacher_facts(self, steps: int) -> dict:
+        halvings = [self.profile.base.steps >> k for k in range(self.profile.base.steps.bit_length())]
+        known = [n for n in halvings if n >= self.profile.halving.teacher_steps]
+        if steps not in known:
+            raise UserError(f"no teacher has {steps} steps: there are {', '.join(map(str, known))}")
         if steps == self.profile.base.steps:
             return self._base_facts()
         train = as_dict(self.profile.halving.train)
@@ -191,8 +206,9 @@ class Study:
         def make(files: Path):
             parent, config = self.teacher(2 * steps), self.profile.halving.train
             seed, label = stream(self.seed, 3, steps), f"PD {2 * steps} to {steps} steps"
-            objective = PD(parent.schedule)
-            return distill(parent, self.dataset, steps, objective, config, seed, label, files), {}
+            return self._timed(
+                config, distill, parent, self.dataset, steps, PD(parent.schedule), config, seed, label, files
+            )
 
         return self._denoiser(self._made(f"pd-{steps}", self._teacher_facts(steps), make)[0])
 
@@ -216,20 +232,25 @@ class Study:
         def make(files: Path):
             network = self._seeded(self._new_extractor, 4)
             split, test = load_dataset(name, "extractor").to(self.device), load_dataset(name, "test").to(self.device)
-            network = train_classifier(
-                network, lambda out: out.logits, split, config.train, stream(self.seed, 5), config.shift,
-                f"extractor {config.name}", files,
+            network, facts = self._timed(
+                config.train, train_classifier, network.to(self.device), lambda out: out.logits, split, config.train,
+                stream(self.seed, 5), config.shift, f"extractor {config.name}", files,
             )  # fmt: skip
-            return network, {"test_accuracy": accuracy(lambda images: network(images).logits, test)}
+            return network, {**facts, "test_accuracy": accuracy(lambda images: network(images).logits, test)}
 
         extractor = self._new_extractor()
         extractor.load_state_dict(self._made("extractor", self._extractor_facts(), make)[0])
         return extractor.to(self.device).eval().requires_grad_(False)
 
+    def _facts_of(self, stage: str, *arguments) -> dict:
+        return {"base": self._base_facts, "teacher": self._teacher_facts, "extractor": self._extractor_facts,
+                "student": self._student_facts}[stage](*arguments)  # fmt: skip
+
     def facts(self, stage: str, *arguments) -> dict:
         """What is recorded beside an artefact: facts("extractor")["test_accuracy"], facts("student", "rdd", 1, 0)."""
-        facts = {"base": self._base_facts, "teacher": self._teacher_facts, "extractor": self._extractor_facts,
-                 "student": self._student_facts}[stage](*arguments)  # fmt: skip
+        facts = self._facts_of(stage, *arguments)
+        if stage == "teacher" and arguments[0] == self.profile.base.steps:
+            stage, arguments = "base", ()
         name = {"teacher": lambda steps: f"pd-{steps}", "student": lambda m, n, _: f"{m}-{n}"}.get(stage)
         return load_checkpoint(self._path(name(*arguments) if name else stage, facts))[1]
 
@@ -242,13 +263,16 @@ class Study:
                             f"{', '.join(map(str, self.profile.student_steps))}")  # fmt: skip
         return self.profile.student_steps.index(steps)
 
-    def objective(self, method: str, steps: int) -> Objective:
-        """What a student of `steps` steps minimises: one of METHODS, with the profile's numbers, queue empty."""
+    def objective(self, method: str, steps: int, seed: int = 0) -> Objective:
+        """What a student of `steps` steps minimises: one of METHODS, with the profile's numbers, queue empty.
+
+        seed: of the distillation, from which the projection head starts.
+        """
         numbers = self._objective_numbers(method, self._halving(steps))
         if method == "pd":
             return PD(CosineSchedule(self.profile.base.schedule_offset))
         kind = {"cfd": CFD, "rcfd": RCFD, "rdd": RDD}[method]
-        return self._seeded(lambda: kind(self.extractor(), **numbers), 6, steps).to(self.device)
+        return self._seeded(lambda: kind(self.extractor(), **numbers), 6, steps, seed).to(self.device)
 
     def _objective_numbers(self, method: str, halving: int) -> dict:
         if method not in METHODS:
@@ -256,7 +280,7 @@ class Study:
         loss = self.profile.loss
         cfd = {"temperature": self.profile.distill.temperatures[halving], "dual": loss.dual,
                "predictions": loss.predictions}  # fmt: skip
-        others = {"rcfd_beta", "rcfd_gamma", "watch", *cfd}
+        others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *cfd}
         return {
             "pd": {},
             "cfd": cfd,
@@ -286,11 +310,11 @@ class Study:
             parent = self.student(method, 2 * steps, seed) if halving else self.teacher()
             config = replace(self.profile.distill.train, iterations=self.profile.distill.iterations[halving])
             label = f"{method.upper()} {2 * steps} to {steps} steps"
-            head_rate = "constant" if "head_rate" in self.profile.loss.released else None
-            return distill(
-                parent, self.dataset, steps, self.objective(method, steps), config, stream(seed, 7, steps), label, files,
-                head_rate, self.profile.loss.watch,
-            ), {}  # fmt: skip
+            loss, objective = self.profile.loss, self.objective(method, steps, seed)
+            return self._timed(
+                config, distill, parent, self.dataset, steps, objective, config, stream(seed, 7, steps), label, files,
+                "head_free" in loss.released, loss.watch, loss.debug,
+            )  # fmt: skip
 
         return self._denoiser(self._made(f"{method}-{steps}", self._student_facts(method, steps, seed), make)[0])
 
@@ -303,20 +327,26 @@ class Study:
         return self.student(method, steps, seed)
 
     def images(self, method: str, steps: int, noise: Tensor, seed: int | None = None) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1] from the given noise."""
-        return ddim_sample(self.denoiser(method, steps, seed), noise, steps, clip=self.profile.evaluation.clip)
+        """Images [N, C, H, W] in [-1, 1] from the given noise (of classes 0, 1, 2, ... in turn where there are any)."""
+        classes = self.profile.unet.num_classes
+        y = torch.arange(len(noise), device=noise.device) % classes if classes else None
+        return ddim_sample(self.denoiser(method, steps, seed), noise, steps, y=y, clip=self.profile.evaluation.clip)
 
     # scores
 
-    def _score_path(self, method: str, steps: int, seed: int) -> Path:
-        teacher = method == "pd" and steps == self.profile.halving.teacher_steps
+    def _model(self, method: str, steps: int, seed: int) -> tuple:
+        """Which artefact draws an arm's images, as arguments of `facts`."""
         if method == "ddim":
-            facts = self._base_facts()
-        else:
-            facts = self._teacher_facts(steps) if teacher else self._student_facts(method, steps, seed)
-        config = self.profile.evaluation
+            return ("base",)
+        teacher = method == "pd" and steps == self.profile.halving.teacher_steps
+        return ("teacher", steps) if teacher else ("student", method, steps, seed)
+
+    def _score_path(self, method: str, steps: int, seed: int) -> Path:
+        stage, *arguments = self._model(method, steps, seed)
+        facts = self._facts_of(stage, *arguments)
+        config = {name: value for name, value in as_dict(self.profile.evaluation).items() if name != "batch_size"}
         network = hashlib.sha256(shipped(f"data/{DIGITS_NETWORK}").read_bytes()).hexdigest()
-        key = key_of({"model": key_of(facts), "steps": steps, "evaluation": asdict(config), "network": network})
+        key = key_of({"model": key_of(facts), "steps": steps, "evaluation": config, "network": network})
         return self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
 
     def _measured(self, method: str, steps: int, seed: int) -> dict:
@@ -350,7 +380,10 @@ class Study:
             round(seconds, 3),
         )
         model = digest(denoiser.state_dict(), "")
-        receipt = Receipt.make(self.dataset, config.samples, steps, config.clip, config.seed, model)
+        trained = self.facts(*self._model(method, steps, seed))
+        receipt = Receipt.make(
+            self.dataset, config.samples, steps, config.clip, config.seed, model, trained["precision"]
+        )  # fmt: skip
         return {"row": dict(zip(COLUMNS, values, strict=True)), "receipt": asdict(receipt)}
 
     def score(self, method: str, steps: int, seed: int) -> dict:
@@ -366,7 +399,8 @@ class Study:
         p, first = self.profile, self.profile.seeds[0]
         teacher = p.halving.teacher_steps
         shared = [("ddim", n, first) for n in (p.base.steps, teacher, *p.student_steps)] + [("pd", teacher, first)]
-        return shared + [(m, n, s) for m in METHODS for s in p.seeds for n in p.student_steps]
+        students = [(m, n, s) for m in METHODS for s in p.seeds for n in p.student_steps]
+        return list(dict.fromkeys(shared + students))
 
     def cascade(self, method: str, seed: int) -> list[dict]:
         """Train (except DDIM, which needs no more) and score one method's arms of one seed; rows of results."""
@@ -402,10 +436,11 @@ class Study:
                 if count.value > bar.n:
                     bar.set_postfix_str("", refresh=False)
                     bar.update(count.value - bar.n)
-                for finished in done:
-                    finished.result()
+                if failed := [finished for finished in done if finished.exception()]:
+                    pool.shutdown(wait=False, cancel_futures=True)  # what has not started yet need not
+                    failed[0].result()
         if progress.mode() == "line":
-            print(f"{label}: {total} it in {time.perf_counter() - began:.1f} s", flush=True)
+            print(f"{label}: {count.value} it in {time.perf_counter() - began:.1f} s", flush=True)
 
     def _done(self, method: str, seed: int) -> bool:
         return all(self._score_path(*arm).exists() for arm in self.arms() if arm[0] == method and arm[2] == seed)

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.distributed import broadcast
 from rddlib.errors import UserError
+from rddlib.losses import finite_checks
 from rddlib.progress import Progress
 
 RATES = ("constant", "cosine")
@@ -49,7 +52,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("learning_rate", "warmup", "clip", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, expected [0, 1)")
@@ -121,6 +124,13 @@ def chosen_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def training_device() -> torch.device:
+    """Where training runs: this process's GPU (LOCAL_RANK says which of several), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
 Loss = Callable[[nn.Module, Step], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -149,40 +159,47 @@ class Trainer:
         loss: Loss,
         *,
         companion: nn.Module | None = None,
-        companion_rate: str | None = None,
+        companion_free: bool = False,
+        debug: bool = False,
         after_step: Callable[[Step], None] | None = None,
     ) -> nn.Module:
         """Train and return the model (its averaged weights where config.ema > 0), in eval mode and without gradients.
 
         loss(model, step) -> (scalar, terms to log). companion: state besides the model, such as an objective with its
-        queue and projection head; its trainable parameters are optimised along, unclipped, at config.rate or at
-        companion_rate. after_step(step) runs after each update.
+        queue and projection head; its trainable parameters are optimised along, clipped on their own; companion_free: at a
+        constant rate and unclipped. debug: every loss refuses NaN and infinite inputs by name. after_step(step) runs after
+        each update. Training happens on `training_device()`; the model comes back on the device it was given on.
         Raises UserError where the loss or gradient stops being finite, or a checkpoint does not fit.
         """
-        accelerator = Accelerator()
+        accelerator = Accelerator(cpu=training_device().type == "cpu")
         device, config = accelerator.device, self.config
         if config.batch_size % accelerator.num_processes:
             raise UserError(
                 f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes: "
                 "choose a multiple"
             )
+        origin = next(model.parameters()).device
         model = copy.deepcopy(model).to(device).train().requires_grad_(True)
         companion = (companion or nn.Module()).to(device)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        companion_config = replace(config, rate=companion_rate or config.rate)
         groups = [{"params": list(model.parameters()), "config": config}]
         if trainable := [p for p in companion.parameters() if p.requires_grad]:
-            groups.append({"params": trainable, "config": companion_config})
+            free = replace(config, rate="constant", warmup=0, clip=0.0)
+            groups.append({"params": trainable, "config": free if companion_free else config})
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         state = _State(model, companion, average, optimizer)
         start = self._resume(state)
+        if accelerator.num_processes > 1:  # DDP does this for the model alone
+            for tensor in (*companion.parameters(), *companion.buffers()):
+                broadcast(tensor.data)
         wrapped = accelerator.prepare_model(model)
         epochs = Epochs(self.rows, config.batch_size, self.seed)
         autocast = chosen_precision(config.precision, device)
         saved = time.monotonic()
         progress = Progress(self.label, config.iterations, start)
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():  # dropout reads the global stream
+        fork, checks = torch.random.fork_rng(devices=devices), finite_checks(debug)  # dropout reads the global stream
+        with fork, checks, torch.enable_grad():
             for number in progress:
                 step = self._step(number, epochs, accelerator)
                 for group in optimizer.param_groups:
@@ -191,7 +208,13 @@ class Trainer:
                     total, terms = loss(wrapped, step)
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(total)
-                norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+                norm, *_ = [
+                    nn.utils.clip_grad_norm_(group["params"], group["config"].clip or math.inf)
+                    for group in optimizer.param_groups
+                ]
+                due = self.files is not None and time.monotonic() - saved > self.save_every
+                if step.logged or due or device.type == "cpu":  # elsewhere a look at the values waits for the device
+                    self._check(number, total, norm, terms)
                 if step.logged:
                     self._log(number, total, norm, terms, progress)
                 optimizer.step()
@@ -199,13 +222,14 @@ class Trainer:
                     average.update_parameters(model)
                 if after_step is not None:
                     after_step(step)
-                if self.files and time.monotonic() - saved > self.save_every and accelerator.is_main_process:
+                if due and accelerator.is_main_process:
                     self._save(state, number + 1)
                     saved = time.monotonic()
         if self.files and accelerator.is_main_process:
             self._write_metrics()
             self._resume_file.unlink(missing_ok=True)
-        return (average.module if average is not None else model).eval().requires_grad_(False)
+        companion.to(origin)
+        return (average.module if average is not None else model).to(origin).eval().requires_grad_(False)
 
     def _step(self, number: int, epochs: Epochs, accelerator: Accelerator) -> Step:
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -218,12 +242,15 @@ class Trainer:
             number % self.log_every == 0 or number + 1 == self.config.iterations,
         )
 
-    def _log(self, number: int, total: Tensor, norm: Tensor, terms: dict[str, Tensor], progress: Progress) -> None:
-        values = {name: float(value.detach()) for name, value in terms.items()}
-        record = {"step": number, "loss": float(total.detach()), "gradient": float(norm), **values}
-        if not all(map(math.isfinite, record.values())):
-            culprits = ", ".join(name for name, value in record.items() if not math.isfinite(value))
+    def _check(self, number: int, total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
+        if not (torch.isfinite(total) and torch.isfinite(norm)):
+            values = {"loss": total, "gradient": norm, **terms}
+            culprits = ", ".join(name for name, value in values.items() if not torch.isfinite(value))
             raise UserError(f"{self.label} diverged at iteration {number} ({culprits} not finite): lower learning_rate")
+
+    def _log(self, number: int, total: Tensor, norm: Tensor, terms: dict[str, Tensor], progress: Progress) -> None:
+        record = {"step": number, "loss": float(total.detach()), "gradient": float(norm)}
+        record |= {name: float(value.detach()) for name, value in terms.items()}
         self.history.append(record)
         progress.note = f"loss {record['loss']:.4g}"
 

@@ -31,6 +31,11 @@ class UNetConfig:
     num_classes: int = 0
 
     def __post_init__(self):
+        for name in ("image_size", "image_channels", "channels", "blocks", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes is {self.num_classes}, expected at least 0")
         halvings = len(self.multipliers) - 1
         if halvings < 0 or self.image_size % 2**halvings:
             raise ValueError(

@@ -81,7 +81,9 @@ def test_a_foreign_checkpoint_is_no_metric_network(tmp_path):
 
 
 def test_receipts_say_everything(data):
-    receipt = Receipt.make(data, samples=500, steps=4, clip=True, noise_seed=1, checkpoint="abc")
+    receipt = Receipt.make(
+        data, samples=500, steps=4, clip=True, noise_seed=1, checkpoint="abc", training_precision="float32"
+    )
     values = dataclasses.asdict(receipt)
     assert all(value not in ("", None) for value in values.values())
     assert values["metric"] == "FID (digits metric network, 500 samples)" and values["tool"].startswith(

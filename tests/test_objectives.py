@@ -149,7 +149,7 @@ def test_microscope_equals_gradients_taken_one_by_one(extractor, images):
 
 def test_balanced_terms_have_the_stated_share_of_cfds_gradient(extractor, images):
     x_S, x_T = images[0].clone().requires_grad_(), images[1]
-    objective, shared = rdd(extractor, alpha_share=0.5, beta_share=0.25), torch.Generator().manual_seed(0)
+    objective, shared = rdd(extractor, alpha=0.5, beta=0.25, weights="balanced"), torch.Generator().manual_seed(0)
     objective(x_S, x_T, T, shared)
     objective.after_step(shared)
     loss = objective(x_S, x_T, T, shared)

@@ -122,8 +122,8 @@ def test_released_draw_reads_fixed_evenly_spaced_rows(generator):
 
 def test_released_k_is_per_batch(generator):
     queue = PixelQueue(100, 5, ["queue_per_batch"])
-    queue.push(torch.randn(7, 5, 3, 3), 4, generator)
-    assert len(queue) == 4
+    queue.push(torch.randn(7, 5, 3, 3), 50, generator)  # more than the 9 pixels of one map
+    assert len(queue) == 50
 
 
 def test_unknown_rules_are_refused():
