@@ -93,6 +93,8 @@ def bench_losses_command(
       rdd bench losses --size cifar10
       rdd bench losses --out data/results/bench_losses.json
     """
+    import torch
+
     from rddlib.bench import SIZES, bench_losses, format_table, write_json
     from rddlib.progress import make_bar
 
@@ -100,6 +102,10 @@ def bench_losses_command(
     if not sizes:
         raise UserError(f"unknown --size {size!r}: known are all, {', '.join(dict.fromkeys(s.name for s in SIZES))}")
     dtypes = dtype.split(",")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"--device {device}: this machine has cpu{' and cuda' * torch.cuda.is_available()}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better found out now
     bar = make_bar("bench losses", len(sizes) * len(dtypes), unit="rows")
     try:
         rows = bench_losses(sizes, loss=loss, dtypes=dtypes, repetitions=repetitions, threads=threads or None,
@@ -121,8 +127,10 @@ def metric_network(
     """Train the network that scores digits (the shipped one was made by this command; a new one changes every FID)."""
     from rddlib.recipes import train_metric_network
 
-    if out.exists():
-        raise UserError(f"{out} exists and scores made with it would no longer compare: choose another --out")
+    if out.exists() or out.with_suffix(".json").exists():
+        raise UserError(
+            f"{out} (or its .json) exists and scores made with it would no longer compare: choose another --out"
+        )
     for name, value in train_metric_network(out).items():
         print(f"{name}: {value}")
 
@@ -133,6 +141,10 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments, prog_name="rdd", standalone_mode=False)
     except UserError as error:
         print(f"rdd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        print(f"rdd: {error.strerror or error}{place}: check the folder and its permissions", file=sys.stderr)
         sys.exit(2)
     except UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""

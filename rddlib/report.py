@@ -80,41 +80,52 @@ def _stages(study: Study) -> str:
     return f'<div class="scroll"><table><tr><th>stage</th><th>seconds</th></tr>{lines}</table></div>'
 
 
-def write_report(study: Study, executed) -> Path:
-    """Write results.csv, summary.csv, receipts.json, the pictures, the notebooks' pages and index.html; returns its path."""
-    out, profile = study.out, study.profile
-    results = study.results()
-    write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
-    write_atomically(out / "grid.png", to_png(same_noise_grid(study)))
-    write_atomically(out / "scores.png", to_png(scores_figure(results, profile.evaluation.samples)))
-    links = []
+def _notebooks(executed, out: Path) -> str:
+    lines = []
     for notebook in executed:
         page = notebook_page(notebook.path)
         title = notebook.name[3:].replace("_", " ").capitalize()
-        links.append(
+        lines.append(
             f'<li>{notebook.name[:2]} <a href="{os.path.relpath(page, out)}">{title}</a> '
             f'(<a href="{os.path.relpath(notebook.path, out)}">notebook</a>, {notebook.seconds:.0f} s)</li>'
         )
+    return f"<h2>Notebooks</h2><ul>{''.join(lines)}</ul>"
+
+
+def _results(study: Study) -> str:
+    """Samples, scores, times and receipts, once every arm is measured; their files are written along the way."""
+    out, samples = study.out, study.profile.evaluation.samples
+    results = study.results()
     receipts = {"-".join(map(str, arm)): study.receipt(*arm) for arm in study.arms()}
-    write_atomically(out / "receipts.json", json.dumps(receipts, indent=1) + "\n")
     first, receipt = next(iter(receipts.items()))
-    samples = profile.evaluation.samples
-    body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
-<p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
-{profile.base.steps} sampling steps to {profile.halving.teacher_steps} and on to 1 by four methods at equal budgets.</p>
-<h2>Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
+    write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
+    write_atomically(out / "receipts.json", json.dumps(receipts, indent=1) + "\n")
+    write_atomically(out / "grid.png", to_png(same_noise_grid(study)))
+    write_atomically(out / "scores.png", to_png(scores_figure(results, samples)))
+    return f"""<h2>Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
 <h2>Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
 {_table(results)}
 <p>* with the digits metric network, {samples} samples against all {len(study.dataset)} images: FID (digits metric network,
 {samples} samples). Not comparable with Inception FIDs. pFD: Fréchet distance on raw pixels in [-1, 1]. IS: higher is better,
 the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
 over seeds).</p>
-<h2>Notebooks</h2><ul>{"".join(links)}</ul>
-<h2>Times</h2><p>Seconds a stage took when it was made; the four methods' cascades ran {profile.jobs} at a time.</p>
+<h2>Times</h2><p>Seconds that training took, without what each stage builds on; the cascades ran {study.profile.jobs} at a
+time.</p>
 {_stages(study)}
 <h2>Receipts</h2><p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>
 <details><summary>The first of them, {first}</summary><pre>{html.escape(json.dumps(receipt, indent=1))}</pre></details>
 """
-    page = out / "index.html"
+
+
+def write_report(study: Study, executed) -> Path:
+    """Write index.html with the notebooks' pages and, once every arm is scored, all results; returns its path."""
+    profile, whole = study.profile, len(study.scored()) == len(study.arms())
+    body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
+<p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
+{profile.base.steps} sampling steps to {profile.halving.teacher_steps} and on to 1 by four methods at equal budgets.</p>
+{_results(study) if whole else "<p>Samples and scores appear here once notebook 06 has run.</p>"}
+{_notebooks(executed, study.out)}
+"""
+    page = study.out / "index.html"
     write_atomically(page, _page(f"RDD: {profile.name} study", body))
     return page

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+import rddlib
 from rddlib import progress
 from rddlib.checkpoint import write_atomically
-from rddlib.data import load_dataset
 from rddlib.errors import UserError
 from rddlib.evaluation import shipped
 from rddlib.profiles import load_profile
@@ -76,21 +76,44 @@ def _tidy(path: Path) -> None:
     write_atomically(path, nbformat.writes(notebook))
 
 
+def _stamp(notebook: Path, out: Path) -> Path:
+    return out / "notebooks" / f".{notebook.stem}.json"
+
+
+def _stamped(notebook: Path, out: Path) -> dict | None:
+    """{"key", "seconds"} of the notebook's last whole run in this folder, None where there was none."""
+    try:
+        done = json.loads(_stamp(notebook, out).read_text())
+        return (
+            {"key": done["key"], "seconds": float(done["seconds"])}
+            if (out / "notebooks" / notebook.name).exists()
+            else None
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def executed_notebooks(out: Path) -> list[Executed]:
+    """The notebooks of the series that have run to their end in this folder."""
+    stamps = [(notebook, _stamped(notebook, out)) for notebook in notebook_files()]
+    return [Executed(n.stem, out / "notebooks" / n.name, done["seconds"]) for n, done in stamps if done]
+
+
 def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
     """Execute one notebook into out/notebooks/, unless the same notebook already ran there with the same inputs.
 
     The executed file is kept also where a cell fails; then UserError names notebook, cell and error.
     """
     check_parameters(notebook, parameters)
-    target, stamp = out / "notebooks" / notebook.name, out / "notebooks" / f".{notebook.stem}.json"
+    target, stamp = out / "notebooks" / notebook.name, _stamp(notebook, out)
     study = json.loads((out / "study.json").read_text())
-    key = key_of({"source": notebook.read_text(), "parameters": {k: str(v) for k, v in parameters.items()},
-                  "config": study["config"]})  # fmt: skip
-    if stamp.exists() and target.exists():
-        done = json.loads(stamp.read_text())
-        if done["key"] == key:
-            print(f"{notebook.stem}: done before", flush=True)
-            return Executed(notebook.stem, target, done["seconds"])
+    config = {name: value for name, value in study["config"].items() if name != "jobs"}
+    key = key_of({"source": notebook.read_text(), "config": config, "version": rddlib.__version__})
+    done = _stamped(notebook, out)
+    if done and done["key"] == key:
+        print(f"{notebook.stem}: done before", flush=True)
+        return Executed(notebook.stem, target, done["seconds"])
+    stamp.unlink(missing_ok=True)
     began = time.perf_counter()
     _execute(notebook, target, parameters)
     seconds = time.perf_counter() - began
@@ -103,6 +126,7 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
     import logging
 
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
@@ -117,6 +141,8 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
             kernel_name="python3", progress_bar=False, cwd=str(notebook.parent), autosave_cell_every=10,
             config=Config({"KernelManager": {"transport_encryption": "auto"}}), **live,
         )  # fmt: skip
+    except DeadKernelError as error:
+        raise UserError(f"{notebook.name}: its kernel died, out of memory by the look of it; see {partial}") from error
     except PapermillExecutionError as error:
         os.replace(partial, target)
         message = f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -130,6 +156,8 @@ def selected(only: str = "", start: str = "") -> list[Path]:
     files = notebook_files()
     numbers = [file.name[:2] for file in files]
     wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or numbers
+    if start and only:
+        raise UserError("--only and --from exclude each other: give one of them")
     if start:
         wanted = [n for n in numbers if n >= start.zfill(2)]
     unknown = [n for n in wanted if n not in numbers]
@@ -149,14 +177,16 @@ def run_study(
     from rddlib.report import write_report
 
     profile, notebooks = load_profile(profile_name, overrides), selected(only, start)
-    load_dataset(profile.data.name)  # better now than in the first notebook
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
     for notebook in notebooks:
         check_parameters(notebook, parameters)
+    study = Study(profile, out, seed)
+    study.check()
     prepare_folder(out, profile, overrides, seed, update)
     with _alone_in(out):
-        executed = [run_notebook(notebook, out, parameters) for notebook in notebooks]
-        return write_report(Study(profile, out, seed), executed)
+        for notebook in notebooks:
+            run_notebook(notebook, out, parameters)
+        return write_report(study, executed_notebooks(out))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Each stage is keyed by a hash of all it depends on, so a changed number reruns w
 """
 
 import concurrent.futures
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -27,7 +26,7 @@ from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
 from rddlib.evaluation import DIGITS_NETWORK, Receipt, sample_images, score, shipped
-from rddlib.extractor import FeatureExtractor, accuracy, build_extractor
+from rddlib.extractor import FeatureExtractor, MetricNetwork, accuracy, build_extractor
 from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict, load_profile
 from rddlib.recipes import distill, train_base, train_classifier
@@ -52,10 +51,10 @@ def default_out(profile: str) -> Path:
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Dotted names whose values differ. A field that an earlier version did not have yet is none of them."""
+    """Dotted names whose values differ."""
     names = []
-    for name in sorted(old.keys() & new.keys()):
-        a, b = old[name], new[name]
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             names += _differences(a, b, f"{prefix}{name}.")
         elif a != b:
@@ -63,27 +62,46 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return names
 
 
+def _filled(old: dict, defaults: dict) -> dict:
+    """An earlier version's configuration: fields that it did not have yet stood at what is their default now."""
+    known = {name: _filled(old[name], value) if isinstance(value, dict) and isinstance(old.get(name), dict) else
+             old.get(name, value) for name, value in defaults.items()}  # fmt: skip
+    return known
+
+
+def _plain(profile: Profile, seed: int) -> dict:
+    return json.loads(json.dumps({**as_dict(profile), "seed": seed}))
+
+
+def _read_record(record: Path) -> dict:
+    try:
+        found = json.loads(record.read_text())
+        if not (isinstance(found["config"], dict) and isinstance(found["overrides"], dict)):
+            raise TypeError
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
+
+
 def prepare_folder(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool = False) -> None:
     """Make `out` this study's folder, or check that it is.
 
     Raises UserError where it holds something else, or a study of another configuration (unless update).
     """
-    config = json.loads(json.dumps({**as_dict(profile), "seed": seed}))
-    record = out / STUDY_FILE
+    config, record = _plain(profile, seed), out / STUDY_FILE
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
     if record.exists():
-        try:
-            differences = _differences(json.loads(record.read_text())["config"], config)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
+        found = _read_record(record)
+        if found["config"] == config and found["overrides"] == overrides:
+            return
+        defaults = _plain(load_profile(profile.name), seed)
+        differences = _differences(_filled(found["config"], defaults), config)
         if differences and not update:
             raise UserError(
                 f"{out} was made by another configuration (it differs in {', '.join(differences[:5])}): choose another "
                 "--out, or add --update to rerun here what depends on the change"
             )
-        if not differences:
-            return
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and no study made it: choose another --out")
     text = json.dumps({"profile": profile.name, "overrides": overrides, "seed": seed, "config": config}, indent=1)
@@ -96,10 +114,8 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
     Raises UserError where the folder belongs to another profile or seed.
     """
     folder = Path(out) if out else default_out(profile)
-    overrides: dict[str, str] = {}
-    if (folder / STUDY_FILE).exists():
-        with contextlib.suppress(ValueError, KeyError):  # a damaged file is refused below, by prepare_folder
-            overrides = json.loads((folder / STUDY_FILE).read_text())["overrides"]
+    record = folder / STUDY_FILE
+    overrides = _read_record(record)["overrides"] if record.exists() else {}
     loaded = load_profile(profile, overrides)
     prepare_folder(folder, loaded, overrides, seed)
     return Study(loaded, folder, seed)
@@ -446,11 +462,35 @@ class Study:
         return all(self._score_path(*arm).exists() for arm in self.arms() if arm[0] == method and arm[2] == seed)
 
     def results(self) -> pd.DataFrame:
-        """Every arm's score, as a table with COLUMNS, also written to results.csv."""
+        """Every arm's score, as a table with COLUMNS, also written to results.csv; what is missing is trained."""
         self.train_all()
-        table = pd.DataFrame([self.score(*arm) for arm in self.arms()], columns=COLUMNS)
+        table = self.scored()
         write_atomically(self.out / "results.csv", table.to_csv(index=False, float_format="%.6g"))
         return table
+
+    def scored(self) -> pd.DataFrame:
+        """The rows of results that have been measured so far."""
+        done = [arm for arm in self.arms() if self._score_path(*arm).exists()]
+        return pd.DataFrame([self.score(*arm) for arm in done], columns=COLUMNS)
+
+    def check(self) -> None:
+        """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
+        shape, wanted = tuple(load_dataset(self.profile.data.name).images.shape[1:]), self.image_shape
+        if shape != wanted:
+            raise UserError(
+                f"the U-Net is for images {wanted}, {self.profile.data.name} has {shape}: change unet.image_size"
+            )
+        if self.profile.evaluation.samples <= MetricNetwork.features:
+            raise UserError(f"evaluation.samples is {self.profile.evaluation.samples}: the score needs more than "
+                            f"{MetricNetwork.features}")  # fmt: skip
+        with torch.device("meta"):
+            height, width = self._new_extractor().eval()(torch.empty(1, *wanted)).map.shape[2:]
+        candidates = height * width * (self.profile.distill.train.batch_size if "queue_per_batch" in
+                                       self.profile.loss.released else 1)  # fmt: skip
+        if self.profile.loss.per_image > candidates:
+            raise UserError(
+                f"loss.per_image is {self.profile.loss.per_image}: the extractor's map offers {candidates} pixels"
+            )
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

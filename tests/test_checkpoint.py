@@ -87,7 +87,7 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     assert (tmp_path / "f").read_text() == "old" and os.listdir(tmp_path) == ["f"]
 
 
-def test_a_real_full_device_is_one_line(tmp_path):
+def test_an_impossible_place_is_one_line():
     with pytest.raises(UserError, match="cannot write"):
         write_atomically("/dev/null/inside/file", "x")
 

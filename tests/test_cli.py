@@ -34,6 +34,13 @@ def rdd(capsys, monkeypatch):
     (["study", "--profile", "cifar10"], "cannot be loaded by this version"),
     (["stduy"], "No such command"),
     (["bench", "losses", "--size", "huge"], "known are all, cifar10"),
+    (["bench", "losses", "--device", "abacus"], "this machine has cpu"),
+    (["study", "--only", "03", "--from", "02"], "exclude each other"),
+    (["study", "--set", "evaluation.samples=10"], "needs more than 64"),
+    (["study", "--set", "loss.per_image=17"], "offers 16 pixels"),
+    (["study", "--set", "unet.image_size=16", "--set", "unet.attention=[8]"], "change unet.image_size"),
+    (["study", "--set", "unet.groups=0"], "at least 1"),
+    (["study", "--set", "base.train.learning_rate=.nan"], "learning_rate"),
     (["bench", "losses", "--dtype", "int8"], "expected 'float32'"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(rdd, arguments, words, tmp_path):
@@ -54,6 +61,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(rdd, tmp_path):
     status, _, errors = rdd("study", "--profile", "smoke", "--out", str(tmp_path / "file" / "out"))
     assert status == 2 and errors.count("\n") == 1 and "cannot write" in errors, errors
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_read_only_folder_is_one_line(rdd, tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".running"))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    status, _, errors = rdd("study", "--profile", "smoke", "--out", str(tmp_path / "a"))
+    assert status == 2 and errors.count("\n") == 1 and "Permission denied" in errors
 
 
 def test_the_metric_network_is_never_overwritten(rdd, tmp_path):

@@ -496,3 +496,17 @@ def test_finite_checks():
 def test_every_loss_cites_its_equation(name):
     assert "Eq. " in getattr(losses, name).__doc__
     assert f"`{name}`" in losses.__doc__
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_float16_gradients_survive_the_loss_scale(scale):
+    """What mixed precision in float16 does: the loss is multiplied by a large number that float16 cannot even hold."""
+    g = torch.Generator().manual_seed(0)
+    map_T = torch.randn(6, 8, 2, 2, generator=g)
+    map_S = (map_T + 0.3 * torch.randn(map_T.shape, generator=g)).half().requires_grad_()
+    exact = map_S.detach().double().requires_grad_()
+    (is_p2p_loss(map_S, map_T.half(), 0.5, impl="chunked", chunk=2) * scale).backward()
+    (is_p2p_loss(exact, map_T.half().double(), 0.5, impl="reference") * scale).backward()
+    assert map_S.grad.dtype == torch.float16 and map_S.grad.isfinite().all()
+    tolerance = 5e-3 if scale == 1.0 else 2e-3  # unscaled, the smallest values round to float16's coarse grid
+    assert (map_S.grad.double() - exact.grad).norm() < tolerance * exact.grad.norm()

@@ -1,18 +1,23 @@
+import itertools
 import math
+import types
 
 import pytest
 import torch
 
 from rddlib.data import load_dataset
 from rddlib.denoiser import Denoiser
+from rddlib.errors import UserError
 from rddlib.evaluation import sample_images, score
-from rddlib.objectives import PD
+from rddlib.extractor import build_extractor
+from rddlib.losses import NonFiniteError
+from rddlib.objectives import PD, RDD
 from rddlib.profiles import digits
 from rddlib.recipes import add_noise, augment, distill, train_base
 from rddlib.sampling import ddim_sample
 from rddlib.schedule import CosineSchedule
 from rddlib.training import TrainConfig
-from rddlib.unet import UNet
+from rddlib.unet import UNet, UNetConfig
 
 
 def untrained():
@@ -88,3 +93,61 @@ def test_augmentation_shifts_whole_images(generator):
 def test_zero_steps_are_refused():
     with pytest.raises(ValueError, match="steps"):
         distill(untrained(), load_dataset("digits"), 0, PD(CosineSchedule()), TrainConfig(1, 1, 1e-3), 0)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_distillation_with_queue_and_head_ends_with_the_same_bits(tmp_path, monkeypatch):
+    data, config = load_dataset("digits"), TrainConfig(8, 8, 1e-3, rate="cosine")
+    torch.manual_seed(0)
+    teacher = Denoiser(UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4)), CosineSchedule(), "v")
+    extractor = build_extractor("small_resnet", 1, 10)
+
+    def objective():
+        torch.manual_seed(1)
+        return RDD(extractor, 0.9, queue_size=50, draws=16, per_image=2)
+
+    def state(student, objective):
+        return torch.cat([v.flatten().double() for m in (student, objective) for v in m.state_dict().values()])
+
+    whole = objective()
+    expected = state(distill(teacher, data, 2, whole, config, seed=0), whole)
+
+    stopped, original = objective(), RDD.after_step
+
+    def stop(self, generator):
+        original(self, generator)
+        if self.queue.pushed == 5 * 16:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RDD, "after_step", stop)
+        clock = types.SimpleNamespace(monotonic=itertools.count(0, 100).__next__)  # every look is 100 s later
+        patch.setattr("rddlib.training.time", clock)
+        with pytest.raises(Interrupted):
+            distill(teacher, data, 2, stopped, config, seed=0, files=tmp_path / "run")
+    assert (tmp_path / "run.resume").exists()
+    resumed = objective()
+    student = distill(teacher, data, 2, resumed, config, seed=0, files=tmp_path / "run")
+    assert resumed.queue.pushed == 8 * 16 and torch.equal(state(student, resumed), expected)
+
+
+def test_debug_names_what_is_not_finite():
+    teacher, data = untrained(), load_dataset("digits")
+    with torch.no_grad():
+        teacher.network.tail[-1].bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="x_student|x_teacher"):
+        distill(teacher, data, 4, PD(teacher.schedule), TrainConfig(2, 8, 1e-3), seed=0, debug=True)
+    with pytest.raises(UserError, match="diverged at iteration 0 .loss"):
+        distill(teacher, data, 4, PD(teacher.schedule), TrainConfig(2, 8, 1e-3), seed=0)
+
+
+def test_a_class_conditional_model_is_trained_distilled_and_sampled():
+    data, config = load_dataset("digits"), TrainConfig(2, 8, 1e-3)
+    network = UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4, num_classes=10))
+    base = train_base(Denoiser(network, CosineSchedule(), "v"), data, config, seed=0, snr_max=1e3)
+    student = distill(base, data, 2, PD(base.schedule), config, seed=0)
+    a = sample_images(student, (1, 8, 8), 20, 2, seed=0, batch_size=20)
+    assert a.shape == (20, 1, 8, 8) and torch.equal(a, sample_images(student, (1, 8, 8), 20, 2, seed=0, batch_size=7))

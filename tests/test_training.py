@@ -11,7 +11,7 @@ from rddlib.training import Epochs, TrainConfig, Trainer, chosen_precision, stre
 
 
 def regression(model, step):
-    x = torch.randn(8, 4, generator=step.generator)
+    x = torch.randn(8, 4, generator=step.generator, device=step.generator.device)
     total = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
     return total, {"mse": total}
 
@@ -99,12 +99,12 @@ def test_resume_of_another_run_is_refused(tmp_path):
         Trainer(CONFIG, 4, 100, files=path).fit(net(), regression)
 
 
-def test_companion_parameters_are_trained_and_its_state_kept(tmp_path):
+def test_companion_parameters_are_trained():
     companion = nn.Linear(1, 1)
     before = weights(companion).clone()
 
     def loss(model, step):
-        x = torch.randn(8, 4, generator=step.generator)
+        x = torch.randn(8, 4, generator=step.generator, device=step.generator.device)
         total = (companion(model(x)) ** 2).mean()
         return total, {}
 

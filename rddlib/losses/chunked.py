@@ -46,14 +46,19 @@ class _WithGradient(torch.autograd.Function):
     def forward(ctx, x, function, *arguments):
         loss, gradient = function(x, *arguments)
         ctx.save_for_backward(gradient)
-        ctx.others = 1 + len(arguments)
+        ctx.others, ctx.dtype = 1 + len(arguments), x.dtype
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
         (gradient,) = ctx.saved_tensors
-        return grad_loss.to(gradient.dtype) * gradient, *[None] * ctx.others
+        # Scaled before it is rounded: under float16 the loss scale is what saves small gradients, and no float16 itself.
+        return (grad_loss.to(gradient.dtype) * gradient).to(ctx.dtype), *[None] * ctx.others
+
+
+def _gradient_like(feature_map: Tensor) -> Tensor:
+    return torch.empty_like(feature_map, dtype=torch.float32 if feature_map.dtype == torch.float16 else None)
 
 
 def _is_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient: bool):
@@ -80,7 +85,7 @@ def _is_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient
                     dU[J] += G.T @ U_S[I]
     del U_T, D
     rows = N * N * A
-    gradient = torch.empty_like(map_S) if wants_gradient else None
+    gradient = _gradient_like(map_S) if wants_gradient else None
     for I in blocks if wants_gradient else ():
         images = slice(I.start // A, I.stop // A)
         gradient[images] = _at_the_map(dU[I] / rows, U_S[I], length_S[I], tau, map_S[images])
@@ -114,7 +119,7 @@ def _m_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient:
     """A pixel's row of P / tau = U E^T needs only the embeddings (E here: over sqrt(tau)): a few images at a time."""
     N, A = len(map_S), map_S[0, 0].numel()
     loss = torch.zeros((), dtype=torch.float64, device=map_S.device)
-    gradient = torch.empty_like(map_S) if wants_gradient else None
+    gradient = _gradient_like(map_S) if wants_gradient else None
     E = None
     for n in range(0, N, chunk):
         images = slice(n, n + chunk)
