@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from rddlib.data import load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.distributed import rank, world_size
 from rddlib.extractor import build_extractor
-from rddlib.objectives import RDD
+from rddlib.objectives import RDD, WEIGHTS, microscope
 from rddlib.recipes import distill
 from rddlib.schedule import CosineSchedule
 from rddlib.training import TrainConfig
@@ -19,11 +20,12 @@ from rddlib.unet import UNet, UNetConfig
 N = 4
 
 
-def parts():
+def parts(weights="fixed"):
     torch.manual_seed(0)
     student = torch.nn.Conv2d(1, 1, 3, padding=1).double()
     extractor = build_extractor("small_resnet", 1, 10).double()
-    objective = RDD(extractor, 0.9, alpha=3.0, beta=0.7, queue_size=50, draws=16, per_image=4).double()
+    objective = RDD(extractor, 0.9, alpha=3.0, beta=0.7, queue_size=50, draws=16, per_image=4, weights=weights)
+    objective = objective.double()
     x, x_T = torch.rand(2, N, 1, 8, 8, dtype=torch.float64) * 2 - 1
     return student, objective, x, x_T
 
@@ -34,12 +36,14 @@ def measure(student, objective, x, x_T) -> dict:
     for _ in range(2):
         student.zero_grad()
         objective.zero_grad()
-        total, terms = objective(student(x), x_T, t, shared)
+        x_S = student(x)
+        total, terms = objective(x_S, x_T, t, shared)
+        seen = {name: float(value) for name, value in microscope(terms, x_S).items()}
         total.backward()
         objective.after_step(shared)
     flat = lambda module: torch.cat([p.grad.flatten() for p in module.parameters()]).tolist()  # noqa: E731
     return {"terms": {name: float(value.detach()) for name, value in terms.items()}, "student": flat(student),
-            "head": flat(objective.head), "queue": objective.queue.rows.flatten().tolist()}  # fmt: skip
+            "head": flat(objective.head), "seen": seen, "queue": objective.queue.rows.flatten().tolist()}  # fmt: skip
 
 
 def trained() -> dict:
@@ -62,9 +66,11 @@ def trained() -> dict:
 
 def worker(folder):
     torch.distributed.init_process_group("gloo")
-    student, objective, x, x_T = parts()
-    mine = slice(rank() * N // 2, (rank() + 1) * N // 2)
-    found = measure(torch.nn.parallel.DistributedDataParallel(student), objective, x[mine], x_T[mine])
+    found, mine = {}, slice(rank() * N // 2, (rank() + 1) * N // 2)
+    for weights in WEIGHTS:
+        student, objective, x, x_T = parts(weights)
+        student = torch.nn.parallel.DistributedDataParallel(student)
+        found[weights] = measure(student, objective, x[mine], x_T[mine])
     found |= {"world": world_size(), "trained": trained()}
     with open(f"{folder}/{rank()}.json", "w") as file:
         json.dump(found, file)
@@ -79,15 +85,19 @@ def test_two_processes_equal_one(tmp_path):
     first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in range(2))
     assert first["world"] == second["world"] == 2
 
-    expected = measure(*parts())
-    for found in (first, second):
-        for part in ("student", "head", "queue"):
-            close = dict(rtol=1e-9, atol=1e-12) if part != "queue" else dict(rtol=1e-6, atol=1e-7)  # held in float32
-            torch.testing.assert_close(torch.tensor(found[part]), torch.tensor(expected[part]), **close)
-        for name in ("is_p2p", "m_p2p"):  # of the whole batch on every process
-            assert abs(found["terms"][name] - expected["terms"][name]) < 1e-10
-    shares = (first["terms"]["cfd"] + second["terms"]["cfd"]) / 2
-    assert abs(shares - expected["terms"]["cfd"]) < 1e-10  # each process has its part, the mean is the whole
+    for weights in WEIGHTS:
+        expected = measure(*parts(weights))
+        for found in (first[weights], second[weights]):
+            for part in ("student", "head", "queue"):
+                close = (
+                    dict(rtol=1e-9, atol=1e-12) if part != "queue" else dict(rtol=1e-6, atol=1e-7)
+                )  # held in float32
+                torch.testing.assert_close(torch.tensor(found[part]), torch.tensor(expected[part]), **close)
+            for name in ("is_p2p", "m_p2p"):  # of the whole batch on every process
+                assert abs(found["terms"][name] - expected["terms"][name]) < 1e-10
+            assert found["seen"] == pytest.approx(expected["seen"], rel=1e-7)
+        shares = (first[weights]["terms"]["cfd"] + second[weights]["terms"]["cfd"]) / 2
+        assert abs(shares - expected["terms"]["cfd"]) < 1e-10  # each process has its part, the mean is the whole
 
     assert first["trained"]["weights"] == second["trained"]["weights"]
     assert first["trained"]["rows"] == second["trained"]["rows"]
