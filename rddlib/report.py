@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -55,13 +56,47 @@ def _picture(path: Path, words: str) -> str:
     return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{content}">'
 
 
+def take_formulas(text: str, formulas: list[str]) -> str:
+    """Markdown with each LaTeX formula ($...$, $$...$$) replaced by a word; `put_formulas` brings them back as MathML."""
+
+    def taken(match: re.Match) -> str:
+        code, block, inline = match.groups()
+        if code:
+            return code
+        formulas.append(f"$${block}$$" if block else f"${inline}$")
+        return f"formula{len(formulas) - 1}end"
+
+    return re.sub(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", taken, text, flags=re.S)
+
+
+def put_formulas(page: str, formulas: list[str]) -> str:
+    """HTML with the words of `take_formulas` replaced by MathML, which browsers draw without any script."""
+    from latex2mathml.converter import convert
+
+    def put(match: re.Match) -> str:
+        formula = formulas[int(match[1])]
+        display = "block" if formula.startswith("$$") else "inline"
+        plain = re.sub(r"(\\[bB]ig)?\\(\||Vert)", "\u2016", formula.strip("$"))  # the converter knows no \big\|
+        return convert(plain, display=display)
+
+    return re.sub(r"formula(\d+)end", put, page)
+
+
 def notebook_page(executed: Path) -> Path:
-    """An executed notebook as HTML beside it."""
+    """An executed notebook as one HTML file beside it: pictures inside, formulas as MathML, no script, nothing fetched."""
+    import nbformat
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter(embed_images=True).from_filename(str(executed))
+    notebook, formulas = nbformat.read(executed, as_version=4), []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = take_formulas(cell.source, formulas)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = take_formulas(output.data["text/markdown"], formulas)
+    body, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
     page = executed.with_suffix(".html")
-    write_atomically(page, body)
+    write_atomically(page, put_formulas(re.sub(r"<script\b.*?</script>", "", body, flags=re.S), formulas))
     return page
 
 
@@ -80,13 +115,20 @@ def _stages(study: Study) -> str:
     return f'<div class="scroll"><table><tr><th>stage</th><th>seconds</th></tr>{lines}</table></div>'
 
 
+def _title(notebook: Path) -> str:
+    """The notebook's first heading."""
+    import nbformat
+
+    lines = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells).splitlines()
+    return next((line[2:] for line in lines if line.startswith("# ")), notebook.stem)
+
+
 def _notebooks(executed, out: Path) -> str:
     lines = []
     for notebook in executed:
         page = notebook_page(notebook.path)
-        title = notebook.name[3:].replace("_", " ").capitalize()
         lines.append(
-            f'<li>{notebook.name[:2]} <a href="{os.path.relpath(page, out)}">{title}</a> '
+            f'<li><a href="{os.path.relpath(page, out)}">{html.escape(_title(notebook.path))}</a> '
             f'(<a href="{os.path.relpath(notebook.path, out)}">notebook</a>, {notebook.seconds:.0f} s)</li>'
         )
     return f"<h2>Notebooks</h2><ul>{''.join(lines)}</ul>"

@@ -14,6 +14,7 @@ import torch
 
 from rddlib.errors import UserError
 from rddlib.profiles import load_profile
+from rddlib.report import put_formulas, take_formulas
 from rddlib.runner import _alone_in, check_parameters, collapse_carriage_returns, notebook_files, run_study, selected
 from rddlib.study import COLUMNS, Study, open_study, prepare_folder, summarise
 
@@ -63,6 +64,23 @@ def test_report_is_self_contained_and_its_links_lead_somewhere(smoke_run):
     assert not [link for link in local if re.match(r"\w+:|/", link)]
     pictures = [base64.b64decode(link.split(",", 1)[1]) for link in parser.found if link.startswith("data:image/png")]
     assert len(pictures) == 2 and all(p[:4] == b"\x89PNG" for p in pictures)
+
+
+def test_notebook_pages_need_no_network_and_no_script(smoke_run):
+    out, _ = smoke_run
+    for page in (out / "notebooks").glob("*.html"):
+        text, parser = page.read_text(), Links()
+        parser.feed(text)
+        assert "<script" not in text and "<math" in text and "$$" not in text, page.name
+        assert not [link for link in parser.found if link.startswith(("http", "//"))], page.name
+        assert sum(link.startswith("data:image/png") for link in parser.found) >= 3
+
+
+def test_formulas_become_mathml_and_code_stays():
+    formulas: list[str] = []
+    text = take_formulas("so $a_b$ and `$x$` and\n```\n$y$\n```\n$$\\frac{1}{2}\\big\\|$$", formulas)
+    text = put_formulas(text, formulas)
+    assert text.count("<math") == 2 and "<msub>" in text and "<mfrac>" in text and "`$x$`" in text and "\n$y$\n" in text
 
 
 def test_second_run_does_nothing_again(smoke_run):
