@@ -26,6 +26,7 @@ RELEASED_SWITCHES = {
     **RELEASED_RULES,
     "queue_push": "the teacher's pixels are pushed before the loss, not after the iteration",
     "local_batch": "IS_P2P relates the images of each process only, not those of all",
+    "same_seed": "every process draws the same noise and times (for its own images)",
     "head_free": "the projection head learns at a constant rate and unclipped, while the student has a schedule and clipping",
 }
 WEIGHTS = ("fixed", "balanced")

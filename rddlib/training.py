@@ -141,7 +141,7 @@ class Trainer:
     config; seed; rows: images in the data set; label: what the progress bar says; files: how the names of two files
     begin (None: neither is written): files.resume is what a killed run needs to go on, written every `save_every` seconds
     and deleted at the end; files.metrics.jsonl holds the loss, its terms and the gradient's norm at every `log_every`-th
-    iteration, as `history` does.
+    iteration, as `history` does. same_noise: give every process the same noise, as the released RDD code does.
     """
 
     config: TrainConfig
@@ -151,6 +151,7 @@ class Trainer:
     files: Path | None = None
     save_every: float = 30.0
     log_every: int = 25
+    same_noise: bool = False
     history: list[dict] = field(default_factory=list)
 
     def fit(
@@ -237,7 +238,9 @@ class Trainer:
         return Step(
             number,
             epochs.batch(number)[rank::world].to(accelerator.device),
-            torch.Generator(accelerator.device).manual_seed(stream(self.seed, number, rank, 3)),
+            torch.Generator(accelerator.device).manual_seed(
+                stream(self.seed, number, 0 if self.same_noise else rank, 3)
+            ),
             torch.Generator(accelerator.device).manual_seed(stream(self.seed, number, 4)),
             number % self.log_every == 0 or number + 1 == self.config.iterations,
         )
