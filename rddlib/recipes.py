@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -98,14 +98,15 @@ def distill(
     seed: int,
     label: str = "",
     files: Path | None = None,
-    head_free: bool = False,
+    released: Collection[str] = (),
     watch: int = 0,
     debug: bool = False,
 ) -> Denoiser:
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
-    is not clipped in its targets. head_free: a projection head learns at a constant rate and unclipped; watch: log each
+    is not clipped in its targets. released: of
+    rddlib.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
     term's gradient at the student's image and their cosines (rddlib.objectives.microscope) every so many iterations;
     debug: stop at the first NaN or infinity that a loss is given, naming it.
     Returns the student. Raises ValueError for steps < 1.
@@ -126,10 +127,16 @@ def distill(
         return total, {**terms, **objective.status(), **(microscope(terms, x_student) if watch and step.logged else {})}
 
     trainer = Trainer(
-        config, seed, len(dataset), label or f"{2 * steps} to {steps} steps", files, log_every=watch or 25
+        config,
+        seed,
+        len(dataset),
+        label or f"{2 * steps} to {steps} steps",
+        files,
+        log_every=watch or 25,
+        same_noise="same_seed" in released,
     )
     return trainer.fit(
-        origin, loss, companion=objective, companion_free=head_free, debug=debug,
+        origin, loss, companion=objective, companion_free="head_free" in released, debug=debug,
         after_step=lambda step: objective.after_step(step.shared),
     )  # fmt: skip
 

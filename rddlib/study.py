@@ -329,7 +329,7 @@ class Study:
             loss, objective = self.profile.loss, self.objective(method, steps, seed)
             return self._timed(
                 config, distill, parent, self.dataset, steps, objective, config, stream(seed, 7, steps), label, files,
-                "head_free" in loss.released, loss.watch, loss.debug,
+                loss.released, loss.watch, loss.debug,
             )  # fmt: skip
 
         return self._denoiser(self._made(f"{method}-{steps}", self._student_facts(method, steps, seed), make)[0])

@@ -46,7 +46,7 @@ def measure(student, objective, x, x_T) -> dict:
             "head": flat(objective.head), "seen": seen, "queue": objective.queue.rows.flatten().tolist()}  # fmt: skip
 
 
-def trained() -> dict:
+def trained(released=()) -> dict:
     """A short distillation through the training loop: what must agree between processes, and what must not."""
     torch.manual_seed(0)
     schedule, seen = CosineSchedule(), []
@@ -59,7 +59,7 @@ def trained() -> dict:
         return original(x_student, x_teacher, t, generator)
 
     objective.terms = spy
-    student = distill(teacher, load_dataset("digits"), 4, objective, TrainConfig(3, 8, 1e-3), seed=0)
+    student = distill(teacher, load_dataset("digits"), 4, objective, TrainConfig(3, 8, 1e-3), seed=0, released=released)
     weights = torch.cat([p.flatten() for p in student.parameters()])
     return {"weights": weights.tolist(), "rows": objective.queue.rows.flatten().tolist(), "seen": seen}
 
@@ -71,7 +71,7 @@ def worker(folder):
         student, objective, x, x_T = parts(weights)
         student = torch.nn.parallel.DistributedDataParallel(student)
         found[weights] = measure(student, objective, x[mine], x_T[mine])
-    found |= {"world": world_size(), "trained": trained()}
+    found |= {"world": world_size(), "trained": trained(), "alike": trained(["same_seed"])}
     with open(f"{folder}/{rank()}.json", "w") as file:
         json.dump(found, file)
     torch.distributed.destroy_process_group()
@@ -102,6 +102,8 @@ def test_two_processes_equal_one(tmp_path):
     assert first["trained"]["weights"] == second["trained"]["weights"]
     assert first["trained"]["rows"] == second["trained"]["rows"]
     assert all(a != b for a, b in zip(first["trained"]["seen"], second["trained"]["seen"], strict=True))
+    times = [[seen[1:] for seen in found["alike"]["seen"]] for found in (first, second)]
+    assert times[0] == times[1] and first["alike"]["seen"] != second["alike"]["seen"]  # same times, other images
     assert len(first["trained"]["seen"][0]) == 1 + 4  # a batch of 8 is 4 for each process
 
 
