@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: study test test-all lab check clean
+.PHONY: help study test test-all lab check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,7 +31,7 @@ test-all: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(VENV)/installed
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks
 
 check: $(VENV)/installed
 	@$(BIN)/ruff check .
