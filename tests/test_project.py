@@ -118,7 +118,9 @@ def test_readmes_example_runs(smoke_run, monkeypatch):
     """The block of Python in the README, on the smoke study instead of digits."""
     import rddlib.study
 
-    code = re.search(r"```python\n(.*?)```", (TOP / "README.md").read_text(), flags=re.S)[1].replace("iterations=150", "iterations=2")
+    code = re.search(r"```python\n(.*?)```", (TOP / "README.md").read_text(), flags=re.S)[1].replace(
+        "iterations=150", "iterations=2"
+    )
     study = rddlib.study.open_study("smoke", smoke_run[0])
     monkeypatch.setattr(rddlib.study, "open_study", lambda name: study)
     names: dict = {}
