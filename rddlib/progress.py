@@ -1,6 +1,7 @@
 """Progress that fits where it is read: a bar with time left in a terminal or JupyterLab, one line a stage in a log."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -29,10 +30,18 @@ def mode() -> str:
 
 def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm:
     """A bar with rate and time left on standard error; invisible unless the mode is "bar"."""
+    columns = min(shutil.get_terminal_size((100, 24)).columns, 120)  # a kernel has no terminal: the study tells it
     return tqdm(
-        total=total, initial=initial, desc=label, unit=unit, file=sys.stderr, mininterval=0.5, dynamic_ncols=True,
+        total=total,
+        initial=initial,
+        desc=label,
+        unit=unit,
+        file=sys.stderr,
+        mininterval=0.5,
+        ncols=columns,
+        nrows=24,  # said, because a terminal that calls itself 0 x 0 would get no bar at all
         disable=mode() != "bar",
-    )  # fmt: skip
+    )
 
 
 class Progress:

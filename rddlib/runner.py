@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -135,6 +136,7 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
     partial = target.with_suffix(".running.ipynb")
     live = {"stdout_file": sys.stdout, "stderr_file": sys.stderr}
     os.environ.setdefault(progress.MODE_VARIABLE, "bar" if sys.stderr.isatty() else "line")
+    os.environ.setdefault("COLUMNS", str(shutil.get_terminal_size((100, 24)).columns))
     try:
         papermill.execute_notebook(
             str(notebook), str(partial), parameters={k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()},

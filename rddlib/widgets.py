@@ -37,7 +37,8 @@ def explore(figure: Callable[..., Figure], **controls: Sequence) -> ipywidgets.V
     for control in named.values():
         control.observe(redraw, names="value")
     redraw()
-    return ipywidgets.VBox([*named.values(), picture])
+    box = ipywidgets.Layout(align_items="flex-start")  # else the picture is stretched to the page's width
+    return ipywidgets.VBox([*named.values(), picture], layout=box)
 
 
 def _control(figure: Callable[..., Figure], name: str, values: Sequence) -> ipywidgets.Widget:
