@@ -126,9 +126,8 @@ def test_a_changed_number_reruns_what_depends_on_it_and_nothing_else():
 def test_a_notebook_alone_opens_the_same_study(smoke_run):
     out, _ = smoke_run
     study = open_study("smoke", out)
-    began = time.perf_counter()
     a, b = study.images("rdd", 1, study.noise(3)), study.images("rdd", 1, study.noise(3))
-    assert torch.equal(a, b) and a.shape == (3, 1, 8, 8) and time.perf_counter() - began < 30
+    assert torch.equal(a, b) and a.shape == (3, 1, 8, 8)
 
 
 def test_a_damaged_checkpoint_is_named(smoke_run, tmp_path):
