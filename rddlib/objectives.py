@@ -1,6 +1,7 @@
 """What a student minimises: named sums of losses between its image x^S and the teacher's x^T."""
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A weighted sum of losses.
 
     Subclasses return their terms from `terms(x_student, x_teacher, t, generator)`: images [N, C, H, W] in [-1, 1], t [N],
@@ -54,8 +55,9 @@ class Objective(nn.Module):
     weights: dict[str, float]
     shares: Mapping[str, float] = {}
 
+    @abstractmethod
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """Each loss before its weight, by name."""
 
     def forward(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> Loss:
         terms = self.terms(x_student, x_teacher, t, generator)
