@@ -14,6 +14,19 @@ from torch import Tensor
 from rddlib.errors import UserError
 
 
+class DamagedFile(UserError):
+    """A file that is not what was written: `fault` says which and how, the message adds the remedy."""
+
+    def __init__(self, fault: str):
+        super().__init__(f"{fault}: delete it, the next run makes it again")
+        self.fault = fault
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The one line for a full disk or a folder that may not be written."""
+    return UserError(f"cannot write {path}: {error.strerror}; free the place or choose another --out")
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename: a reader sees the old file or the new, never half.
 
@@ -31,10 +44,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free the place or choose another --out") from error
+        raise cannot_write(path, error) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest(tensors: dict[str, Tensor], info: str) -> str:
@@ -63,7 +86,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict) -> str:
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Read what `save_checkpoint` wrote -> (tensors, info), info["sha256"] being the checksum. No pickle is involved.
 
-    Raises UserError for a missing, truncated, altered or foreign file.
+    Raises UserError for a missing or foreign file, DamagedFile (one too) for a truncated or altered one.
     """
     path = Path(path)
     if not path.exists():
@@ -73,9 +96,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: delete it, the next run makes it again") from error
+        raise DamagedFile(f"{path} is damaged or no safetensors file") from error
     if "info" not in metadata or "sha256" not in metadata:
         raise UserError(f"{path} was not written by rddlib: name a checkpoint that `rdd` made")
     if digest(tensors, metadata["info"]) != metadata["sha256"]:
-        raise UserError(f"{path} is damaged (its checksum differs): delete it, the next run makes it again")
+        raise DamagedFile(f"{path} is damaged (its checksum differs)")
     return tensors, {**json.loads(metadata["info"]), "sha256": metadata["sha256"]}

@@ -6,6 +6,9 @@ ranks, so the parameters get exactly the gradient one process would have compute
 by the number of ranks, anywhere. Without torch.distributed, or with one rank, everything here is the identity.
 """
 
+import os
+
+import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
@@ -17,8 +20,31 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number, 0 to world_size() - 1: 0 where torch.distributed is not initialised."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """This process's number, 0 to world_size() - 1: the launcher's word where torch.distributed is not initialised yet."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def join() -> None:
+    """Meet the other processes that torchrun, accelerate launch or notebook_launcher started; nothing where it is one."""
+    if world_size() == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def agreed(answer: bool) -> bool:
+    """The first process's answer, on all of them."""
+    if world_size() == 1:
+        return answer
+    answers = [answer]
+    dist.broadcast_object_list(answers, 0)
+    return answers[0]
 
 
 def all_gather_grad(x: Tensor) -> Tensor:

@@ -3,3 +3,14 @@
 
 class UserError(Exception):
     """Wrong input or a damaged file. The message is one line: the fault, then the remedy. The `rdd` command exits 2."""
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop; a training that was running has saved its state. `signal`: which one.
+
+    No Exception, as KeyboardInterrupt is none: nothing that handles errors should hold it up.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -6,22 +6,26 @@ samples)", never plain FID; beside it stands pFD, the Fréchet distance on raw p
 
 import dataclasses
 import hashlib
+import io
 import json
 import platform
+import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
 
 import rddlib
-from rddlib.checkpoint import load_checkpoint
-from rddlib.data import ImageDataset, to_uint8
+from rddlib.checkpoint import load_checkpoint, write_atomically
+from rddlib.data import ImageDataset, grid_png, to_uint8
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
 from rddlib.extractor import MetricNetwork
@@ -154,7 +158,7 @@ def score(images: Tensor, reference: ImageDataset, network: Path | None = None, 
     return Scores(on_features[fid], on_pixels[fid], on_features["inception_score_mean"])
 
 
-def sample_images(
+def sample_batches(
     denoiser: Denoiser,
     shape: tuple[int, int, int],
     count: int,
@@ -165,18 +169,63 @@ def sample_images(
     clip: bool = True,
     device: torch.device | str = "cpu",
     label: str = "sampling",
-) -> Tensor:
-    """Draw uint8 images [count, *shape] with DDIM; the same seed gives the same noise (and, for a
-    class-conditional denoiser, the same random labels) to every method and batch size."""
+    done: Callable[[int], bool] = lambda batch: False,
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Draw images with DDIM, batch after batch: (batch number, uint8 images [B, *shape], labels [B] or None).
+
+    The same seed gives the same noise (and, for a class-conditional denoiser, the same random labels) to every method and
+    batch size. Batches for which done(number) are left out.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, *shape, generator=generator)
     labels = torch.randint(denoiser.num_classes, (count,), generator=generator) if denoiser.num_classes else None
-    images = []
     for batch in Progress(label, -(-count // batch_size), unit="batches", quiet=True):
+        if done(batch):
+            continue
         rows = slice(batch * batch_size, (batch + 1) * batch_size)
-        y = None if labels is None else labels[rows].to(device)
-        images.append(to_uint8(ddim_sample(denoiser, noise[rows].to(device), steps, y=y, clip=clip)).cpu())
-    return torch.cat(images)
+        y = None if labels is None else labels[rows]
+        x = ddim_sample(denoiser, noise[rows].to(device), steps, y=None if y is None else y.to(device), clip=clip)
+        yield batch, to_uint8(x).cpu(), y
+
+
+def sample_images(denoiser: Denoiser, shape: tuple[int, int, int], count: int, steps: int, **options) -> Tensor:
+    """All images of `sample_batches`, uint8 [count, *shape]; the options are its own."""
+    return torch.cat([images for _, images, _ in sample_batches(denoiser, shape, count, steps, **options)])
+
+
+def draw_to_file(
+    denoiser: Denoiser, path: Path, count: int, steps: int, *, seed: int, batch_size: int = 500, clip: bool = True
+) -> Path:
+    """Draw images into an .npz in ADM's layout, arr_0 [count, H, W, C] uint8 and arr_1 labels [count] where there are
+    classes, and a picture of the first 64 beside it, whose path is returned.
+
+    Finished batches lie in a folder beside it until all are there, so a killed run goes on; an .npz that exists is kept.
+    """
+    parts, picture = path.with_suffix(".parts"), path.with_suffix(".png")
+    if path.exists():
+        return picture
+    device, c = next(denoiser.parameters()).device, denoiser.network.config
+
+    def part(batch: int) -> Path:
+        return parts / f"{batch:06d}-of-{batch_size}.npz"
+
+    drawn = sample_batches(denoiser, (c.image_channels, c.image_size, c.image_size), count, steps, seed=seed, clip=clip,
+                           batch_size=batch_size, device=device, done=lambda batch: part(batch).exists())  # fmt: skip
+    for batch, images, labels in drawn:
+        _write_npz(part(batch), images.permute(0, 2, 3, 1), labels)
+    finished = [np.load(part(batch)) for batch in range(-(-count // batch_size))]
+    images = torch.from_numpy(np.concatenate([one["arr_0"] for one in finished]))  # [count, H, W, C]
+    labels = np.concatenate([one["arr_1"] for one in finished]) if "arr_1" in finished[0] else None
+    _write_npz(path, images, labels)
+    write_atomically(picture, grid_png(images[:64].permute(0, 3, 1, 2)))
+    shutil.rmtree(parts)
+    return picture
+
+
+def _write_npz(path: Path, images: Tensor, labels) -> None:
+    content, columns = io.BytesIO(), {} if labels is None else {"arr_1": np.asarray(labels)}
+    np.savez(content, arr_0=images.numpy(), **columns)
+    write_atomically(path, content.getvalue())
 
 
 @lru_cache

@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
 
     Subclasses return their terms from `terms(x_student, x_teacher, t, generator)`: images [N, C, H, W] in [-1, 1], t [N],
     a generator that is the same on every rank. Calling the objective gives Loss(total, terms); `after_step(generator)`
-    runs once the student has been updated. Trainable parameters of an objective are trained along with the student.
+    runs once its gradient has been taken. Trainable parameters of an objective are trained along with the student.
 
     weights: of each term by name. shares: instead of fixed weights, the size that a term's gradient at the student's
     image should have, as a share of the first term's; terms without a share keep their weight. One more backward pass
@@ -80,6 +80,10 @@ class Objective(nn.Module, ABC):
     def status(self) -> dict[str, Tensor]:
         """What else to log with the terms."""
         return {}
+
+    def frozen(self) -> list[nn.Module]:
+        """The networks it looks through, which training leaves as they are."""
+        return []
 
 
 def _gradient(term: Tensor, x_student: Tensor) -> Tensor:
@@ -117,6 +121,9 @@ class _Frozen:
     def _hold(self, name: str, module: nn.Module) -> None:
         object.__setattr__(self, name, module.eval().requires_grad_(False))
         object.__setattr__(self, "_held", module)
+
+    def frozen(self) -> list[nn.Module]:
+        return [self._held]
 
     def _apply(self, fn, *arguments, **options):
         self._held._apply(fn, *arguments, **options)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import yaml
 
+from rddlib.data import DataConfig
 from rddlib.errors import UserError
 from rddlib.extractor import EXTRACTORS, MAPS
 from rddlib.objectives import RELEASED_SWITCHES, WEIGHTS
-from rddlib.training import TrainConfig
+from rddlib.training import RunConfig, TrainConfig
 from rddlib.unet import UNetConfig
 
 METHODS = ("pd", "cfd", "rcfd", "rdd")
@@ -20,13 +21,6 @@ METHODS = ("pd", "cfd", "rcfd", "rdd")
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """name: of the data set (rddlib.data.load_dataset)."""
-
-    name: str = "digits"
 
 
 @dataclass(frozen=True)
@@ -154,7 +148,8 @@ class EvaluationConfig:
 class Profile:
     """A whole study. Each field is a section; `rdd study --set section.field=value` changes one number.
 
-    seeds: of the distillation, one cascade for each; jobs: independent cascades trained at a time, a process and an
+    run: how this machine trains (checkpoints, logs, memory format, compilation). seeds: of the distillation, one cascade
+    for each; jobs: independent cascades trained at a time, a process and an
     equal share of the cores each.
     """
 
@@ -167,6 +162,7 @@ class Profile:
     distill: DistillConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     seeds: tuple[int, ...] = (0,)
     jobs: int = 2
 
@@ -225,17 +221,20 @@ def cifar10() -> Profile:
     """CIFAR-10 as in the papers; the source of each number stands beside it."""
     return Profile(
         name="cifar10",
-        data=DataConfig("cifar10"),
+        data=DataConfig("cifar10", flip=True),  # flips: ours; the papers do not say, DDPM (Ho et al. 2020) flips
         unet=UNetConfig(32, 3, 128, (1, 2, 2, 2), blocks=2, attention=(8,), dropout=0.1),  # RDD A.1, A.2
         base=BaseConfig(TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999)),  # RDD A.2
         halving=HalvingConfig(TrainConfig(10_000, 128, 5e-5, rate="cosine")),  # RCFD C.4
-        extractor=ExtractorConfig(TrainConfig(78_000, 128, 0.05, rate="cosine", weight_decay=5e-4), shift=4),  # ours
+        extractor=ExtractorConfig(  # DenseNet201: RDD 5.1; its training is ours, the papers do not state theirs
+            TrainConfig(78_000, 128, 0.05, rate="cosine", clip=0.0, optimizer="sgd", weight_decay=5e-4), shift=4
+        ),
         distill=DistillConfig(
             TrainConfig(1, 128, 5e-5, rate="cosine"),  # RDD A.2
             iterations=(20_000, 20_000, 40_000),  # RDD A.2
             temperatures=(0.9, 1.0, 0.85),  # RCFD C.4, DenseNet201
         ),
         evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
+        run=RunConfig(save_every=300, log_every=100, sample_every=5000),
     )
 
 
@@ -245,10 +244,14 @@ def imagenet64() -> Profile:
     return replace(
         base,
         name="imagenet64",
-        data=DataConfig("imagenet64"),
+        data=DataConfig("imagenet64", flip=True),  # flips: ours
         unet=UNetConfig(64, 3, 128, (1, 2, 3, 4), blocks=3, attention=(16, 8), num_classes=1000),  # RDD A.1
         base=BaseConfig(TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999)),  # RDD A.2
         halving=HalvingConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine")),  # not stated; as the next stages
+        extractor=ExtractorConfig(  # ours: 40 epochs
+            TrainConfig(200_000, 256, 0.1, rate="cosine", warmup=5000, clip=0.0, optimizer="sgd", weight_decay=1e-4),
+            shift=4,
+        ),
         distill=DistillConfig(
             TrainConfig(1, 256, 1e-4, rate="cosine"),  # RDD A.2
             iterations=(50_000, 50_000, 100_000),  # RDD A.2
@@ -278,6 +281,7 @@ def cifar10_small() -> Profile:
             full.distill, train=replace(full.distill.train, learning_rate=1e-4), iterations=(1000, 1000, 2000)
         ),  # fmt: skip
         evaluation=replace(full.evaluation, samples=10_000),
+        run=replace(full.run, save_every=60, log_every=25, sample_every=1000),
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from rddlib.distributed import rank
+
 MODE_VARIABLE = "RDD_PROGRESS"  # "bar" or "line"; a study sets it for the notebooks' kernels, which have no terminal
 _shared_count = None  # in a worker process: counts iterations for the bar of the process that started it
 
@@ -19,9 +21,11 @@ def report_to(count) -> None:
 
 
 def mode() -> str:
-    """ "bar", "line" or, in a worker process, "count"."""
+    """ "bar", "line"; in a worker process "count"; in all but the first of several processes of one run "none"."""
     if _shared_count is not None:
         return "count"
+    if rank() > 0:
+        return "none"
     chosen = os.environ.get(MODE_VARIABLE)
     if chosen in ("bar", "line"):
         return chosen

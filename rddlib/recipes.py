@@ -1,6 +1,8 @@
 """Base model, classifiers, halvings and distillation: each a short function around the one training loop."""
 
+import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Collection
@@ -10,15 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.checkpoint import save_checkpoint, write_atomically
+from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
+from rddlib.errors import UserError
 from rddlib.extractor import MetricNetwork, accuracy
 from rddlib.losses import truncated_snr_weight
 from rddlib.objectives import Objective, microscope
-from rddlib.sampling import two_step_target
-from rddlib.schedule import Schedule, expand_to
-from rddlib.training import Step, TrainConfig, Trainer, training_device
+from rddlib.sampling import ddim_sample, two_step_target
+from rddlib.schedule import CosineSchedule, Schedule, expand_to
+from rddlib.training import RunConfig, Step, TrainConfig, Trainer, prepared, stream, training_device
+from rddlib.unet import UNet, UNetConfig
+
+Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("teacher"): around the work of that part of a step
+
+
+def untimed(part: str) -> contextlib.AbstractContextManager:
+    """The clock that measures nothing."""
+    return contextlib.nullcontext()
 
 
 def add_noise(x: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
@@ -27,8 +38,41 @@ def add_noise(x: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generat
     return expand_to(schedule.alpha(t), x) * x + expand_to(schedule.sigma(t), x) * noise
 
 
+def describe(denoiser: Denoiser) -> dict:
+    """What `load_denoiser` needs to know besides the tensors."""
+    network = denoiser.network
+    return {"unet": dataclasses.asdict(network.config), "prediction": denoiser.prediction,
+            "schedule_offset": denoiser.schedule.offset}  # fmt: skip
+
+
+def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
+    """A base model, teacher or student from its checkpoint -> (denoiser in eval mode, what is recorded of it).
+
+    Raises UserError where the file is missing, damaged or holds something else.
+    """
+    tensors, info = load_checkpoint(path)
+    if "model" not in info:
+        raise UserError(f"{path} holds no denoiser but {info.get('kind', 'something else')}: name a base-, pd-, or student's "
+                        "file")  # fmt: skip
+    model = info["model"]
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in model["unet"].items()}
+    denoiser = Denoiser(UNet(UNetConfig(**config)), CosineSchedule(model["schedule_offset"]), model["prediction"])
+    try:
+        denoiser.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} holds other tensors than its own description says: make it again") from error
+    return denoiser.eval().requires_grad_(False), info
+
+
 def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
-    return dataset.labels[rows] if denoiser.num_classes else None
+    return dataset.labels[rows.to(dataset.labels.device)] if denoiser.num_classes else None
+
+
+def _preview(dataset: ImageDataset, steps: int, seed: int, count: int = 64) -> Callable[[Denoiser], Tensor]:
+    """denoiser -> images drawn from the same noise each time, of the first images' classes where there are any."""
+    noise = torch.randn(count, *dataset.images.shape[1:], generator=torch.Generator().manual_seed(stream(seed, 8)))
+    noise, rows = noise.to(training_device()), torch.arange(count) % len(dataset)
+    return lambda denoiser: ddim_sample(denoiser, noise, steps, y=_labels(dataset, rows, denoiser))
 
 
 def train_base(
@@ -38,20 +82,30 @@ def train_base(
     seed: int,
     snr_max: float | None = None,
     files: Path | None = None,
+    run: RunConfig | None = None,
+    preview_steps: int = 32,
+    clock: Clock = untimed,
 ) -> Denoiser:
-    """Train a denoiser on data: E w_t ||x - x_theta(z_t, t)||^2, t uniform in [0, 1], w_t = clip(SNR, 1, snr_max)."""
+    """Train a denoiser on data: E w_t ||x - x_theta(z_t, t)||^2, t uniform in [0, 1], w_t = clip(SNR, 1, snr_max).
 
+    files, run: of rddlib.training.Trainer; preview_steps: of the sampler that draws run.sample_every's grids; clock: sees
+    the parts "data" and "student" of each step.
+    """
     dataset = dataset.to(training_device())
 
     def loss(model: nn.Module, step: Step):
-        x = dataset.floats(step.rows)
-        t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
-        prediction = model(add_noise(x, t, denoiser.schedule, step.generator), t, _labels(dataset, step.rows, denoiser))
+        with clock("data"):
+            x = dataset.batch(step.rows, step.generator)
+            t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
+            z, y = add_noise(x, t, denoiser.schedule, step.generator), _labels(dataset, step.rows, denoiser)
+        with clock("student"):
+            prediction = model(z, t, y)
         weight = expand_to(truncated_snr_weight(t, denoiser.schedule, maximum=snr_max), x)
         total = (weight * (prediction - x) ** 2).mean()
         return total, {"mse": ((prediction - x) ** 2).mean().detach()}
 
-    return Trainer(config, seed, len(dataset), "base model", files).fit(denoiser, loss)
+    trainer = Trainer(config, seed, len(dataset), "base model", files, run or RunConfig())
+    return trainer.fit(denoiser, loss, preview=_preview(dataset, preview_steps, seed))
 
 
 def augment(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
@@ -76,17 +130,21 @@ def train_classifier(
     shift: int = 1,
     label: str = "classifier",
     files: Path | None = None,
+    run: RunConfig | None = None,
 ) -> nn.Module:
-    """Train a classifier with cross-entropy on shifted images; logits(network's output) -> [N, classes]."""
+    """Train a classifier with cross-entropy on shifted images; logits(network's output) -> [N, classes].
+
+    files, run: of rddlib.training.Trainer.
+    """
 
     dataset = dataset.to(training_device())
 
     def loss(model: nn.Module, step: Step):
-        images = augment(dataset.floats(step.rows), step.generator, shift)
-        total = F.cross_entropy(logits(model(images)), dataset.labels[step.rows])
+        images = augment(dataset.batch(step.rows, step.generator), step.generator, shift)
+        total = F.cross_entropy(logits(model(images)), dataset.labels[step.rows.to(images.device)])
         return total, {}
 
-    return Trainer(config, seed, len(dataset), label, files).fit(network, loss)
+    return Trainer(config, seed, len(dataset), label, files, run or RunConfig()).fit(network, loss)
 
 
 def distill(
@@ -98,31 +156,40 @@ def distill(
     seed: int,
     label: str = "",
     files: Path | None = None,
+    run: RunConfig | None = None,
     released: Collection[str] = (),
     watch: int = 0,
     debug: bool = False,
+    clock: Clock = untimed,
 ) -> Denoiser:
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
-    is not clipped in its targets. released: of
+    is not clipped in its targets. files, run: of rddlib.training.Trainer. released: of
     rddlib.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
     term's gradient at the student's image and their cosines (rddlib.objectives.microscope) every so many iterations;
-    debug: stop at the first NaN or infinity that a loss is given, naming it.
+    debug: stop at the first NaN or infinity that a loss is given, naming it; clock: sees the parts "data", "teacher" and
+    "student" of each step.
     Returns the student. Raises ValueError for steps < 1.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    device, origin = training_device(), teacher
+    run, device, origin = run or RunConfig(), training_device(), teacher
     teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
+    objective.to(device)
+    for frozen in (teacher, *objective.frozen()):
+        prepared(frozen, run, config.precision)
 
     def loss(model: nn.Module, step: Step):
-        x = dataset.floats(step.rows)
-        k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
-        t = k.double() / steps
-        z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
-        x_teacher = two_step_target(teacher, z, t, 1 / (2 * steps), y)
-        x_student = model(z, t, y)
+        with clock("data"):
+            x = dataset.batch(step.rows, step.generator)
+            k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
+            t = k.double() / steps
+            z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
+        with clock("teacher"):
+            x_teacher = two_step_target(teacher, z, t, 1 / (2 * steps), y)
+        with clock("student"):
+            x_student = model(z, t, y)
         total, terms = objective(x_student, x_teacher, t, step.shared)
         return total, {**terms, **objective.status(), **(microscope(terms, x_student) if watch and step.logged else {})}
 
@@ -132,12 +199,12 @@ def distill(
         len(dataset),
         label or f"{2 * steps} to {steps} steps",
         files,
-        log_every=watch or 25,
+        dataclasses.replace(run, log_every=watch or run.log_every),
         same_noise="same_seed" in released,
     )
     return trainer.fit(
         origin, loss, companion=objective, companion_free="head_free" in released, debug=debug,
-        after_step=lambda step: objective.after_step(step.shared),
+        after_step=lambda step: objective.after_step(step.shared), preview=_preview(dataset, steps, seed),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 import rddlib
 from rddlib import progress
 from rddlib.checkpoint import write_atomically
+from rddlib.distributed import world_size
 from rddlib.errors import UserError
 from rddlib.evaluation import shipped
 from rddlib.profiles import load_profile
@@ -108,7 +109,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
     check_parameters(notebook, parameters)
     target, stamp = out / "notebooks" / notebook.name, _stamp(notebook, out)
     study = json.loads((out / "study.json").read_text())
-    config = {name: value for name, value in study["config"].items() if name != "jobs"}
+    config = {name: value for name, value in study["config"].items() if name not in ("jobs", "run")}
     key = key_of({"source": notebook.read_text(), "config": config, "version": rddlib.__version__})
     done = _stamped(notebook, out)
     if done and done["key"] == key:
@@ -182,8 +183,11 @@ def run_study(
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
     for notebook in notebooks:
         check_parameters(notebook, parameters)
+    if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
     study = Study(profile, out, seed)
     study.check()
+    study.check_scoring()
     prepare_folder(out, profile, overrides, seed, update)
     with _alone_in(out):
         for notebook in notebooks:

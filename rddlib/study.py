@@ -4,10 +4,10 @@ Each stage is keyed by a hash of all it depends on, so a changed number reruns w
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,22 +21,23 @@ from torch import Tensor, nn
 
 import rddlib
 from rddlib import progress
+from rddlib.assembly import build_denoiser, build_extractor, build_objective, halving_of, objective_numbers
 from rddlib.checkpoint import digest, load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
+from rddlib.distributed import agreed, join, rank, wait
 from rddlib.errors import UserError
 from rddlib.evaluation import DIGITS_NETWORK, Receipt, sample_images, score, shipped
-from rddlib.extractor import FeatureExtractor, MetricNetwork, accuracy, build_extractor
-from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
+from rddlib.extractor import FeatureExtractor, MetricNetwork, accuracy
+from rddlib.objectives import PD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict, load_profile
-from rddlib.recipes import distill, train_base, train_classifier
+from rddlib.recipes import describe, distill, train_base, train_classifier
 from rddlib.sampling import ddim_sample
-from rddlib.schedule import CosineSchedule
-from rddlib.training import TrainConfig, chosen_precision, stream, training_device
-from rddlib.unet import UNet
+from rddlib.training import Checkpoints, TrainConfig, chosen_precision, prepared, stream, training_device
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 STUDY_FILE = "study.json"
+CHANGES_NO_NUMBER = ("run.", "jobs", "data.root", "data.download")  # how and from where, not what
 
 
 def key_of(facts: dict) -> str:
@@ -97,6 +98,7 @@ def prepare_folder(out: Path, profile: Profile, overrides: dict[str, str], seed:
             return
         defaults = _plain(load_profile(profile.name), seed)
         differences = _differences(_filled(found["config"], defaults), config)
+        differences = [name for name in differences if not name.startswith(CHANGES_NO_NUMBER)]
         if differences and not update:
             raise UserError(
                 f"{out} was made by another configuration (it differs in {', '.join(differences[:5])}): choose another "
@@ -121,6 +123,33 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
     return Study(loaded, folder, seed)
 
 
+def continue_study(
+    profile: str,
+    overrides: dict[str, str],
+    out: Path,
+    seed: int = 0,
+    update: bool = False,
+    check: Callable[["Study"], object] = lambda study: None,
+) -> "Study":
+    """The study in `out`, with what was set when it was started and what is set now.
+
+    check(study) may raise UserError too, before anything is written. Raises UserError where the folder holds something
+    else, or something set now would change its numbers (unless update).
+    """
+    record = out / STUDY_FILE
+    before = _read_record(record) if record.exists() else {"overrides": {}}
+    if before.get("profile", profile) != profile:
+        raise UserError(f"{out} holds a study of the profile {before['profile']}: choose another --out")
+    overrides = {**before["overrides"], **overrides}
+    study = Study(load_profile(profile, overrides), out, seed)
+    study.check()
+    check(study)
+    if rank() == 0:
+        prepare_folder(out, study.profile, overrides, seed, update)
+    wait()
+    return study
+
+
 class Study:
     """profile: its numbers; out: its folder; seed: of base model, extractor and halvings (the last halvings, in which
     the methods compete, take theirs from profile.seeds)."""
@@ -128,15 +157,23 @@ class Study:
     def __init__(self, profile: Profile, out: Path, seed: int = 0):
         self.profile, self.out, self.seed = profile, Path(out), seed
         self.device = training_device()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
+        join()
 
     # data and fixed parts
 
     @cached_property
     def dataset(self) -> ImageDataset:
         """All the images that models are trained on and scores are measured against, on the study's device."""
-        return load_dataset(self.profile.data.name).to(self.device)
+        return self._split("train")
+
+    def _split(self, split: str) -> ImageDataset:
+        return load_dataset(self.profile.data, split, self.image_shape).to(self.device)
+
+    def _data_facts(self) -> dict:
+        """Which images: by their content, not by where they lie."""
+        data = self.profile.data
+        facts = {"name": data.name, "flip": data.flip, "resize": data.resize}
+        return facts if data.name == "digits" else {**facts, "sha256": self.dataset.sha256}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -154,36 +191,52 @@ class Study:
         return self.out / "checkpoints" / f"{stage}-{key_of(facts)}.safetensors"
 
     def _made(self, stage: str, facts: dict, make: Callable[[Path], tuple[nn.Module, dict]]) -> tuple[dict, dict]:
-        """(tensors, info) of an artefact: from its file, or made now. Two processes never make the same one."""
+        """(tensors, info) of an artefact: from its file, or made now by all processes of this run together.
+
+        Two runs never make the same one. Beside it lie its facts as JSON and the log of its training.
+        """
         path = self._path(stage, facts)
-        locks = path.parent / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / path.stem):
-            if not path.exists():
-                module, extra = make(path.with_suffix(""))
-                info = {"kind": stage, "facts": facts, **extra}
-                save_checkpoint(path, module.state_dict(), info)
+        with self._locked(path):
+            if not agreed(path.exists()):
+                files = path.with_suffix("")
+                module, extra = make(files)
+                if rank() == 0:
+                    info = {"kind": stage, "facts": facts, **extra}
+                    save_checkpoint(path, module.state_dict(), info)
+                    write_atomically(path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
+                    Checkpoints(files).clear()
+                wait()
             return load_checkpoint(path)
 
     @staticmethod
-    def _timed(config: TrainConfig, train: Callable[..., nn.Module], *arguments) -> tuple[nn.Module, dict]:
+    def _locked(path: Path):
+        """The artefact's lock, which the first process of a run holds for all."""
+        if rank() > 0:
+            return contextlib.nullcontext()
+        locks = path.parent / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / path.stem)
+
+    @staticmethod
+    def _timed(config: TrainConfig, train: Callable[[], nn.Module]) -> tuple[nn.Module, dict]:
         """(trained module, facts): how long this took and in which precision (the last stretch of a resumed run)."""
         began = time.perf_counter()
-        module = train(*arguments)
+        module = train()
         precision = str(chosen_precision(config.precision, training_device())).removeprefix("torch.")
-        return module, {"seconds": time.perf_counter() - began, "precision": precision}
+        facts = {"seconds": time.perf_counter() - began, "precision": precision}
+        return module, facts | ({"model": describe(module)} if isinstance(module, Denoiser) else {})
 
     def _denoiser(self, tensors: dict | None = None) -> Denoiser:
-        base = self.profile.base
-        denoiser = Denoiser(UNet(self.profile.unet), CosineSchedule(base.schedule_offset), base.prediction)
+        denoiser = build_denoiser(self.profile)
         if tensors is not None:
             denoiser.load_state_dict(tensors)
-        return denoiser.to(self.device).eval().requires_grad_(False)
+        denoiser = denoiser.to(self.device).eval().requires_grad_(False)
+        return prepared(denoiser, replace(self.profile.run, compile="never"), "float32")
 
     def _base_facts(self) -> dict:
         p = self.profile
         base = {k: v for k, v in as_dict(p.base).items() if k != "steps"}
-        return {"data": as_dict(p.data), "unet": as_dict(p.unet), "base": base, "seed": self.seed,
+        return {"data": self._data_facts(), "unet": as_dict(p.unet), "base": base, "seed": self.seed,
                 "version": rddlib.__version__}  # fmt: skip
 
     def _seeded(self, make: Callable[[], nn.Module], *numbers: int) -> nn.Module:
@@ -197,9 +250,10 @@ class Study:
 
         def make(files: Path):
             untrained = self._seeded(self._denoiser, 1)
-            snr_max = config.snr_max or None
-            return self._timed(config.train, train_base, untrained, self.dataset, config.train, stream(self.seed, 2),
-                               snr_max, files)  # fmt: skip
+            return self._timed(config.train, lambda: train_base(
+                untrained, self.dataset, config.train, stream(self.seed, 2), snr_max=config.snr_max or None, files=files,
+                run=self.profile.run, preview_steps=min(config.steps, 32),
+            ))  # fmt: skip
 
         return self._denoiser(self._made("base", self._base_facts(), make)[0])
 
@@ -221,37 +275,38 @@ class Study:
 
         def make(files: Path):
             parent, config = self.teacher(2 * steps), self.profile.halving.train
-            seed, label = stream(self.seed, 3, steps), f"PD {2 * steps} to {steps} steps"
-            return self._timed(
-                config, distill, parent, self.dataset, steps, PD(parent.schedule), config, seed, label, files
-            )
+            return self._timed(config, lambda: distill(
+                parent, self.dataset, steps, PD(parent.schedule), config, stream(self.seed, 3, steps),
+                label=f"PD {2 * steps} to {steps} steps", files=files, run=self.profile.run,
+            ))  # fmt: skip
 
         return self._denoiser(self._made(f"pd-{steps}", self._teacher_facts(steps), make)[0])
 
     def _extractor_facts(self) -> dict:
         config = {k: v for k, v in as_dict(self.profile.extractor).items() if k != "map_at"}  # does not change weights
         return {
-            "data": as_dict(self.profile.data),
+            "data": self._data_facts(),
             "extractor": config,
             "seed": self.seed,
             "version": rddlib.__version__,
         }
 
     def _new_extractor(self) -> FeatureExtractor:
-        config = self.profile.extractor
-        return build_extractor(config.name, self.image_shape[0], self.dataset.num_classes, config.map_at)
+        return build_extractor(self.profile, self.dataset.num_classes)
 
     def extractor(self) -> FeatureExtractor:
         """The classifier whose features are distilled, trained on the data set's "extractor" split."""
-        config, name = self.profile.extractor, self.profile.data.name
+        config = self.profile.extractor
 
         def make(files: Path):
-            network = self._seeded(self._new_extractor, 4)
-            split, test = load_dataset(name, "extractor").to(self.device), load_dataset(name, "test").to(self.device)
-            network, facts = self._timed(
-                config.train, train_classifier, network.to(self.device), lambda out: out.logits, split, config.train,
-                stream(self.seed, 5), config.shift, f"extractor {config.name}", files,
-            )  # fmt: skip
+            if not self.dataset.num_classes:
+                raise UserError(f"{self.dataset.name} has no classes to train an extractor with: sort its images into "
+                                "a folder for each class")  # fmt: skip
+            untrained, split, test = self._seeded(self._new_extractor, 4), self._split("extractor"), self._split("test")
+            network, facts = self._timed(config.train, lambda: train_classifier(
+                untrained.to(self.device), lambda out: out.logits, split, config.train, stream(self.seed, 5),
+                shift=config.shift, label=f"extractor {config.name}", files=files, run=self.profile.run,
+            ))  # fmt: skip
             return network, {**facts, "test_accuracy": accuracy(lambda images: network(images).logits, test)}
 
         extractor = self._new_extractor()
@@ -262,53 +317,56 @@ class Study:
         return {"base": self._base_facts, "teacher": self._teacher_facts, "extractor": self._extractor_facts,
                 "student": self._student_facts}[stage](*arguments)  # fmt: skip
 
-    def facts(self, stage: str, *arguments) -> dict:
-        """What is recorded beside an artefact: facts("extractor")["test_accuracy"], facts("student", "rdd", 1, 0)."""
+    def path_of(self, stage: str, *arguments) -> Path:
+        """Where an artefact lies: path_of("extractor"), path_of("teacher", 8), path_of("student", "rdd", 1, 0)."""
         facts = self._facts_of(stage, *arguments)
         if stage == "teacher" and arguments[0] == self.profile.base.steps:
             stage, arguments = "base", ()
         name = {"teacher": lambda steps: f"pd-{steps}", "student": lambda m, n, _: f"{m}-{n}"}.get(stage)
-        return load_checkpoint(self._path(name(*arguments) if name else stage, facts))[1]
+        return self._path(name(*arguments) if name else stage, facts)
+
+    def facts(self, stage: str, *arguments) -> dict:
+        """What is recorded in an artefact: facts("extractor")["test_accuracy"]."""
+        return load_checkpoint(self.path_of(stage, *arguments))[1]
+
+    def halvings(self, objective: str, start: int, stop: int) -> list[tuple]:
+        """The stages, as arguments of `facts`, from a teacher of `start` steps to a student of `stop` steps.
+
+        Raises UserError where the profile has no such halvings.
+        """
+        profile, middle = self.profile, self.profile.halving.teacher_steps
+        known = [profile.base.steps >> k for k in range(profile.base.steps.bit_length())]
+        if objective not in METHODS:
+            raise UserError(f"unknown --objective {objective}: known are {', '.join(METHODS)}")
+        if start not in known[:-1] or stop not in known or stop >= start:
+            raise UserError(f"--from {start} --to {stop}: choose two of {', '.join(map(str, known))}, the larger first")
+        if start != middle and (start < middle or objective != "pd" or stop < middle):
+            raise UserError(
+                f"--from {start} --to {stop} --objective {objective}: the {profile.name} profile halves by pd from "
+                f"{profile.base.steps} to {middle} steps and by the objective from {middle} to 1, so --from is {middle}, or "
+                f"more with --to {middle} --objective pd; halving.teacher_steps changes where they meet"
+            )
+        wanted = [steps for steps in known if stop <= steps < start]
+        seed = profile.seeds[0]
+        return [("teacher", n) if n >= middle else ("student", objective, n, seed) for n in wanted]
 
     # the methods' own halvings
-
-    def _halving(self, steps: int) -> int:
-        """Which of the last halvings ends at `steps`: 0 for teacher_steps/2."""
-        if steps not in self.profile.student_steps:
-            raise UserError(f"no student has {steps} steps: the {self.profile.name} profile's have "
-                            f"{', '.join(map(str, self.profile.student_steps))}")  # fmt: skip
-        return self.profile.student_steps.index(steps)
 
     def objective(self, method: str, steps: int, seed: int = 0) -> Objective:
         """What a student of `steps` steps minimises: one of METHODS, with the profile's numbers, queue empty.
 
         seed: of the distillation, from which the projection head starts.
         """
-        numbers = self._objective_numbers(method, self._halving(steps))
-        if method == "pd":
-            return PD(CosineSchedule(self.profile.base.schedule_offset))
-        kind = {"cfd": CFD, "rcfd": RCFD, "rdd": RDD}[method]
-        return self._seeded(lambda: kind(self.extractor(), **numbers), 6, steps, seed).to(self.device)
-
-    def _objective_numbers(self, method: str, halving: int) -> dict:
-        if method not in METHODS:
-            raise UserError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
-        loss = self.profile.loss
-        cfd = {"temperature": self.profile.distill.temperatures[halving], "dual": loss.dual,
-               "predictions": loss.predictions}  # fmt: skip
-        others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *cfd}
-        return {
-            "pd": {},
-            "cfd": cfd,
-            "rcfd": {**cfd, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
-            "rdd": {**cfd, **{name: value for name, value in as_dict(loss).items() if name not in others}},
-        }[method]
+        extractor = None if method == "pd" else self.extractor()
+        return self._seeded(lambda: build_objective(self.profile, method, steps, extractor), 6, steps, seed).to(
+            self.device
+        )
 
     def _student_facts(self, method: str, steps: int, seed: int) -> dict:
-        halving, config = self._halving(steps), self.profile.distill
+        halving, config = halving_of(self.profile, steps), self.profile.distill
         parent = self._student_facts(method, 2 * steps, seed) if halving else self._teacher_facts(2 * steps)
         facts = {"method": method, "steps": steps, "seed": seed, "iterations": config.iterations[halving],
-                 "parent": key_of(parent), "numbers": self._objective_numbers(method, halving),
+                 "parent": key_of(parent), "numbers": objective_numbers(self.profile, method, steps),
                  "train": as_dict(replace(config.train, iterations=1))}  # fmt: skip
         if method != "pd":
             facts |= {"extractor": key_of(self._extractor_facts()), "map_at": self.profile.extractor.map_at}
@@ -320,17 +378,17 @@ class Study:
         seed: one of profile.seeds (default the first). Every method gets the same images, times and noise.
         """
         seed = self.profile.seeds[0] if seed is None else seed
-        halving = self._halving(steps)
+        halving = halving_of(self.profile, steps)
 
         def make(files: Path):
             parent = self.student(method, 2 * steps, seed) if halving else self.teacher()
             config = replace(self.profile.distill.train, iterations=self.profile.distill.iterations[halving])
             label = f"{method.upper()} {2 * steps} to {steps} steps"
             loss, objective = self.profile.loss, self.objective(method, steps, seed)
-            return self._timed(
-                config, distill, parent, self.dataset, steps, objective, config, stream(seed, 7, steps), label, files,
-                loss.released, loss.watch, loss.debug,
-            )  # fmt: skip
+            return self._timed(config, lambda: distill(
+                parent, self.dataset, steps, objective, config, stream(seed, 7, steps), label=label, files=files,
+                run=self.profile.run, released=loss.released, watch=loss.watch, debug=loss.debug,
+            ))  # fmt: skip
 
         return self._denoiser(self._made(f"{method}-{steps}", self._student_facts(method, steps, seed), make)[0])
 
@@ -356,6 +414,10 @@ class Study:
             return ("base",)
         teacher = method == "pd" and steps == self.profile.halving.teacher_steps
         return ("teacher", steps) if teacher else ("student", method, steps, seed)
+
+    def check_arm(self, method: str, steps: int) -> None:
+        """Raise UserError where no model of this study draws by `method` in `steps` steps."""
+        self._facts_of(*self._model(method, steps, self.profile.seeds[0]))
 
     def _score_path(self, method: str, steps: int, seed: int) -> Path:
         stage, *arguments = self._model(method, steps, seed)
@@ -475,22 +537,28 @@ class Study:
 
     def check(self) -> None:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
-        shape, wanted = tuple(load_dataset(self.profile.data.name).images.shape[1:]), self.image_shape
-        if shape != wanted:
-            raise UserError(
-                f"the U-Net is for images {wanted}, {self.profile.data.name} has {shape}: change unet.image_size"
-            )
-        if self.profile.evaluation.samples <= MetricNetwork.features:
-            raise UserError(f"evaluation.samples is {self.profile.evaluation.samples}: the score needs more than "
-                            f"{MetricNetwork.features}")  # fmt: skip
+        classes, known = self.profile.unet.num_classes, self.dataset.num_classes
+        if classes not in (0, known):
+            raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
         with torch.device("meta"):
-            height, width = self._new_extractor().eval()(torch.empty(1, *wanted)).map.shape[2:]
+            height, width = self._new_extractor().eval()(torch.empty(1, *self.image_shape)).map.shape[2:]
         candidates = height * width * (self.profile.distill.train.batch_size if "queue_per_batch" in
                                        self.profile.loss.released else 1)  # fmt: skip
         if self.profile.loss.per_image > candidates:
             raise UserError(
                 f"loss.per_image is {self.profile.loss.per_image}: the extractor's map offers {candidates} pixels"
             )
+
+    def check_scoring(self) -> None:
+        """Raise UserError where results could not be scored in the end."""
+        if self.dataset.images.shape[1:] != (1, 8, 8):
+            raise UserError(
+                f"the network that scores is for digits, not for {self.dataset.name}: train and draw images with rdd train, "
+                "rdd extractor, rdd distill and rdd sample"
+            )
+        if self.profile.evaluation.samples <= MetricNetwork.features:
+            raise UserError(f"evaluation.samples is {self.profile.evaluation.samples}: the score needs more than "
+                            f"{MetricNetwork.features}")  # fmt: skip
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

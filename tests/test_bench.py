@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from rddlib import bench
-from rddlib.bench import Size, bench_losses, format_table, write_json
+from rddlib.bench import Size, bench_losses, format_table, losses, write_json
 
 TINY = Size("tiny", N=24, A=16, C=8)
 
@@ -26,16 +25,16 @@ def test_a_row_holds_both_forms_and_their_ratios(tmp_path):
 
 def test_a_reference_that_would_not_fit_is_not_started(monkeypatch):
     job = {"N": 256, "A": 64, "C": 1920, "loss": "is_p2p", "dtype": "float32", "device": "cpu", "impl": "reference"}
-    monkeypatch.setattr(bench, "_free_memory", lambda device: 2**30)
-    assert bench._shortage(job) == "needs about 8.0 GiB, 1.0 GiB are free"
-    assert bench._shortage(job | {"impl": "chunked"}) is None
-    monkeypatch.setattr(bench, "_free_memory", lambda device: None)
-    assert bench._shortage(job) is None
+    monkeypatch.setattr(losses, "free_memory", lambda device: 2**30)
+    assert losses._shortage(job) == "needs about 8.0 GiB, 1.0 GiB are free"
+    assert losses._shortage(job | {"impl": "chunked"}) is None
+    monkeypatch.setattr(losses, "free_memory", lambda device: None)
+    assert losses._shortage(job) is None
 
 
 def test_missing_figures_are_dashes_with_a_note(monkeypatch):
     monkeypatch.setattr(
-        bench,
+        losses,
         "_run",
         lambda job, timeout: {"note": "too big"} if job["impl"] == "reference" else {"mib": 5.0, "s": 0.5},
     )
@@ -56,8 +55,8 @@ def test_a_process_that_fails_or_hangs_leaves_a_note():
         "chunk": None,
     }
     job |= {"threads": 1, "repetitions": 1}
-    assert "nonsense" in bench._run(job, timeout=120)["note"]
-    assert bench._run(job, timeout=0.01) == {"note": "not done in 0 s"}
+    assert "nonsense" in losses._run(job, timeout=120)["note"]
+    assert losses._run(job, timeout=0.01) == {"note": "not done in 0 s"}
 
 
 def test_bad_arguments():

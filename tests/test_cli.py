@@ -31,8 +31,20 @@ def rdd(capsys, monkeypatch):
     (["study", "--profil", "digits"], "No such option"),
     (["study", "--seed", "one"], "valid integer"),
     (["study", "--only", "17"], "no notebook 17"),
-    (["study", "--profile", "cifar10"], "cannot be loaded by this version"),
+    (["study", "--profile", "cifar10"], "no CIFAR-10 in"),
     (["stduy"], "No such command"),
+    (["train", "--profile", "imagenet64"], "data.root"),
+    (["train", "--set", "data.name=cifar"], "did you mean 'cifar10'"),
+    (["train", "--set", "unet.num_classes=7"], "has 10: set it to 10 or 0"),
+    (["distill", "--objective", "rdf"], "known are pd, cfd, rcfd, rdd"),
+    (["distill", "--from", "7"], "choose two of 64, 32"),
+    (["distill", "--from", "4", "--to", "8"], "the larger first"),
+    (["distill", "--from", "64", "--to", "1"], "--from is 8, or more with --to 8 --objective pd"),
+    (["sample", "--method", "gan"], "unknown method"),
+    (["sample", "--steps", "3"], "no student has 3 steps"),
+    (["sample", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+    (["train", "--set", "run.compile=true"], "is no str"),
+    (["train", "--set", "base.train.accumulate=3"], "divisor of batch_size"),
     (["bench", "losses", "--size", "huge"], "known are all, cifar10"),
     (["bench", "losses", "--device", "abacus"], "this machine has cpu"),
     (["study", "--only", "03", "--from", "02"], "exclude each other"),
@@ -44,7 +56,7 @@ def rdd(capsys, monkeypatch):
     (["bench", "losses", "--dtype", "int8"], "expected 'float32'"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(rdd, arguments, words, tmp_path):
-    out = ["--out", str(tmp_path / "out")] if arguments[0] == "study" else []
+    out = ["--out", str(tmp_path / "out")] if arguments[0] not in ("bench", "stduy") else []
     status, printed, errors = rdd(*arguments, *out)
     assert status == 2 and words in errors and errors.count("\n") == 1 and errors.startswith("rdd: ") and not printed
     assert not (tmp_path / "out").exists()
@@ -80,7 +92,20 @@ def test_the_metric_network_is_never_overwritten(rdd, tmp_path):
     assert status == 2 and "exists" in errors and (tmp_path / "net").read_text() == "old"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["metric-network", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["study", "--help"],
+        ["metric-network", "--help"],
+        ["train", "--help"],
+        ["extractor", "--help"],
+        ["distill", "--help"],
+        ["sample", "--help"],
+        ["plan", "--help"],
+        [],
+    ],
+)
 def test_help_is_readable(rdd, arguments):
     status, printed, _ = rdd(*arguments)
     assert status == 0 and "Usage: rdd" in printed and max(map(len, printed.splitlines())) <= 100

@@ -1,7 +1,11 @@
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from rddlib.data import load_dataset, to_uint8
+from rddlib.data import DataConfig, ImageDataset, data_folder, dataset, load_dataset, to_uint8
 from rddlib.errors import UserError
 
 
@@ -25,16 +29,72 @@ def test_splits_are_disjoint_and_fixed():
     assert torch.equal(together.sum(0), everything.sum(0))  # a partition: each image in exactly one part
 
 
+def test_the_digits_hash_is_the_one_in_published_receipts():
+    published = json.loads((Path(__file__).parents[1] / "data/results/digits_receipts.json").read_text())
+    assert f'"reference_sha256": "{load_dataset("digits").sha256}"' in json.dumps(published)
+
+
 def test_floats_and_uint8_are_inverse():
     data = load_dataset("digits")
     x = data.floats(torch.arange(20))
     assert x.min() >= -1 and x.max() <= 1 and torch.equal(to_uint8(x), data.images[:20])
+    assert torch.equal(x, data.images[:20].float() / 127.5 - 1)
     assert to_uint8(torch.tensor([-3.0, 3.0, 0.001])).tolist() == [0, 255, 128]
 
 
+def test_large_sets_stay_where_they_are(monkeypatch):
+    data, rows = load_dataset("digits"), torch.tensor([3, 1, 3])
+    assert data.to("meta").images.device.type == "meta"
+    monkeypatch.setattr(dataset, "RESIDENT_BYTES", data.images.nbytes)
+    assert data.to("meta").images.device.type == "meta"  # up to and including
+    monkeypatch.setattr(dataset, "RESIDENT_BYTES", data.images.nbytes - 1)
+    moved = data.to("meta")
+    assert moved.images.data_ptr() == data.images.data_ptr() and moved.labels.device.type == "meta"
+    assert moved.floats(rows).device.type == "meta" and moved.floats(rows).shape == (3, 1, 8, 8)
+    assert torch.equal(data.to("cpu").floats(rows), data.floats(rows))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_streamed_and_resident_images_are_equal_on_cuda(monkeypatch):
+    data, rows = load_dataset("digits"), torch.tensor([5, 0, 1796])
+    resident = data.to("cuda")
+    monkeypatch.setattr(dataset, "RESIDENT_BYTES", 0)
+    streamed = data.to("cuda")
+    assert resident.images.is_cuda and not streamed.images.is_cuda
+    for where in (rows, rows.cuda()):
+        assert streamed.floats(where).is_cuda
+        assert torch.equal(streamed.floats(where), resident.floats(where))
+
+
+def test_hash_takes_slices_of_any_layout():
+    images = torch.randint(0, 256, (5000, 3, 2, 2), dtype=torch.uint8)
+    turned = ImageDataset("x", images.transpose(2, 3), torch.zeros(5000), 0)
+    assert turned.sha256 == hashlib.sha256(turned.images.contiguous().numpy().tobytes()).hexdigest()
+
+
 @pytest.mark.parametrize(
-    "name, split, words", [("digit", "all", "cannot be loaded"), ("digits", "valid", "unknown split")]
+    "config, split, words",
+    [
+        ("digit", "train", "did you mean 'digits'.*cifar10, imagenet64, folder"),
+        ("digits", "all", "unknown split 'all'.*train, extractor, metric, test"),
+        ("digits", "tests", "did you mean 'test'"),
+        ("cifar10", "metric", "unknown split 'metric'.*known are train, extractor, test"),
+        (DataConfig("digits", root="somewhere"), "train", "leave data.root empty"),
+    ],
 )
-def test_unknown_names_are_refused(name, split, words):
+def test_wrong_names_are_refused(config, split, words):
     with pytest.raises(UserError, match=words):
-        load_dataset(name, split)
+        load_dataset(config, split)
+
+
+def test_another_shape_is_refused():
+    assert len(load_dataset("digits", shape=(1, 8, 8))) == 1797
+    with pytest.raises(UserError, match=r"\(1, 8, 8\), wanted are \(3, 8, 8\): change unet.image_size"):
+        load_dataset("digits", shape=(3, 8, 8))
+
+
+def test_data_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("RDD_DATA", str(tmp_path))
+    assert data_folder() == tmp_path
+    monkeypatch.delenv("RDD_DATA")
+    assert data_folder().name == "data" and (data_folder().parent / "pyproject.toml").exists()

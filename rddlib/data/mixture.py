@@ -1,75 +1,9 @@
-"""Images to learn from, held as uint8; and a Gaussian mixture whose denoiser is known exactly, to check the maths with."""
+"""A Gaussian mixture whose denoiser is known exactly: data to check the maths of samplers and targets with."""
 
-import hashlib
-from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from rddlib.errors import UserError
 from rddlib.schedule import Schedule
-
-DIGITS_SPLITS = {"extractor": (0, 700), "metric": (700, 1500), "test": (1500, 1797)}
-SPLIT_SEED = 20240
-
-
-@dataclass(frozen=True)
-class ImageDataset:
-    """Images uint8 [M, C, H, W] with labels int64 [M]."""
-
-    name: str
-    images: Tensor
-    labels: Tensor
-    num_classes: int
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def floats(self, indices: Tensor) -> Tensor:
-        """The chosen images as float32 in [-1, 1], [len(indices), C, H, W]."""
-        return self.images[indices].float() / 127.5 - 1
-
-    def to(self, device) -> "ImageDataset":
-        return ImageDataset(self.name, self.images.to(device), self.labels.to(device), self.num_classes)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of the pixel values: which images a number was measured against."""
-        return hashlib.sha256(self.images.cpu().numpy().tobytes()).hexdigest()
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8, rounded to the nearest level."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def _digits() -> ImageDataset:
-    from sklearn.datasets import load_digits
-
-    bundled = load_digits()
-    levels = np.rint(bundled.images * (255 / 16)).astype(np.uint8)  # the set has 17 grey levels, 0..16
-    return ImageDataset("digits", torch.from_numpy(levels)[:, None], torch.from_numpy(bundled.target).long(), 10)
-
-
-def load_dataset(name: str, split: str = "all") -> ImageDataset:
-    """Load a data set by name.
-
-    "digits": scikit-learn's 1,797 real 8x8 grey images (UCI, test part), bundled with it, so nothing is downloaded.
-    split: "all", or one of three disjoint parts: "extractor" (700 images), "metric" (800, for the network that scores,
-    so that it shares no image with the extractor) and "test" (297). Raises UserError for unknown names.
-    """
-    if name != "digits":
-        raise UserError(f"data set {name!r} cannot be loaded by this version: known are digits")
-    dataset = _digits()
-    if split == "all":
-        return dataset
-    if split not in DIGITS_SPLITS:
-        raise UserError(f"unknown split {split!r} of digits: known are all, {', '.join(DIGITS_SPLITS)}")
-    start, stop = DIGITS_SPLITS[split]
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(SPLIT_SEED))[start:stop]
-    return ImageDataset(f"digits[{split}]", dataset.images[order], dataset.labels[order], 10)
 
 
 class GaussianMixture:

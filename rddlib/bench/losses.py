@@ -3,15 +3,11 @@
 Every figure comes from a fresh interpreter that runs one form at one size and nothing else. Memory is that of the first
 forward and backward pass, above what the process held with the maps in place (peak resident memory on a CPU, allocated
 memory on CUDA); time is the median of the later passes. With bf16 maps the reference still multiplies in float32.
-
-`python -m rddlib.bench '{"impl": ..., ...}'` is that fresh interpreter: it prints one JSON object.
 """
 
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,10 +15,10 @@ from pathlib import Path
 
 import torch
 
+from rddlib.bench.process import MIB, aligned, free_memory, in_child, number, peak, reset_peak
 from rddlib.checkpoint import write_atomically
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 
-MIB = 2**20
 IMPLS = ("reference", "chunked")
 
 
@@ -103,24 +99,17 @@ def format_table(rows: list[dict]) -> str:
             row["name"],
             *(str(row[key]) for key in "NAC"),
             row["dtype"],
-            _number(row["reference_mib"], ".0f"),
-            _number(row["chunked_mib"], ".0f"),
-            _number(row["memory_ratio"], ".3f"),
-            _number(row["reference_s"], ".3f"),
-            _number(row["chunked_s"], ".3f"),
-            _number(row["time_ratio"], ".2f"),
+            number(row["reference_mib"], ".0f"),
+            number(row["chunked_mib"], ".0f"),
+            number(row["memory_ratio"], ".3f"),
+            number(row["reference_s"], ".3f"),
+            number(row["chunked_s"], ".3f"),
+            number(row["time_ratio"], ".2f"),
             row["note"],
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]
-    words = (0, 4, 11)  # columns of words lean left, numbers right
-
-    def line(cells):
-        padded = zip(cells, widths, strict=True)
-        return "  ".join(c.ljust(w) if k in words else c.rjust(w) for k, (c, w) in enumerate(padded)).rstrip()
-
-    return "\n".join(map(line, [heads, *body]))
+    return aligned(heads, body, words=(0, 4, 11))
 
 
 def write_json(rows: list[dict], path: str | os.PathLike) -> None:
@@ -130,20 +119,10 @@ def write_json(rows: list[dict], path: str | os.PathLike) -> None:
 
 def _run(job: dict, timeout: float) -> dict:
     """One measurement in its own process: {"mib", "s"}, or {"note"} with the reason why there is none."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
-    command = [sys.executable, "-m", "rddlib.bench", json.dumps(job)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-    except subprocess.TimeoutExpired:
-        return {"note": f"not done in {timeout:.0f} s"}
-    if done.returncode < 0:
-        return {"note": f"ended by signal {-done.returncode}, out of memory by the look of it"}
-    if done.returncode:
-        return {"note": (done.stderr.strip().splitlines() or ["failed without a word"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_child(measure, job, threads=job["threads"], timeout=timeout)
 
 
-def _measure(job: dict) -> dict:
+def measure(job: dict) -> dict:
     """What the fresh interpreter does."""
     torch.set_num_threads(job["threads"])
     short = _shortage(job)
@@ -152,9 +131,9 @@ def _measure(job: dict) -> dict:
     small = job | {"N": 2, "C": 8}
     _pass(small, *_inputs(small))  # loads libraries and starts threads, which are not the loss's memory
     inputs = _inputs(job)
-    before = _reset_peak(job["device"])
+    before = reset_peak(job["device"])
     _pass(job, *inputs)
-    mib = (_peak(job["device"]) - before) / MIB
+    mib = (peak(job["device"]) - before) / MIB
     seconds = [_pass(job, *inputs) for _ in range(job["repetitions"])]
     return {"mib": mib, "s": statistics.median(seconds)}
 
@@ -187,59 +166,11 @@ def _shortage(job: dict) -> str | None:
     """Why the reference form is not worth starting here, or None: it holds some eight matrices of relations at once."""
     columns = job["N"] * job["A"] if job["loss"] == "is_p2p" else 2048
     needed = 8 * job["N"] * job["A"] * columns * (8 if job["dtype"] == "float64" else 4)
-    free = _free_memory(job["device"])
+    free = free_memory(job["device"])
     if job["impl"] == "reference" and free is not None and needed > free:
         return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     return None
 
 
-def _free_memory(device: str) -> int | None:
-    """Bytes that can still be had, None where the system does not tell."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    return _proc_field("/proc/meminfo", "MemAvailable")
-
-
-def _reset_peak(device: str) -> int:
-    """Forget the peak so far; bytes in use now."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-        return _proc_field("/proc/self/status", "VmRSS")
-    except OSError:
-        return _peak(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
-
-
-def _peak(device: str) -> int:
-    """Most bytes in use since `_reset_peak`."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    resident = _proc_field("/proc/self/status", "VmHWM")
-    if resident is not None:
-        return resident
-    import resource  # absent on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _proc_field(path: str, field: str) -> int | None:
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
-
-
 def _ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
-
-
-def _number(x: float | None, form: str) -> str:
-    return "-" if x is None else format(x, form)
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measure(json.loads(sys.argv[1]))))

@@ -1,0 +1,54 @@
+"""From a profile's numbers to networks and objectives, untrained: `profiles -> assembly -> study, plan, bench`."""
+
+from rddlib.denoiser import Denoiser
+from rddlib.errors import UserError
+from rddlib.extractor import FeatureExtractor
+from rddlib.extractor import build_extractor as build_extractor_by_name
+from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
+from rddlib.profiles import METHODS, Profile, as_dict
+from rddlib.schedule import CosineSchedule
+from rddlib.unet import UNet
+
+
+def build_denoiser(profile: Profile) -> Denoiser:
+    """The U-Net with its parametrisation and schedule."""
+    base = profile.base
+    return Denoiser(UNet(profile.unet), CosineSchedule(base.schedule_offset), base.prediction)
+
+
+def build_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:
+    """The classifier for this profile's images."""
+    config = profile.extractor
+    return build_extractor_by_name(config.name, profile.unet.image_channels, num_classes, config.map_at)
+
+
+def halving_of(profile: Profile, steps: int) -> int:
+    """Which of the last halvings ends at `steps`: 0 for teacher_steps/2. Raises UserError where none does."""
+    if steps not in profile.student_steps:
+        raise UserError(f"no student has {steps} steps: the {profile.name} profile's have "
+                        f"{', '.join(map(str, profile.student_steps))}")  # fmt: skip
+    return profile.student_steps.index(steps)
+
+
+def objective_numbers(profile: Profile, method: str, steps: int) -> dict:
+    """What `method`'s objective is built with for a student of `steps` steps, as keyword arguments."""
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+    loss = profile.loss
+    cfd = {"temperature": profile.distill.temperatures[halving_of(profile, steps)], "dual": loss.dual,
+           "predictions": loss.predictions}  # fmt: skip
+    others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *cfd}
+    return {
+        "pd": {},
+        "cfd": cfd,
+        "rcfd": {**cfd, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
+        "rdd": {**cfd, **{name: value for name, value in as_dict(loss).items() if name not in others}},
+    }[method]
+
+
+def build_objective(profile: Profile, method: str, steps: int, extractor: FeatureExtractor | None = None) -> Objective:
+    """What a student of `steps` steps minimises by `method`, one of METHODS; all but "pd" need the extractor."""
+    numbers = objective_numbers(profile, method, steps)
+    if method == "pd":
+        return PD(CosineSchedule(profile.base.schedule_offset))
+    return {"cfd": CFD, "rcfd": RCFD, "rdd": RDD}[method](extractor, **numbers)

@@ -1,0 +1,103 @@
+"""A measurement in a fresh interpreter of its own, its memory, and its figures as a table; `rdd bench` and `rdd plan`.
+
+`python -m rddlib.bench MODULE:FUNCTION '{...}'` is that fresh interpreter: it prints what the function makes of the job.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+
+
+def in_child(function: Callable[[dict], dict], job: dict, *, threads: int, timeout: float) -> dict:
+    """function(job) computed in a process of its own; {"note"} with the reason where there is no result.
+
+    function: of a module's top level; job and result: as JSON.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "RDD_PROGRESS": "line"}
+    name = f"{function.__module__}:{function.__name__}"
+    command = [sys.executable, "-m", "rddlib.bench", name, json.dumps(job)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    except subprocess.TimeoutExpired:
+        return {"note": f"not done in {timeout:.0f} s"}
+    if done.returncode < 0:
+        return {"note": f"ended by signal {-done.returncode}, out of memory by the look of it"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
+        return {"note": last.removeprefix("rddlib.errors.UserError: ")}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can still be had, None where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return _proc_field("/proc/meminfo", "MemAvailable")
+
+
+def release_memory() -> None:
+    """Give back what is no longer used: on a CPU the allocator would otherwise hold it, and it would count."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def reset_peak(device: str) -> int:
+    """Forget the peak so far; bytes in use now."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        return _proc_field("/proc/self/status", "VmRSS")
+    except OSError:
+        return peak(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
+
+
+def peak(device: str) -> int:
+    """Most bytes in use since `reset_peak`."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    resident = _proc_field("/proc/self/status", "VmHWM")
+    if resident is not None:
+        return resident
+    import resource  # absent on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _proc_field(path: str, field: str) -> int | None:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
+def aligned(heads: Sequence[str], body: Sequence[Sequence[str]], words: Collection[int]) -> str:
+    """A table in plain text; words: the columns that lean left, as numbers do not."""
+    widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]
+
+    def line(cells):
+        padded = zip(cells, widths, strict=True)
+        return "  ".join(c.ljust(w) if k in words else c.rjust(w) for k, (c, w) in enumerate(padded)).rstrip()
+
+    return "\n".join(map(line, [heads, *body]))
+
+
+def number(x: float | None, form: str) -> str:
+    """x in the given format, a dash for None."""
+    return "-" if x is None else format(x, form)

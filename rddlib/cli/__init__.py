@@ -1,0 +1,59 @@
+"""The `rdd` command. Bad input ends with one line and exit status 2, never a traceback."""
+
+import os
+import signal
+import sys
+
+import typer
+
+from rddlib.cli import bench, study, training
+from rddlib.errors import Interrupted, UserError
+
+UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Relational Diffusion Distillation: study it, reproduce it, use it.",
+)  # fmt: skip
+for _command in (study.study, study.plan, training.train, training.extractor, training.distill, training.sample):
+    app.command()(_command)
+app.add_typer(bench.bench, name="bench")
+app.command("metric-network")(bench.metric_network)
+
+
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `rdd`: exit status 0; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if app(args=arguments, prog_name="rdd", standalone_mode=False) == 128 + signal.SIGINT:  # newer typers' Ctrl-C
+            raise KeyboardInterrupt
+    except UserError as error:
+        _leave(str(error), 2)
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        _leave(f"{error.strerror or error}{place}: check the folder and its permissions", 2)
+    except UsageError as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        _leave(f"{error.format_message()}{where}", 2)
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as stop:
+        said = f"{str(stop) or 'interrupted'}; the same command goes on where this stopped"
+        _leave(said, 128 + getattr(stop, "signal", signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(said: str, status: int) -> None:
+    """Say it once, however many processes the run has, and go."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"rdd: {said}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame) -> None:
+    raise Interrupted("interrupted", number)

@@ -1,0 +1,119 @@
+"""`rdd bench`: speed and memory; `rdd metric-network`: the network that scores digits."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rddlib.cli.options import ProfileOption, SetOption, parse_overrides
+from rddlib.errors import UserError
+
+bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
+
+
+@bench.command("losses")
+def bench_losses_command(
+    loss: Annotated[str, typer.Option(help="is_p2p or m_p2p.")] = "is_p2p",
+    size: Annotated[str, typer.Option(help="cifar10, imagenet64, sweep (over N) or all.")] = "all",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float64, or several with commas.")
+    ] = "float32,bfloat16",
+    repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each form; the median counts.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for PyTorch's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON here.")] = None,
+) -> None:
+    """Extra peak memory and time of the relational losses' two forms, forward and backward, each in its own process.
+
+    \b
+    Examples:
+      rdd bench losses --size cifar10
+      rdd bench losses --out data/results/bench_losses.json
+    """
+    import torch
+
+    from rddlib.bench import SIZES, bench_losses, format_table, write_json
+    from rddlib.progress import make_bar
+
+    sizes = [s for s in SIZES if size in ("all", s.name)]
+    if not sizes:
+        raise UserError(f"unknown --size {size!r}: known are all, {', '.join(dict.fromkeys(s.name for s in SIZES))}")
+    dtypes = dtype.split(",")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"--device {device}: this machine has cpu{' and cuda' * torch.cuda.is_available()}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better found out now
+    bar = make_bar("bench losses", len(sizes) * len(dtypes), unit="rows")
+    try:
+        rows = bench_losses(sizes, loss=loss, dtypes=dtypes, repetitions=repetitions, threads=threads or None,
+                            device=device, progress=lambda _: bar.update())  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    bar.close()
+    print(format_table(rows))
+    print("ratio: chunked over reference")
+    if out is not None:
+        write_json(rows, out)
+        print(f"Wrote {out}")
+
+
+@bench.command("step")
+def bench_step_command(
+    profile: ProfileOption = "cifar10",
+    settings: SetOption = None,
+    what: Annotated[str, typer.Option(help="base, pd, cfd, rcfd, rdd: one or several.")] = "base,pd,rdd",
+    batch: Annotated[int, typer.Option(help="Images a step; 0: the profile's on a GPU, 32 on a CPU.")] = 0,
+    steps: Annotated[int, typer.Option(help="Timed steps, after a warm-up.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON here.")] = None,
+) -> None:
+    """Where the time of one training step goes, in float32, in what "auto" chooses here, and in bf16.
+
+    It trains on random images on the GPU if there is one; no data set is needed. A cifar10 step
+    takes seconds on a CPU: try --batch 4 first, or another profile.
+
+    \b
+    Examples:
+      rdd bench step --profile smoke
+      rdd bench step --what rdd --batch 4 --steps 1
+      rdd bench step --profile imagenet64 --set unet.channels=64 --out step.json
+    """
+    import json
+
+    from rddlib.bench.step import PARTS, bench_step, format_steps
+    from rddlib.checkpoint import write_atomically
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    report = bench_step(profile, parse_overrides(settings), what=[name for name in what.split(",") if name], batch=batch,
+                        steps=steps, progress=_line_to_stderr)  # fmt: skip
+    if out is not None:
+        write_atomically(out, json.dumps(report, indent=1) + "\n")
+    print(f"{profile} on {report['hardware']}, torch {report['torch']}")
+    print(format_steps(report))
+    print(f"Seconds. s/step: untouched; {' + '.join(PARTS)} = sum:\n"
+          "a second run that notes the time at each boundary. speed: images/s over float32 eager.\n"
+          "of peak: the step's convolutions and matrix products (counted at 2 images, scaled) against\n"
+          "the fastest large matrix product measured here: "
+          + (", ".join(f"{dtype} {flops / 1e9:.0f} GFLOP/s" for dtype, flops in report["peaks"].items())
+             or f"none ({report['note']})") + ".")  # fmt: skip
+    if out is not None:
+        print(f"Wrote {out}")
+
+
+def _line_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def metric_network(
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("data/digits_metric_network.safetensors"),
+) -> None:
+    """Train the network that scores digits (the shipped one was made by this command; a new one changes every FID)."""
+    from rddlib.recipes import train_metric_network
+
+    if out.exists() or out.with_suffix(".json").exists():
+        raise UserError(
+            f"{out} (or its .json) exists and scores made with it would no longer compare: choose another --out"
+        )
+    for name, value in train_metric_network(out).items():
+        print(f"{name}: {value}")

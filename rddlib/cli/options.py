@@ -1,0 +1,34 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rddlib.errors import UserError
+
+ProfileOption = Annotated[
+    str,
+    typer.Option("--profile", "-p", help="Whose numbers to use: smoke, digits, cifar10_small, cifar10, imagenet64."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one number, e.g. --set distill.train.batch_size=32; repeatable."),
+]
+OutOption = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<profile>.")]
+SeedOption = Annotated[int, typer.Option(help="Of base model, extractor and halvings.")]
+UpdateOption = Annotated[bool, typer.Option(help="Let a folder take a changed configuration.")]
+
+
+def parse_overrides(settings: list[str] | None) -> dict[str, str]:
+    """["a.b=1"] -> {"a.b": "1"}; UserError for one without "="."""
+    overrides = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {setting}: write it as section.field=value")
+        key, value = key.strip(), value.strip()
+        if key == "data.root":  # what is recorded must mean the same folder wherever it is read
+            value = str(Path(value).expanduser().resolve())
+        overrides[key] = value
+    return overrides

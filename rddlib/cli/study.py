@@ -1,0 +1,68 @@
+"""`rdd study`: everything, in order; `rdd plan`: what it would cost."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
+
+
+def study(
+    profile: ProfileOption = "digits",
+    out: OutOption = None,
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+    only: Annotated[str, typer.Option(help="Only these notebooks, e.g. 03,04.")] = "",
+    start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
+    update: UpdateOption = False,
+) -> None:
+    """Run the whole study: notebooks in order, models, scores, figures and index.html.
+
+    What is done is not done again: a second run takes seconds, a killed one goes on where it stopped.
+
+    \b
+    Examples:
+      rdd study
+      rdd study --profile smoke --out runs/try
+      rdd study --set loss.alpha=100 --out runs/alpha100
+    """
+    from rddlib.runner import run_study
+    from rddlib.study import default_out
+
+    page = run_study(profile, parse_overrides(settings), out or default_out(profile), seed, only=only, start=start,
+                     update=update)  # fmt: skip
+    print(f"Open {page} in a browser.")
+
+
+def plan(
+    profile: ProfileOption = "digits",
+    settings: SetOption = None,
+    out: OutOption = None,
+    seconds: Annotated[float, typer.Option(help="Of measuring, for each stage.")] = 30.0,
+) -> None:
+    """What the study would take here: time, memory and disk of each stage, from a short measurement.
+
+    It trains for a few iterations on random images, on the GPU if there is one; nothing is written and no
+    data set is needed. --out: the folder whose free disk counts.
+
+    \b
+    Examples:
+      rdd plan
+      rdd plan --profile cifar10
+      rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
+    """
+    from rddlib.plan import Total, format_plan, human_size, make_plan, warnings_of
+    from rddlib.study import default_out
+
+    folder = out or default_out(profile)
+    found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds,
+                      progress=lambda line: print(line, file=sys.stderr, flush=True))  # fmt: skip
+    print(format_plan(found.rows))
+    print("Time: one stage after another on this machine as it is; data, scores and notebooks come on top, and\n"
+          "on a GPU torch.compile, which is left out here, may save some. Disk: the checkpoints that stay;\n"
+          "while running: what a killed run goes on from, deleted in the end.")  # fmt: skip
+    memory = f", free memory {human_size(found.free_memory)}" if found.free_memory is not None else ""
+    print(f"Free disk for {folder}: {human_size(found.free_disk)}{memory}")
+    for line in warnings_of(Total.of(found.rows), found.free_disk, found.free_memory):
+        print(line)

@@ -1,0 +1,80 @@
+"""What the machine offers a training: device, precision, memory format, compilation."""
+
+import contextlib
+import os
+import resource
+import sys
+
+import torch
+from torch import nn
+
+from rddlib.training.config import RunConfig
+
+
+def training_device() -> torch.device:
+    """Where training runs: this process's GPU (LOCAL_RANK says which of several), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def chosen_precision(precision: str, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16; "auto" takes bfloat16 on CUDA and on CPUs that multiply it in hardware tiles (AMX)."""
+    if precision == "auto":
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        precision = "bf16" if device.type == "cuda" or (device.type == "cpu" and amx) else "float32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def laid_out(module: nn.Module, run: RunConfig, precision: str) -> nn.Module:
+    """The module, in place, in the memory format in which its convolutions are fast on its device."""
+    device = next(module.parameters()).device
+    fast = device.type == "cuda" or chosen_precision(precision, device) == torch.float32  # on CPUs it slows bf16 down
+    if run.channels_last == "always" or (run.channels_last == "auto" and fast):
+        module.to(memory_format=torch.channels_last)
+    return module
+
+
+def compiled(module: nn.Module, run: RunConfig) -> nn.Module:
+    """The module, in place, with torch.compile where `run` asks for it. Compilation happens at the first call."""
+    if run.compile == "always" or (run.compile == "auto" and next(module.parameters()).is_cuda):
+        module.compile()
+    return module
+
+
+def prepared(module: nn.Module, run: RunConfig, precision: str) -> nn.Module:
+    """Both: for modules that are only applied, such as teachers and extractors. In place."""
+    return compiled(laid_out(module, run, precision), run)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The module as before `prepared`, in place."""
+    module._compiled_call_impl = None
+    return module.to(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, device: torch.device):
+    """Inside, what is left in float32 on CUDA is multiplied as TF32, unless precision is "float32"."""
+    backends, allowed = (torch.backends.cuda.matmul, torch.backends.cudnn), precision != "float32"
+    before = [backend.allow_tf32 for backend in backends] if device.type == "cuda" else []
+    try:
+        for backend, _ in zip(backends, before, strict=False):
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=False):
+            backend.allow_tf32 = value
+
+
+def autocast(precision: str, device: torch.device):
+    """The context that a forward pass runs in."""
+    dtype = chosen_precision(precision, device)
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held so far: allocated on the GPU, resident in this process on a CPU; MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

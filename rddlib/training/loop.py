@@ -1,0 +1,309 @@
+"""`Trainer`: forward, backward, clip, update, average; and between two iterations log, look, save, stop.
+
+On any number of processes (torchrun, accelerate launch, notebook_launcher) it is the same loop.
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rddlib.distributed import broadcast
+from rddlib.errors import Interrupted, UserError
+from rddlib.losses import finite_checks
+from rddlib.progress import Progress
+from rddlib.training.batches import Epochs, Step, stream
+from rddlib.training.config import RunConfig, TrainConfig
+from rddlib.training.hardware import arithmetic, autocast, compiled, laid_out, peak_memory_mib, plain, training_device
+from rddlib.training.journal import Journal
+from rddlib.training.resume import Checkpoints, State
+from rddlib.training.stopping import StopRequests
+
+SAVING_SHARE = 20  # iterations are to take this many times as long as writing checkpoints does
+
+Loss = Callable[[nn.Module, Step], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass
+class Trainer:
+    """Minimise a loss over a model.
+
+    config; seed; rows: images in the data set; label: what the progress bar says; files: how the names of its files begin
+    (None: none is written): files.<iteration>.resume are what a killed run goes on from, the state after the last
+    iteration included; they stay until `Checkpoints(files).clear()`, to be called once the result is stored.
+    files.metrics.jsonl has the loss, its terms, the gradient's norm, the learning rate, images a second and peak memory at
+    every run.log_every-th iteration, as `history` does. run: how this machine runs it. same_noise: give every process the
+    same noise, as the released RDD code does.
+    """
+
+    config: TrainConfig
+    seed: int
+    rows: int
+    label: str = "training"
+    files: Path | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+    same_noise: bool = False
+    history: list[dict] = field(default_factory=list)
+
+    def fit(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        companion: nn.Module | None = None,
+        companion_free: bool = False,
+        debug: bool = False,
+        after_step: Callable[[Step], None] | None = None,
+        preview: Callable[[nn.Module], Tensor] | None = None,
+    ) -> nn.Module:
+        """Train and return the model (its averaged weights where config.ema > 0), in eval mode and without gradients.
+
+        loss(model, step) -> (scalar, terms to log). companion: state besides the model, such as an objective with its
+        queue and projection head; its trainable parameters are optimised along, clipped on their own; companion_free: at a
+        constant rate and unclipped. debug: every loss refuses NaN and infinite inputs by name. after_step(step) runs
+        once the gradient has been taken (of each part, where config.accumulate > 1). preview(model) -> images
+        [N, C, H, W] in [-1, 1], drawn every run.sample_every iterations.
+        Training happens on `training_device()`; the model comes back on the device it was given on.
+
+        SIGINT and SIGTERM raise Interrupted between two iterations, after a checkpoint. Raises UserError where the loss or
+        gradient stops being finite, a checkpoint does not fit or cannot be written; the checkpoints before it stay.
+        """
+        accelerator = Accelerator(cpu=training_device().type == "cpu")
+        self._check_share(accelerator.num_processes)
+        device, config, origin = accelerator.device, self.config, next(model.parameters()).device
+        state = self._state(model, companion or nn.Module(), companion_free, device)
+        start = self._resume(state, accelerator)
+        wrapped = accelerator.prepare_model(compiled(state.model, self.run))
+        main = accelerator.is_main_process
+        journal = Journal(self.files if main else None, start, self.run.tensorboard)
+        self.history = journal.history
+        epochs, watch, saving = (
+            Epochs(self.rows, config.batch_size, self.seed),
+            _Watch(device),
+            _Pace(self.run.save_every),
+        )
+        meter, progress = _Meter(config.batch_size, device), Progress(self.label, config.iterations, start)
+        devices = [device] if device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=devices),  # dropout reads the global stream
+            finite_checks(debug),
+            torch.enable_grad(),
+            arithmetic(config.precision, device),
+            contextlib.closing(journal),
+            StopRequests(device) as stop,
+        ):
+            for number in progress:
+                step = self._step(number, epochs, accelerator)
+                self._set_rates(state.optimizer, number)
+                state.optimizer.zero_grad(set_to_none=True)
+                total, terms = self._backward(wrapped, loss, step, accelerator, after_step)
+                norm = self._clip(state.optimizer)
+                watch.see(number, total, norm)
+                asked = stop.requested(number)
+                due = self.files is not None and main and (saving.due() or asked)
+                if step.logged or due or device.type == "cpu":  # elsewhere a look at the values waits for the device
+                    self._check(watch, total, norm, terms)
+                if step.logged:
+                    journal.add(self._record(number, total, norm, terms, meter, state.optimizer))
+                    progress.note = f"loss {journal.history[-1]['loss']:.4g}"
+                state.optimizer.step()
+                if state.average is not None:
+                    state.average.update_parameters(state.model)
+                if main and preview is not None and self._previews(number):
+                    journal.grid(self._preview(preview, state), number + 1)
+                last = number + 1 == config.iterations
+                if due or (last and main and self.files is not None):
+                    journal.keep()
+                    saving.time(lambda done=number + 1: self._save(state, done))
+                if asked and not last:
+                    accelerator.wait_for_everyone()  # the first process may still be writing
+                    raise Interrupted(self._farewell(number + 1), asked)
+        state.companion.to(origin)
+        trained = state.average.module if state.average is not None else plain(state.model)
+        return plain(trained).to(origin).eval().requires_grad_(False)
+
+    # before the loop
+
+    def _check_share(self, processes: int) -> None:
+        parts = processes * self.config.accumulate
+        if self.config.batch_size % parts:
+            raise UserError(
+                f"batch_size {self.config.batch_size} cannot be shared by {processes} processes in "
+                f"{self.config.accumulate} parts each: choose a multiple of {parts}"
+            )
+
+    def _state(self, model: nn.Module, companion: nn.Module, companion_free: bool, device: torch.device) -> State:
+        config = self.config
+        model = laid_out(copy.deepcopy(model).to(device), self.run, config.precision).train().requires_grad_(True)
+        companion = companion.to(device)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        groups = [{"params": list(model.parameters()), "config": config}]
+        if trainable := [p for p in companion.parameters() if p.requires_grad]:
+            free = replace(config, rate="constant", warmup=0, clip=0.0)
+            groups.append({"params": trainable, "config": free if companion_free else config})
+        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+        if config.optimizer == "adam":
+            return State(model, companion, average, torch.optim.AdamW(groups, **common))
+        return State(model, companion, average, torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common))
+
+    def _identity(self) -> dict:
+        return {"kind": "resume", "label": self.label, "seed": self.seed, "config": repr(self.config)}
+
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.files, self.run.keep)
+
+    def _resume(self, state: State, accelerator: Accelerator) -> int:
+        """Load the newest whole checkpoint, the first process's choice, from a folder all of them see."""
+        chosen = torch.zeros((), dtype=torch.long, device=accelerator.device)
+        if self.files is not None and accelerator.is_main_process:
+            chosen.fill_(self._checkpoints.newest_whole(self._identity()))
+        broadcast(chosen)
+        if start := int(chosen):
+            try:
+                state.load(self._checkpoints.load(start, self._identity()))
+            except (RuntimeError, ValueError, KeyError, IndexError) as error:
+                path = self._checkpoints.path(start)
+                raise UserError(f"{path} holds another architecture: delete it or choose another --out") from error
+            if accelerator.is_main_process and start < self.config.iterations:
+                print(f"{self.label}: going on from iteration {start}", flush=True)
+        for tensor in (*state.companion.parameters(), *state.companion.buffers()):  # DDP does this for the model alone
+            broadcast(tensor.data)
+        return start
+
+    # an iteration
+
+    def _step(self, number: int, epochs: Epochs, accelerator: Accelerator) -> Step:
+        rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        torch.manual_seed(stream(self.seed, number, rank, 2))
+        noise = stream(self.seed, number, 0 if self.same_noise else rank, 3)
+        return Step(
+            number,
+            epochs.batch(number)[rank::world],
+            torch.Generator(device).manual_seed(noise),
+            torch.Generator(device).manual_seed(stream(self.seed, number, 4)),
+            number % self.run.log_every == 0 or number + 1 == self.config.iterations,
+        )
+
+    @staticmethod
+    def _set_rates(optimizer: torch.optim.Optimizer, number: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["config"].rate_at(number)
+
+    def _backward(
+        self, wrapped: nn.Module, loss: Loss, step: Step, accelerator: Accelerator, after: Callable[[Step], None] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of the mean over the batch's parts; (loss, terms), detached, means over the parts too."""
+        parts, found = self.config.accumulate, []
+        for index, part in enumerate(step.parts(parts)):
+            last = index + 1 == parts
+            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+                with autocast(self.config.precision, accelerator.device):
+                    total, terms = loss(wrapped, part)
+                accelerator.backward(total / parts if parts > 1 else total)
+            if after is not None:
+                after(part)
+            found.append({"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}})
+        means = {name: torch.stack([one[name] for one in found if name in one]).mean() for name in found[-1]}
+        return means.pop("loss"), means
+
+    @staticmethod
+    def _clip(optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip each group's gradient; the model's norm before."""
+        norm, *_ = [
+            nn.utils.clip_grad_norm_(group["params"], group["config"].clip or math.inf)
+            for group in optimizer.param_groups
+        ]
+        return norm
+
+    def _check(self, watch: "_Watch", total: Tensor, norm: Tensor, terms: dict[str, Tensor]) -> None:
+        if (number := watch.first()) < 0:
+            return
+        values = {"loss": total, "gradient": norm, **terms}
+        culprits = ", ".join(name for name, value in values.items() if not torch.isfinite(value)) or "gradient"
+        raise UserError(f"{self.label} diverged at iteration {number} ({culprits} not finite): lower learning_rate"
+                        f"{self._last_good()}")  # fmt: skip
+
+    def _last_good(self) -> str:
+        steps = self._checkpoints.steps() if self.files is not None else []
+        return f"; last good checkpoint: {self._checkpoints.path(steps[0])}" if steps else ""
+
+    def _record(self, number, total, norm, terms, meter: "_Meter", optimizer) -> dict:
+        record = {"step": number, "loss": float(total), "gradient": float(norm)}
+        record |= {name: float(value) for name, value in terms.items()}
+        return record | {"rate": optimizer.param_groups[0]["lr"], **meter.read(number)}
+
+    # between two iterations
+
+    def _previews(self, number: int) -> bool:
+        return self.run.sample_every > 0 and (number + 1) % self.run.sample_every == 0
+
+    @staticmethod
+    def _preview(preview: Callable[[nn.Module], Tensor], state: State) -> Tensor:
+        model = state.average.module if state.average is not None else state.model
+        model.eval()
+        with torch.no_grad():
+            images = preview(model).cpu()
+        model.train()
+        return images
+
+    def _save(self, state: State, step: int) -> None:
+        self._checkpoints.save(state.tensors(), self._identity(), step)
+
+    def _farewell(self, step: int) -> str:
+        saved = "a checkpoint holds it" if self.files is not None else "nothing was saved"
+        return f"{self.label} stopped after iteration {step}, {saved}"
+
+
+class _Watch:
+    """The first iteration whose loss or gradient was not finite, noted on the device without waiting for it."""
+
+    def __init__(self, device: torch.device):
+        self._first = torch.full((), -1, dtype=torch.long, device=device)
+
+    def see(self, number: int, total: Tensor, norm: Tensor) -> None:
+        bad = ~(torch.isfinite(total) & torch.isfinite(norm)) & (self._first < 0)
+        self._first = torch.where(bad, number, self._first)
+
+    def first(self) -> int:
+        """Its number, -1 for none. Waits for the device."""
+        return int(self._first)
+
+
+class _Pace:
+    """When to save: every so many seconds, and so seldom that writing takes no more than 1/SAVING_SHARE of the time."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self._saved, self._cost = seconds, time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved > max(self.seconds, SAVING_SHARE * self._cost * (self.seconds > 0))
+
+    def time(self, save: Callable[[], None]) -> None:
+        began = time.monotonic()
+        save()
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+
+class _Meter:
+    """Images a second since the last reading, and the peak of memory."""
+
+    def __init__(self, batch_size: int, device: torch.device):
+        self.batch_size, self.device, self._last = batch_size, device, None
+
+    def read(self, number: int) -> dict[str, float]:
+        now, last = time.perf_counter(), self._last
+        self._last = (number, now)
+        memory = {"memory_mib": round(peak_memory_mib(self.device), 1)}
+        if last is None or now <= last[1]:
+            return memory
+        return {"images_per_second": round((number - last[0]) * self.batch_size / (now - last[1]), 2), **memory}

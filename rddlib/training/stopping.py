@@ -1,0 +1,48 @@
+"""SIGINT and SIGTERM: noted when they come, obeyed between two iterations, by all processes at the same one."""
+
+import signal
+import threading
+
+import torch
+import torch.distributed as dist
+
+from rddlib.distributed import world_size
+
+AGREE_EVERY = 10  # iterations between the processes' exchanges: each makes them wait for each other
+
+
+class StopRequests:
+    """with StopRequests(device) as stop: ... if signal := stop.requested(number): save, then leave.
+
+    A second one acts at once, as it would have without this, but for a run of several processes, whose launcher may send
+    it after the first. Outside a program's main thread signals stay as they are.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self._signal, self._before = device, 0, {}
+
+    def __enter__(self) -> "StopRequests":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame) -> None:
+        self._signal = number
+        if world_size() == 1:
+            self.__exit__()
+
+    def requested(self, iteration: int) -> int:
+        """The signal that asks to stop, 0 for none. All processes call it at every iteration and get the same answer."""
+        if world_size() == 1:
+            return self._signal
+        if iteration % AGREE_EVERY:
+            return 0
+        seen = torch.tensor(self._signal, device=self.device)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        return int(seen)
