@@ -5,6 +5,7 @@ time allowed is spent; what is not reached is extrapolated on the line through t
 relational losses, which grow with the batch's square, are then measured alone at the full batch.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rddlib.bench.process import aligned, free_memory, in_child, number, peak, release_memory, reset_peak
+from rddlib.bench.process import aligned, free_memory, in_child, in_use, number, peak, release_memory, reset_peak
 from rddlib.bench.stages import Stage, config_of, each_step
 from rddlib.errors import UserError
 from rddlib.losses import is_p2p_loss, m_p2p_loss
@@ -29,11 +30,13 @@ WARM_UP = 1
 
 
 class Point(NamedTuple):
-    """One measurement: seconds of an iteration and peak memory in bytes, at a batch."""
+    """One measurement at a batch: seconds of an iteration, peak memory in bytes, and how many of them were in use when
+    the forward pass was done: in small batches the peak is that of the optimiser, and hides how activations grow."""
 
     batch: int
     seconds: float
     memory: float
+    held: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,24 +90,20 @@ def jobs_of(profile: Profile, arms: Sequence[tuple[str, int, int]]) -> list[Job]
     return [job for job in jobs if job.iterations]
 
 
-def line_at(a: tuple[float, float], b: tuple[float, float], x: float) -> float:
-    """y at x on the line through two points (x, y), b the one with the larger x; b's y where the line falls."""
-    return b[1] + max(0.0, (b[1] - a[1]) / (b[0] - a[0])) * (x - b[0])
-
-
 def extrapolated(points: Sequence[Point], batch: int) -> Point:
-    """The largest point if it has this batch, else what the two largest points (of points in rising order) say.
+    """What the line through the two largest points (of points in rising order) says of a batch.
 
-    Time in proportion to the batch where there is one point, or the larger batch was not the slower; memory then stays.
+    Time grows in proportion to the batch where there is one point, and where the line falls or meets batch 0 below 0
+    seconds, which is noise. Memory never falls.
     """
     last = points[-1]
     if last.batch == batch:
         return last
     before = points[-2] if len(points) > 1 else last._replace(batch=0, seconds=0.0)
-    if before.seconds >= last.seconds:
-        before = before._replace(batch=0, seconds=0.0)
-    seconds = line_at((before.batch, before.seconds), (last.batch, last.seconds), batch)
-    return Point(batch, seconds, line_at((before.batch, before.memory), (last.batch, last.memory), batch))
+    rise = [max(0.0, (y - x) / (last.batch - before.batch)) for x, y in zip(before[1:], last[1:], strict=True)]
+    per_image = min(rise[0] or math.inf, last.seconds / last.batch)
+    beyond = batch - last.batch
+    return Point(batch, last.seconds + per_image * beyond, last.memory + max(rise[1:]) * beyond)
 
 
 def with_relations(points: Sequence[Point], relations: Sequence[Point], batch: int) -> Point:
@@ -145,12 +144,10 @@ def human_time(seconds: float) -> str:
 
 def human_size(size: float) -> str:
     """512 KiB, 3.2 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 999.5:
-            break
-        size /= 1024
-    else:
-        unit = "TiB"
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    unit = units[0]
     return f"{size:.1f} {unit}" if size < 9.95 and unit not in ("B", "KiB") else f"{size:.0f} {unit}"
 
 
@@ -232,7 +229,8 @@ def make_plan(
     jobs = jobs_of(loaded, Study(loaded, out).arms())
     for index, job in enumerate(jobs, start=1):
         progress(f"[{index}/{len(jobs)}] probing {job.name}, about {seconds:g} s")
-        request = {"profile": profile, "overrides": overrides or {}, "kind": job.kind, "batch": job.batch, "seconds": seconds}
+        request = {"profile": profile, "overrides": overrides or {}, "kind": job.kind, "batch": job.batch,
+                   "seconds": seconds}  # fmt: skip
         rows.append(_row(job, in_child(probe, request, threads=threads, timeout=120 + 20 * seconds)))
     return Plan(rows, shutil.disk_usage(_existing(out)).free, memory)
 
@@ -265,21 +263,21 @@ def probe(request: dict) -> dict:
     full: images that go through the networks at a time; parts: how often an iteration does that (config.accumulate);
     resume_bytes: of all the resume states that lie on the disk at the worst moment.
     """
-    began, device = time.monotonic(), training_device()
+    device = training_device()
     profile, kind = load_profile(request["profile"], request["overrides"]), request["kind"]
-    limit = (free_memory(device.type) or float("inf")) / 2
+    limit = (free_memory(device.type) or math.inf) / 2
     prober = _Sampling(profile) if kind == SAMPLING else _Training(profile, kind)
     full = request["batch"] // prober.parts
     if prober.least_bytes > 2 * limit:
         return {"note": f"needs more than {human_size(prober.least_bytes)} of memory, {human_size(2 * limit)} are free"}
-    points: list[Point] = []
+    points, began = [], time.monotonic()
     batch = min(FIRST, full)
     while batch:
         guess = extrapolated(points, batch).seconds if points else None
         release_memory()
         reset_peak(device.type)
         seconds = prober.seconds(batch, _steps_worth(guess))
-        points = sorted([*points, Point(batch, seconds, peak(device.type))])
+        points = sorted([*points, Point(batch, seconds, peak(device.type), prober.held)])
         tried_less = batch < points[-1].batch
         batch = 0 if tried_less else next_batch(points, full, request["seconds"] - (time.monotonic() - began), limit)
     relations = []
@@ -300,23 +298,42 @@ class _Training:
     def __init__(self, profile: Profile, kind: str):
         self.profile, self.stage, self.config = profile, Stage(profile, kind), config_of(profile, kind)
         self.parts, self.model_bytes, self.resume_bytes = self.config.accumulate, 0, 0
+        self.held, self.warm = 0, False
+        self._watch_memory()
         # torch.compile would take longer than a probe may
         self.run = replace(profile.run, compile="never") if profile.run.compile == "auto" else profile.run
-        copies = 5 + (self.config.ema > 0) + (self.stage.objective is not None)  # given, trained, gradient, Adam's; EMA; teacher
+        copies = (
+            5 + (self.config.ema > 0) + (self.stage.objective is not None)
+        )  # given, trained, gradient, Adam's two ...
         self.least_bytes = copies * _bytes(self.stage.network.parameters())
+
+    def _watch_memory(self) -> None:
+        """Note what is in use after the forward pass of a fit's first iteration, of which nothing is timed."""
+
+        @torch.compiler.disable
+        def note(*_) -> None:
+            if torch.is_grad_enabled() and not self.warm:
+                release_memory()
+                self.held = in_use(training_device().type)
+
+        self.stage.network.register_forward_hook(note)
+        if self.stage.objective is not None:
+            self.stage.objective.register_forward_hook(note)
 
     def seconds(self, batch: int, steps: int) -> float:
         """Mean seconds of an iteration on `batch` images, over `steps` of them after the warm-up."""
         config = replace(self.config, iterations=WARM_UP + steps, batch_size=batch, accumulate=1)
-        ends, state = [], {}
+        ends, optimizers = [], set()
+        self.warm = False
 
         def seen(optimizer: torch.optim.Optimizer) -> None:
+            self.warm = True
             ends.append(_now())
-            state["optimizer"] = optimizer
+            optimizers.add(optimizer)
 
         with each_step(seen):
             trained = self.stage.fit(config, self.run)
-        self._weigh(trained, state["optimizer"])
+        self._weigh(trained, optimizers.pop())
         return (ends[-1] - ends[WARM_UP - 1]) / steps
 
     def _weigh(self, trained: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -330,7 +347,7 @@ class _Training:
 class _Sampling:
     """Times the denoiser as the scores' samples are drawn with it: one step of DDIM on a batch."""
 
-    parts, model_bytes, resume_bytes = 1, 0, 0
+    parts, model_bytes, resume_bytes, held = 1, 0, 0, 0
 
     def __init__(self, profile: Profile):
         run = replace(profile.run, compile="never")

@@ -147,6 +147,14 @@ def train_classifier(
     return Trainer(config, seed, len(dataset), label, files, run or RunConfig()).fit(network, loss)
 
 
+def _without_dropout(denoiser: Denoiser) -> Denoiser:
+    student = copy.deepcopy(denoiser)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return student
+
+
 def distill(
     teacher: Denoiser,
     dataset: ImageDataset,
@@ -165,7 +173,8 @@ def distill(
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
-    is not clipped in its targets. files, run: of rddlib.training.Trainer. released: of
+    is not clipped in its targets, and the student learns without dropout (Salimans & Ho 2022; the papers say nothing).
+    files, run: of rddlib.training.Trainer. released: of
     rddlib.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
     term's gradient at the student's image and their cosines (rddlib.objectives.microscope) every so many iterations;
     debug: stop at the first NaN or infinity that a loss is given, naming it; clock: sees the parts "data", "teacher" and
@@ -174,7 +183,7 @@ def distill(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    run, device, origin = run or RunConfig(), training_device(), teacher
+    run, device, student = run or RunConfig(), training_device(), _without_dropout(teacher)
     teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
     objective.to(device)
     for frozen in (teacher, *objective.frozen()):
@@ -203,7 +212,7 @@ def distill(
         same_noise="same_seed" in released,
     )
     return trainer.fit(
-        origin, loss, companion=objective, companion_free="head_free" in released, debug=debug,
+        student, loss, companion=objective, companion_free="head_free" in released, debug=debug,
         after_step=lambda step: objective.after_step(step.shared), preview=_preview(dataset, steps, seed),
     )  # fmt: skip
 

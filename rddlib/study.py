@@ -26,7 +26,7 @@ from rddlib.checkpoint import digest, load_checkpoint, save_checkpoint, write_at
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.distributed import agreed, join, rank, wait
-from rddlib.errors import UserError
+from rddlib.errors import Interrupted, UserError
 from rddlib.evaluation import DIGITS_NETWORK, Receipt, sample_images, score, shipped
 from rddlib.extractor import FeatureExtractor, MetricNetwork, accuracy
 from rddlib.objectives import PD, Objective
@@ -85,10 +85,17 @@ def _read_record(record: Path) -> dict:
 
 
 def prepare_folder(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool = False) -> None:
-    """Make `out` this study's folder, or check that it is.
+    """Make `out` this study's folder, or check that it is; of several processes the first does it for all.
 
     Raises UserError where it holds something else, or a study of another configuration (unless update).
     """
+    join()
+    if rank() == 0:
+        _prepare(out, profile, overrides, seed, update)
+    wait()
+
+
+def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool) -> None:
     config, record = _plain(profile, seed), out / STUDY_FILE
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
@@ -144,9 +151,7 @@ def continue_study(
     study = Study(load_profile(profile, overrides), out, seed)
     study.check()
     check(study)
-    if rank() == 0:
-        prepare_folder(out, study.profile, overrides, seed, update)
-    wait()
+    prepare_folder(out, study.profile, overrides, seed, update)
     return study
 
 
@@ -506,6 +511,7 @@ class Study:
         with (
             concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, (count, threads)) as pool,
             progress.make_bar(label, total) as bar,
+            _stopped_with(pool),
         ):
             bar.set_postfix_str("processes are starting")
             running = {pool.submit(_run_cascade, self.profile, self.out, self.seed, *arm) for arm in waiting}
@@ -568,6 +574,18 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     summary.columns = [f"{score}_{'spread' if how == 'std' else how}" for score, how in summary.columns]
     summary.insert(0, "seeds", grouped.size())
     return summary.reset_index()
+
+
+@contextlib.contextmanager
+def _stopped_with(pool: concurrent.futures.ProcessPoolExecutor):
+    """Where this process is told to stop, its workers are too: each saves a checkpoint first."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
 
 
 def _start_worker(count, threads: int) -> None:

@@ -1,14 +1,18 @@
 import ast
 import inspect
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import rddlib
+from rddlib.assembly import build_denoiser, build_extractor, build_objective
+from rddlib.data import ImageDataset
 from rddlib.errors import UserError
 from rddlib.objectives import CFD, PD, RCFD, RDD
 from rddlib.profiles import METHODS, PROFILES, as_dict, load_profile
+from rddlib.recipes import distill, train_base, train_classifier
 from rddlib.study import Study
 
 
@@ -109,3 +113,29 @@ def test_objectives_carry_the_profiles_numbers(tmp_path, monkeypatch):
     assert made["cfd"].temperature == made["rdd"].temperature == study.profile.distill.temperatures[-1]
     assert made["rdd"].weights["is_p2p"] == 7 and made["rdd"].draws == 33
     assert made["rcfd"].weights["entropy"] == pytest.approx(0.5 * study.profile.loss.rcfd_gamma)
+
+
+@pytest.mark.parametrize("name, shrink", [
+    ("smoke", {}), ("digits", {}), ("cifar10_small", {}), ("cifar10", {}),
+    ("imagenet64", {"unet.channels": "32"}),  # 116M parameters with Adam's moments would take 2 GB
+])  # fmt: skip
+def test_every_profile_takes_a_step_of_each_kind(name, shrink):
+    """Model, extractor and objective are built as they stand and trained for one step on random images."""
+    profile = load_profile(name, {**shrink, "loss.queue_size": "64", "loss.draws": "8"})
+    u, classes = profile.unet, profile.unet.num_classes or 10
+    images = torch.randint(0, 256, (4, u.image_channels, u.image_size, u.image_size), dtype=torch.uint8)
+    data = ImageDataset("random", images, torch.arange(4) % classes, classes, flip=profile.data.flip)
+
+    def once(config):
+        return replace(config, iterations=1, batch_size=2)
+
+    base = train_base(build_denoiser(profile), data, once(profile.base.train), 0, profile.base.snr_max or None)
+    extractor = train_classifier(
+        build_extractor(profile, classes), lambda out: out.logits, data, once(profile.extractor.train), 0,
+        shift=profile.extractor.shift,
+    )  # fmt: skip
+    objective = build_objective(profile, "rdd", 4, extractor)
+    student = distill(base, data, 4, objective, once(profile.distill.train), 0)
+    assert len(objective.queue) == 2 * profile.loss.per_image
+    changed = [not torch.equal(a, b) for a, b in zip(base.parameters(), student.parameters(), strict=True)]
+    assert any(changed) and all(torch.isfinite(p).all() for p in student.parameters())

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -147,3 +148,28 @@ def test_a_class_conditional_model_is_trained_distilled_and_sampled():
     student = distill(base, data, 2, PD(base.schedule), config, seed=0)
     a = sample_images(student, (1, 8, 8), 20, 2, seed=0, batch_size=20)
     assert a.shape == (20, 1, 8, 8) and torch.equal(a, sample_images(student, (1, 8, 8), 20, 2, seed=0, batch_size=7))
+
+
+def test_a_student_learns_without_dropout_and_the_teacher_keeps_its_own():
+    torch.manual_seed(0)
+    teacher = Denoiser(UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4, dropout=0.5)), CosineSchedule(), "v")
+    with torch.no_grad():
+        teacher.network.tail[-1].weight.normal_()
+    calls = []
+
+    class Spy(PD):
+        def terms(self, x_student, x_teacher, t, generator):
+            calls.append(float((x_student - x_teacher).abs().max()))
+            return super().terms(x_student, x_teacher, t, generator)
+
+    # the same images whatever the rate of dropout: the student's are not dropped from
+    data, config = load_dataset("digits"), TrainConfig(2, 8, 0.0)
+    distill(teacher, data, 1, Spy(teacher.schedule), config, seed=0)
+    first = list(calls)
+    teacher.network = copy.deepcopy(teacher.network)
+    for module in teacher.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+    calls.clear()
+    distill(teacher, data, 1, Spy(teacher.schedule), config, seed=0)
+    assert calls == first and all(m.p == 0.9 for m in teacher.network.modules() if isinstance(m, torch.nn.Dropout))

@@ -59,12 +59,19 @@ def reset_peak(device: str) -> int:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        return in_use(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-        return _proc_field("/proc/self/status", "VmRSS")
+        return in_use(device)
     except OSError:
         return peak(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
+
+
+def in_use(device: str) -> int:
+    """Bytes in use now; 0 where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated(device)
+    return _proc_field("/proc/self/status", "VmRSS") or 0
 
 
 def peak(device: str) -> int:

@@ -68,9 +68,10 @@ class Stage:
         """Train as the profile does but with this config, writing no file; the trained copy. clock: none for "extractor"."""
         p, run = self.profile, replace(run, sample_every=0, tensorboard=False)
         if self.kind == "base":
-            return train_base(self.network, self.images, config, 0, snr_max=p.base.snr_max or None, run=run, clock=clock)
+            return train_base(self.network, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock)
         if self.kind == "extractor":
-            return train_classifier(self.network, lambda out: out.logits, self.images, config, 0, p.extractor.shift, run=run)
+            shift = p.extractor.shift
+            return train_classifier(self.network, lambda out: out.logits, self.images, config, 0, shift, run=run)
         released = p.loss.released if self.kind in METHODS else ()
         return distill(self.network, self.images, p.student_steps[0], self.objective, config, 0, run=run, released=released,
                        clock=clock)  # fmt: skip

@@ -58,7 +58,7 @@ class PartClock:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        self.mark("optimiser" if part == "data" else "losses")  # a step begins with its data; all else borders on losses
+        self.mark("optimiser" if part == "data" else "losses")  # a step begins with data; all else borders on losses
         yield
         self.mark(part)
 
@@ -122,7 +122,9 @@ def bench_step(
     if unknown or not what:
         raise UserError(f"--what {','.join(what)}: name some of {', '.join(WHAT)}")
     if batch < 0 or steps < 1:
-        raise UserError(f"--batch {batch} --steps {steps}: expected a batch of at least 1 (0: chosen) and 1 step or more")
+        raise UserError(
+            f"--batch {batch} --steps {steps}: choose a batch of at least 1 (0: chosen here), 1 step or more"
+        )
     common = {"profile": profile, "overrides": overrides or {}, "device": device.type}
 
     def run(function, **job) -> dict:

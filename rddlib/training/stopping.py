@@ -14,8 +14,8 @@ AGREE_EVERY = 10  # iterations between the processes' exchanges: each makes them
 class StopRequests:
     """with StopRequests(device) as stop: ... if signal := stop.requested(number): save, then leave.
 
-    A second one acts at once, as it would have without this, but for a run of several processes, whose launcher may send
-    it after the first. Outside a program's main thread signals stay as they are.
+    A second SIGINT acts at once, as it would have without this, but not where several processes run, since their launcher
+    may pass one on that they have had already. Outside a program's main thread signals stay as they are.
     """
 
     def __init__(self, device: torch.device):
@@ -34,8 +34,8 @@ class StopRequests:
 
     def _note(self, number: int, frame) -> None:
         self._signal = number
-        if world_size() == 1:
-            self.__exit__()
+        if number == signal.SIGINT and world_size() == 1:
+            signal.signal(number, self._before[number])
 
     def requested(self, iteration: int) -> int:
         """The signal that asks to stop, 0 for none. All processes call it at every iteration and get the same answer."""
