@@ -226,7 +226,8 @@ def cifar10() -> Profile:
         base=BaseConfig(TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999)),  # RDD A.2
         halving=HalvingConfig(TrainConfig(10_000, 128, 5e-5, rate="cosine")),  # RCFD C.4
         extractor=ExtractorConfig(  # DenseNet201: RDD 5.1; its training is ours, the papers do not state theirs
-            TrainConfig(78_000, 128, 0.05, rate="cosine", clip=0.0, optimizer="sgd", weight_decay=5e-4), shift=4
+            TrainConfig(78_000, 128, 0.05, rate="cosine", warmup=500, clip=0.0, optimizer="sgd", weight_decay=5e-4),
+            shift=4,
         ),
         distill=DistillConfig(
             TrainConfig(1, 128, 5e-5, rate="cosine"),  # RDD A.2

@@ -107,7 +107,9 @@ from accelerate import notebook_launcher
 from test_distributed_training import study_from_a_notebook
 notebook_launcher(study_from_a_notebook, ({str(tmp_path / "out")!r},), num_processes=2, use_port="29517")
 """
-    done = subprocess.run(["env", "OMP_NUM_THREADS=1", sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["env", "OMP_NUM_THREADS=1", sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / "out" / f"world-{k}").read_text() for k in range(2)] == ["2", "2"]
     assert len(list(tmp_path.glob("out/checkpoints/base-*.safetensors"))) == 1

@@ -130,8 +130,9 @@ def test_every_profile_takes_a_step_of_each_kind(name, shrink):
         return replace(config, iterations=1, batch_size=2)
 
     base = train_base(build_denoiser(profile), data, once(profile.base.train), 0, profile.base.snr_max or None)
-    extractor = train_classifier(
-        build_extractor(profile, classes), lambda out: out.logits, data, once(profile.extractor.train), 0,
+    extractor = build_extractor(profile, classes)  # one step of SGD leaves DenseNet's features dead: fresh ones below
+    train_classifier(
+        extractor, lambda out: out.logits, data, once(profile.extractor.train), 0,
         shift=profile.extractor.shift,
     )  # fmt: skip
     objective = build_objective(profile, "rdd", 4, extractor)
