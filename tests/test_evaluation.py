@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from rddlib.data import ImageDataset, load_dataset
-from rddlib.denoiser import as_denoiser
+from rddlib.denoiser import Denoiser, as_denoiser
 from rddlib.errors import UserError
 from rddlib.evaluation import Receipt, load_metric_network, sample_images, score
 from rddlib.schedule import CosineSchedule
+from rddlib.unet import UNet, UNetConfig
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,33 @@ def test_receipts_say_everything(data):
         "torch-fidelity "
     )
     assert values["reference_sha256"] == data.sha256 and len(values["network_sha256"]) == 64
+
+
+def test_drawing_to_a_file_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    import numpy as np
+
+    from rddlib import evaluation
+
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4, num_classes=10))
+    denoiser = Denoiser(network, CosineSchedule(), "v").eval()
+    evaluation.draw_to_file(denoiser, tmp_path / "whole.npz", 25, 2, seed=3, batch_size=10)
+    real, calls = evaluation.ddim_sample, []
+
+    def stop(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation, "ddim_sample", stop)
+        evaluation.draw_to_file(denoiser, tmp_path / "again.npz", 25, 2, seed=3, batch_size=10)
+    assert len(list((tmp_path / "again.parts").iterdir())) == 2 and not (tmp_path / "again.npz").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "ddim_sample", lambda *a, **o: calls.append(a) or real(*a, **o))
+        picture = evaluation.draw_to_file(denoiser, tmp_path / "again.npz", 25, 2, seed=3, batch_size=10)
+    assert len(calls) == 4 and picture.read_bytes()[:4] == b"\x89PNG" and not (tmp_path / "again.parts").exists()
+    a, b = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "again"))
+    assert a["arr_0"].shape == (25, 8, 8, 1) and a["arr_0"].dtype == np.uint8 and set(a["arr_1"]) <= set(range(10))
+    assert (a["arr_0"] == b["arr_0"]).all() and (a["arr_1"] == b["arr_1"]).all()

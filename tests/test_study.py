@@ -16,7 +16,7 @@ from rddlib.errors import UserError
 from rddlib.profiles import load_profile
 from rddlib.report import put_formulas, take_formulas
 from rddlib.runner import _alone_in, check_parameters, collapse_carriage_returns, notebook_files, run_study, selected
-from rddlib.study import COLUMNS, Study, open_study, prepare_folder, summarise
+from rddlib.study import COLUMNS, Study, continue_study, open_study, prepare_folder, summarise
 
 
 def test_smoke_study_leaves_all_it_promises(smoke_run):
@@ -216,3 +216,32 @@ def test_unknown_notebook_parameters_are_refused():
 
 def test_bars_collapse_to_their_last_state():
     assert collapse_carriage_returns("a\r10%\r50%\r100%\nend\r\n") == "100%\nend\n"
+
+
+def test_a_student_is_read_back_from_its_file_alone(smoke_run):
+    from rddlib.recipes import load_denoiser
+
+    study = open_study("smoke", smoke_run[0])
+    denoiser, info = load_denoiser(study.path_of("student", "rdd", 1, 0))
+    z = study.noise(3)
+    torch.testing.assert_close(denoiser(z, 1.0), study.denoiser("rdd", 1)(z, 1.0), rtol=1e-5, atol=1e-5)
+    assert info["kind"] == "rdd-1"
+    assert json.loads(study.path_of("base").with_suffix(".json").read_text())["kind"] == "base"
+    with pytest.raises(UserError, match="holds no denoiser but extractor"):
+        load_denoiser(study.path_of("extractor"))
+
+
+def test_how_a_study_runs_may_change_where_its_numbers_may_not(tmp_path):
+    plain, other = load_profile("smoke"), {"run.save_every": "5", "jobs": "1"}
+    prepare_folder(tmp_path / "a", plain, {}, 0)
+    prepare_folder(tmp_path / "a", load_profile("smoke", other), other, 0)
+    assert open_study("smoke", tmp_path / "a").profile.run.save_every == 5
+
+
+def test_a_later_command_keeps_what_was_set_before(tmp_path):
+    continue_study("smoke", {"loss.alpha": "3"}, tmp_path / "a")
+    assert continue_study("smoke", {"run.keep": "5"}, tmp_path / "a").profile.loss.alpha == 3
+    with pytest.raises(UserError, match="differs in loss.alpha"):
+        continue_study("smoke", {"loss.alpha": "4"}, tmp_path / "a")
+    with pytest.raises(UserError, match="holds a study of the profile smoke"):
+        continue_study("digits", {}, tmp_path / "a")
