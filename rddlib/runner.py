@@ -20,7 +20,7 @@ from rddlib.distributed import world_size
 from rddlib.errors import UserError
 from rddlib.evaluation import shipped
 from rddlib.profiles import load_profile
-from rddlib.study import Study, key_of, prepare_folder
+from rddlib.study import Study, continue_study, key_of
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 
@@ -179,16 +179,14 @@ def run_study(
     """
     from rddlib.report import write_report
 
-    profile, notebooks = load_profile(profile_name, overrides), selected(only, start)
+    load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer
+    notebooks = selected(only, start)
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
     for notebook in notebooks:
         check_parameters(notebook, parameters)
     if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
-    study = Study(profile, out, seed)
-    study.check()
-    study.check_scoring()
-    prepare_folder(out, profile, overrides, seed, update)
+    study = continue_study(profile_name, overrides, out, seed, update, check=Study.check_scoring)
     with _alone_in(out):
         for notebook in notebooks:
             run_notebook(notebook, out, parameters)
