@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,22 @@ def test_data_folder(monkeypatch, tmp_path):
     assert data_folder() == tmp_path
     monkeypatch.delenv("RDD_DATA")
     assert data_folder().name == "data" and (data_folder().parent / "pyproject.toml").exists()
+
+
+def test_flips_mirror_about_half_of_the_images_and_follow_from_the_seed():
+    data, rows = replace(load_dataset("digits"), flip=True), torch.arange(400)
+
+    def drawn(seed):
+        return data.batch(rows, torch.Generator().manual_seed(seed))
+
+    plain, batch = data.floats(rows), drawn(0)
+    mirrored = [torch.equal(b, p.flip(2)) and not torch.equal(b, p) for b, p in zip(batch, plain, strict=True)]
+    kept = [torch.equal(b, p) for b, p in zip(batch, plain, strict=True)]
+    assert all(m or k for m, k in zip(mirrored, kept, strict=True)) and 150 < sum(mirrored) < 250
+    assert torch.equal(drawn(0), batch) and not torch.equal(drawn(1), batch)
+
+
+def test_without_flip_nothing_is_drawn_from_the_generator():
+    data, generator = load_dataset("digits"), torch.Generator().manual_seed(0)
+    assert torch.equal(data.batch(torch.arange(9), generator), data.floats(torch.arange(9)))
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())

@@ -11,6 +11,7 @@ from torch import nn
 
 from rddlib.errors import UserError
 from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, stream
+from rddlib.training.hardware import arithmetic, compiled, plain
 from rddlib.training.loop import _Pace, _Watch
 
 
@@ -317,3 +318,18 @@ def test_impossible_configurations_are_refused(change):
 def test_impossible_runs_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         RunConfig(**change)
+
+
+@pytest.mark.parametrize("compile, done", [("auto", False), ("never", False), ("always", True)])
+def test_who_is_compiled(compile, done):
+    network = compiled(nn.Linear(2, 2), RunConfig(compile=compile))
+    assert (network._compiled_call_impl is not None) == done and plain(network)._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("precision, allowed", [("float32", False), ("tf32", True), ("bf16", True)])
+def test_tf32_is_allowed_inside_and_as_before_outside(precision, allowed):
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    with arithmetic(precision, torch.device("cuda")):
+        assert [backend.allow_tf32 for backend in backends] == [allowed] * 2
+    assert [backend.allow_tf32 for backend in backends] == before
