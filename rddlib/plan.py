@@ -16,13 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rddlib.bench.process import aligned, free_memory, in_child, in_use, number, peak, release_memory, reset_peak
+from rddlib.bench.process import aligned, free_memory, in_child, in_use, number, release_memory, reset_peak
 from rddlib.bench.stages import Stage, config_of, each_step
 from rddlib.errors import UserError
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 from rddlib.profiles import METHODS, Profile, load_profile
 from rddlib.sampling import ddim_sample
 from rddlib.training import chosen_precision, prepared, training_device
+from rddlib.training.hardware import peak_memory
 
 SAMPLING = "sampling"
 FIRST = 2  # images of the first probe
@@ -277,7 +278,7 @@ def probe(request: dict) -> dict:
         release_memory()
         reset_peak(device.type)
         seconds = prober.seconds(batch, _steps_worth(guess))
-        points = sorted([*points, Point(batch, seconds, peak(device.type), prober.held)])
+        points = sorted([*points, Point(batch, seconds, peak_memory(device.type), prober.held)])
         tried_less = batch < points[-1].batch
         batch = 0 if tried_less else next_batch(points, full, request["seconds"] - (time.monotonic() - began), limit)
     relations = []
@@ -394,7 +395,7 @@ def _relations(prober: _Training, batch: int) -> Point:
     total = is_p2p_loss(map_student, map_teacher, loss.tau_is)
     total = total + m_p2p_loss(map_student, map_teacher, embeddings, loss.tau_m)
     total.backward()
-    return Point(batch, _now() - began, peak(device.type) - before)
+    return Point(batch, _now() - began, peak_memory(device.type) - before)
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from rddlib.bench.process import MIB, aligned, free_memory, in_child, number, peak, reset_peak
+from rddlib.bench.process import MIB, aligned, free_memory, in_child, number, reset_peak
 from rddlib.checkpoint import write_atomically
 from rddlib.losses import is_p2p_loss, m_p2p_loss
+from rddlib.training.hardware import peak_memory
 
 IMPLS = ("reference", "chunked")
 
@@ -133,7 +134,7 @@ def measure(job: dict) -> dict:
     inputs = _inputs(job)
     before = reset_peak(job["device"])
     _pass(job, *inputs)
-    mib = (peak(job["device"]) - before) / MIB
+    mib = (peak_memory(job["device"]) - before) / MIB
     seconds = [_pass(job, *inputs) for _ in range(job["repetitions"])]
     return {"mib": mib, "s": statistics.median(seconds)}
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from rddlib.training.hardware import peak_memory, proc_field
+
 MIB = 2**20
 
 
@@ -42,7 +44,7 @@ def free_memory(device: str) -> int | None:
     """Bytes that can still be had, None where the system does not tell."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
-    return _proc_field("/proc/meminfo", "MemAvailable")
+    return proc_field("/proc/meminfo", "MemAvailable")
 
 
 def release_memory() -> None:
@@ -64,34 +66,14 @@ def reset_peak(device: str) -> int:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         return in_use(device)
     except OSError:
-        return peak(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
+        return peak_memory(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
 
 
 def in_use(device: str) -> int:
     """Bytes in use now; 0 where the system does not tell."""
     if device.startswith("cuda"):
         return torch.cuda.memory_allocated(device)
-    return _proc_field("/proc/self/status", "VmRSS") or 0
-
-
-def peak(device: str) -> int:
-    """Most bytes in use since `reset_peak`."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    resident = _proc_field("/proc/self/status", "VmHWM")
-    if resident is not None:
-        return resident
-    import resource  # absent on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _proc_field(path: str, field: str) -> int | None:
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+    return proc_field("/proc/self/status", "VmRSS") or 0
 
 
 def aligned(heads: Sequence[str], body: Sequence[Sequence[str]], words: Collection[int]) -> str:

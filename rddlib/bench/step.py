@@ -14,12 +14,12 @@ import torch
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from rddlib.bench.process import MIB, aligned, in_child, number, peak
+from rddlib.bench.process import MIB, aligned, in_child, number
 from rddlib.bench.stages import Stage, config_of, each_step
 from rddlib.errors import UserError
 from rddlib.profiles import METHODS, load_profile
 from rddlib.training import TrainConfig, chosen_precision, training_device
-from rddlib.training.hardware import arithmetic
+from rddlib.training.hardware import arithmetic, peak_memory
 
 WHAT = ("base", *METHODS)
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
@@ -177,7 +177,7 @@ def measure_step(job: dict) -> dict:
     count = itertools.count(1)
     with each_step(lambda _: ends.append(_now(device)) if next(count) in (warm_up, warm_up + steps) else None):
         Stage(profile, job["what"]).fit(config, run)
-    most = peak(device.type)
+    most = peak_memory(device.type)
 
     stage, clock = Stage(profile, job["what"]), PartClock(lambda: _now(device))
     clock.watch(stage)

@@ -1,12 +1,11 @@
 """`rdd bench`: speed and memory; `rdd metric-network`: the network that scores digits."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import ProfileOption, SetOption, parse_overrides
+from rddlib.cli.options import ProfileOption, SetOption, parse_overrides, say
 from rddlib.errors import UserError
 
 bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
@@ -86,7 +85,7 @@ def bench_step_command(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     report = bench_step(profile, parse_overrides(settings), what=[name for name in what.split(",") if name], batch=batch,
-                        steps=steps, progress=_line_to_stderr)  # fmt: skip
+                        steps=steps, progress=say)  # fmt: skip
     if out is not None:
         write_atomically(out, json.dumps(report, indent=1) + "\n")
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
@@ -99,10 +98,6 @@ def bench_step_command(
              or f"none ({report['note']})") + ".")  # fmt: skip
     if out is not None:
         print(f"Wrote {out}")
-
-
-def _line_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def metric_network(

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,11 @@ SetOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<profile>.")]
 SeedOption = Annotated[int, typer.Option(help="Of base model, extractor and halvings.")]
 UpdateOption = Annotated[bool, typer.Option(help="Let a folder take a changed configuration.")]
+
+
+def say(line: str) -> None:
+    """What goes on, beside the results: on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse_overrides(settings: list[str] | None) -> dict[str, str]:

@@ -1,11 +1,10 @@
 """`rdd study`: everything, in order; `rdd plan`: what it would cost."""
 
-import sys
 from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
+from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides, say
 
 
 def study(
@@ -57,7 +56,7 @@ def plan(
 
     folder = out or default_out(profile)
     found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds,
-                      progress=lambda line: print(line, file=sys.stderr, flush=True))  # fmt: skip
+                      progress=say)  # fmt: skip
     print(format_plan(found.rows))
     print("Time: one stage after another on this machine as it is; data, scores and notebooks come on top, and\n"
           "on a GPU torch.compile, which is left out here, may save some. Disk: the checkpoints that stay;\n"

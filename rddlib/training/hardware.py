@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-import resource
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -73,8 +73,22 @@ def autocast(precision: str, device: torch.device):
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far: allocated on the GPU, resident in this process on a CPU; MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def peak_memory(device: torch.device | str) -> int:
+    """Most bytes held so far: allocated on the GPU, resident in this process on a CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = proc_field("/proc/self/status", "VmHWM")
+    if resident is not None:
+        return resident
+    import resource  # absent on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def proc_field(path: str, field: str) -> int | None:
+    """Bytes that Linux states under a name, such as VmHWM in /proc/self/status; None elsewhere."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

@@ -22,7 +22,7 @@ from rddlib.losses import finite_checks
 from rddlib.progress import Progress
 from rddlib.training.batches import Epochs, Step, stream
 from rddlib.training.config import RunConfig, TrainConfig
-from rddlib.training.hardware import arithmetic, autocast, compiled, laid_out, peak_memory_mib, plain, training_device
+from rddlib.training.hardware import arithmetic, autocast, compiled, laid_out, peak_memory, plain, training_device
 from rddlib.training.journal import Journal
 from rddlib.training.resume import Checkpoints, State
 from rddlib.training.stopping import StopRequests
@@ -303,7 +303,7 @@ class _Meter:
     def read(self, number: int) -> dict[str, float]:
         now, last = time.perf_counter(), self._last
         self._last = (number, now)
-        memory = {"memory_mib": round(peak_memory_mib(self.device), 1)}
+        memory = {"memory_mib": round(peak_memory(self.device) / 2**20, 1)}
         if last is None or now <= last[1]:
             return memory
         return {"images_per_second": round((number - last[0]) * self.batch_size / (now - last[1]), 2), **memory}
