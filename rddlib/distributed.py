@@ -6,11 +6,14 @@ ranks, so the parameters get exactly the gradient one process would have compute
 by the number of ranks, anywhere. Without torch.distributed, or with one rank, everything here is the identity.
 """
 
+import contextlib
 import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+from filelock import FileLock
 from torch import Tensor
 
 
@@ -38,13 +41,22 @@ def wait() -> None:
         dist.barrier()
 
 
-def agreed(answer: bool) -> bool:
-    """The first process's answer, on all of them."""
+def agreed(answer):
+    """The first process's answer (anything that can be pickled), on all of them."""
     if world_size() == 1:
         return answer
     answers = [answer]
     dist.broadcast_object_list(answers, 0)
     return answers[0]
+
+
+def locked(path: Path) -> contextlib.AbstractContextManager:
+    """The lock of what is made at `path`, so that two runs never make the same; a run's first process holds it for all."""
+    if rank() > 0:
+        return contextlib.nullcontext()
+    locks = path.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / path.stem)
 
 
 def all_gather_grad(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Figures, each a function from numbers to a matplotlib Figure: notebooks, widgets and the report draw the same ones."""
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -8,7 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from rddlib.schedule import Schedule
@@ -20,8 +23,12 @@ STYLES = {
     "cfd": dict(color="#E69F00", marker="^", linestyle="--"),
     "rcfd": dict(color="#009E73", marker="v", linestyle="-."),
     "rdd": dict(color="#D55E00", marker="D", linestyle="-"),
+    "pndm": dict(color="#CC79A7", marker="p", linestyle=":"),
+    "dpm-solver": dict(color="#56B4E9", marker="X", linestyle=":"),
 }
-NAMES = {"ddim": "DDIM", "pd": "PD", "cfd": "CFD", "rcfd": "RCFD", "rdd": "RDD"}
+NAMES = {
+    "ddim": "DDIM", "pd": "PD", "cfd": "CFD", "rcfd": "RCFD", "rdd": "RDD", "pndm": "PNDM", "dpm-solver": "DPM-Solver",
+}  # fmt: skip
 
 
 def to_png(figure: Figure, dpi: int = 130) -> bytes:
@@ -130,10 +137,15 @@ def matrices_figure(matrices: dict[str, Tensor], title: str, label: str, shared:
     return figure
 
 
-def scores_figure(table: pd.DataFrame, samples: int) -> Figure:
-    """FID and pFD against sampling steps, a line a method; seeds as a band from lowest to highest."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    labels = {"fid": f"FID (digits metric network, {samples} samples)", "pfd": "pFD (raw pixels)"}
+def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
+    """FID and, where it was measured, pFD against sampling steps, a line a method; seeds as a band from lowest to highest.
+
+    metric: the FID's full name.
+    """
+    labels = {"fid": metric, "pfd": "pFD (raw pixels)"}
+    labels = {column: label for column, label in labels.items() if table[column].notna().any()}
+    figure, axes = plt.subplots(1, len(labels), figsize=(4.5 * len(labels), 3.4), layout="constrained", squeeze=False)
+    axes = axes[0]
     for ax, column in zip(axes, labels, strict=True):
         for method, rows in table.groupby("method", sort=False):
             by_steps = rows.groupby("steps")[column]
@@ -250,3 +262,123 @@ def queue_figure(points: Tensor, groups: Tensor, chosen: Tensor, title: str) -> 
     ax.set(xlabel="first principal component", ylabel="second principal component", title=title)
     ax.legend(fontsize=8, loc="best")
     return figure
+
+
+# The kinds of numbers in a comparison: line, width, how far the method's colour is mixed with white, size of the marker.
+_KINDS = {"paper": ("-", 1.2, 0.55, 5), "measured": ("--", 2.0, 0.0, 7)}
+_FILLS = ("full", "none", "left", "right", "top", "bottom")  # several curves of one method
+_OTHERS = [dict(color=gray, marker=marker) for gray, marker in zip(("0.25", "0.5") * 4, "Ph<>8d*H", strict=True)]
+
+
+def comparison_figure(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> Figure:
+    """FID against sampling steps on log axes, one panel for each (title, name of the FID, rows).
+
+    rows: columns kind ("paper", "peer" or "measured"), method (a key or name of STYLES, or any other), curve (what is one
+    line), steps, fid and fid_spread; rows without a positive number of steps and FID are left out. Papers' lines are solid
+    and pale, measured ones dashed and dark with their spread, peers hollow points with their names.
+    """
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(10, 4.3 * len(panels) + 0.8), layout="constrained", squeeze=False
+    )
+    styles = _curve_styles(panels)
+    for ax, (title, metric, rows) in zip(axes[:, 0], panels, strict=True):
+        ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{metric}\nlower is better", title=title)
+        _comparison_panel(ax, rows[(rows["steps"] > 0) & (rows["fid"] > 0)], styles)
+        _plain_log_axes(ax)
+    kinds = {kind for _, _, rows in panels for kind in rows["kind"]}
+    figure.legend(
+        handles=_comparison_legend(styles, kinds), loc="outside lower center", ncols=6, fontsize=8, frameon=False
+    )
+    return figure
+
+
+def _curve_styles(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> dict[str, dict]:
+    """Colour, marker and its fill for each curve but the peers', the same in every panel; one method, one marker."""
+    keys, others = {name: key for key, name in NAMES.items()}, itertools.cycle(_OTHERS)
+    methods: dict[str, dict] = {}
+    styles: dict[str, dict] = {}
+    curves = [rows.loc[rows["kind"] != "peer", ["method", "curve"]] for _, _, rows in panels]
+    for method, curve in pd.concat(curves).drop_duplicates().itertuples(index=False):
+        known = STYLES.get(keys.get(method, method))
+        style = methods.setdefault(method, dict(known or next(others), used=0))
+        fill = _FILLS[style["used"] % len(_FILLS)]
+        styles[curve] = dict(color=style["color"], marker=style["marker"], fillstyle=fill, markerfacecoloralt="white")
+        style["used"] += 1
+    return styles
+
+
+def _comparison_panel(ax, rows: pd.DataFrame, styles: dict[str, dict]) -> None:
+    for (kind, curve), line in rows[rows["kind"] != "peer"].groupby(["kind", "curve"], sort=False):
+        dash, width, pale, size = _KINDS[kind]
+        line, style = line.sort_values("steps"), styles[curve]
+        style = {**style, "color": _mixed(style["color"], pale)}
+        ax.errorbar(line["steps"], line["fid"], yerr=line["fid_spread"].fillna(0), linestyle=dash, linewidth=width,
+                    markersize=size, capsize=2, **style)  # fmt: skip
+    peers = rows[rows["kind"] == "peer"]
+    ax.plot(peers["steps"], peers["fid"], linestyle="", marker="o", markersize=5, markerfacecolor="white",
+            markeredgecolor="0.35", zorder=3)  # fmt: skip
+    if len(peers):
+        steps = rows["steps"]
+        ax.set_xlim(steps.min() / 4, steps.max() * 1.6)
+        ax.set_ylim(rows["fid"].min() / 1.25, rows["fid"].max() * 1.25)
+        for count, group in peers.groupby("steps"):
+            _label_points(ax, count, group.sort_values("fid"), left=count == peers["steps"].min())
+
+
+def _label_points(ax, steps: float, points: pd.DataFrame, left: bool) -> None:
+    """Names beside points above one another, moved apart so that none covers another, each with a line to its point."""
+    low, high = (math.log(limit) for limit in ax.get_ylim())
+    gap = 0.036 * (high - low)
+    places = [math.log(fid) for fid in points["fid"]]
+    for _ in range(200):  # push neighbours apart until all fit
+        for i in range(len(places) - 1):
+            if (overlap := gap - (places[i + 1] - places[i])) > 1e-9:
+                places[i], places[i + 1] = places[i] - overlap / 2, places[i + 1] + overlap / 2
+        shift = max(0.0, low + 0.6 * gap - min(places))
+        places = [place + shift for place in places]
+    x = steps / 1.6 if left else steps * 1.2
+    for place, name, fid in zip(places, points["method"], points["fid"], strict=True):
+        ax.annotate(
+            name, (steps, fid), (x, math.exp(place)), fontsize=7, color="0.25", va="center", ha="right" if left else "left",
+            arrowprops=dict(arrowstyle="-", color="0.7", linewidth=0.6, shrinkA=0, shrinkB=3), zorder=4,
+            bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4),
+        )  # fmt: skip
+
+
+def _plain_log_axes(ax) -> None:
+    """Ticks as plain numbers, few enough to read."""
+    low, high = ax.get_xlim()
+    powers = [2**n for n in range(11) if low <= 2**n <= high]
+    ax.set_xticks(powers)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.minorticks_off()
+    low, high = ax.get_ylim()
+    marks = [
+        m * 10.0**n
+        for n in range(-4, 7)
+        for m in ((1, 2, 5) if high / low < 3000 else (1,))
+        if low <= m * 10.0**n <= high
+    ]
+    ax.set_yticks(marks)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.minorticks_off()
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _mixed(colour: str, white: float) -> tuple[float, ...]:
+    """A colour with a share of white in it."""
+    return tuple(1 - (1 - part) * (1 - white) for part in to_rgb(colour))
+
+
+def _comparison_legend(styles: dict[str, dict], kinds: set[str]) -> list[Line2D]:
+    """Lines for the legend: methods by marker and colour, kinds by dash, width and tone."""
+    handles = [Line2D([], [], linestyle="", label=curve, **style) for curve, style in styles.items()]
+    names = {"paper": "from the papers", "measured": "measured here, ± spread"}
+    for kind, name in names.items():
+        if kind in kinds:
+            dash, width, pale, _ = _KINDS[kind]
+            handles.append(Line2D([], [], color=_mixed("0.2", pale), linestyle=dash, linewidth=width, label=name))
+    if "peer" in kinds:
+        handles.append(Line2D([], [], color="0.35", marker="o", markerfacecolor="white", linestyle="", label="peers"))
+    return handles

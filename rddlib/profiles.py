@@ -132,16 +132,35 @@ class LossConfig:
 @dataclass(frozen=True)
 class EvaluationConfig:
     """samples: generated for each score; batch_size: of sampling; seed: of the common noise, the same for every method;
-    clip: hold x in [-1, 1] at each sampling step."""
+    clip: hold x in [-1, 1] at each sampling step. network: whose features are compared: "" for digits' own on digits and
+    Inception on colour images, "extractor" for the profile's own, or a file. metrics: of rddlib.evaluation.METRICS, "fid"
+    and "is" among them. protocol: of rddlib.evaluation.PROTOCOLS. baselines: training-free samplers of the base model
+    beside DDIM, each with its number of steps, such as "pndm-10".
+    """
 
     samples: int = 5000
     batch_size: int = 500
     seed: int = 1234
     clip: bool = True
+    network: str = ""
+    metrics: tuple[str, ...] = ("fid", "is")
+    protocol: str = "torch-fidelity"
+    baselines: tuple[str, ...] = ("pndm-10", "dpm-solver-12")  # Table 1 of the RDD paper
 
     def __post_init__(self):
         _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
         _check(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected at least 1")
+        _check({"fid", "is"} <= set(self.metrics), f"metrics is {self.metrics}, expected fid and is among them")
+        for baseline in self.baselines:
+            name, _, steps = baseline.rpartition("-")
+            _check(bool(name) and steps.isdigit() and int(steps) > 0,
+                   f"baselines has {baseline!r}, expected a sampler and its steps, such as pndm-10")  # fmt: skip
+
+    @property
+    def baseline_arms(self) -> tuple[tuple[str, int], ...]:
+        """(sampler, steps) of each baseline."""
+        split = (baseline.rpartition("-") for baseline in self.baselines)
+        return tuple((name, int(steps)) for name, _, steps in split)
 
 
 @dataclass(frozen=True)
@@ -198,6 +217,7 @@ def digits() -> Profile:
             TrainConfig(1, 64, 3e-4, rate="cosine"), iterations=(150, 150, 300), temperatures=(0.9, 1.0, 0.85)
         ),
         loss=LossConfig(draws=1024, per_image=4),
+        evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.checkpoint import digest, load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
@@ -62,6 +62,20 @@ def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
     except RuntimeError as error:
         raise UserError(f"{path} holds other tensors than its own description says: make it again") from error
     return denoiser.eval().requires_grad_(False), info
+
+
+def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
+    """What a receipt says of a model: its size, its tensors' sha256, whether they are an average (EMA), the training's
+    precision.
+
+    info: what its checkpoint records.
+    """
+    facts = info.get("facts", {})
+    ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
+    config, size = denoiser.network.config, sum(p.numel() for p in denoiser.parameters()) / 1e6
+    model = f"U-Net, {config.channels} channels, {size:.2f}M parameters, {denoiser.prediction} prediction"
+    return {"model": model, "checkpoint_sha256": digest(denoiser.state_dict(), ""), "ema": "none" if ema == 0 else str(ema),
+            "training_precision": info.get("precision", "not known")}  # fmt: skip
 
 
 def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:

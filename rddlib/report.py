@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from rddlib.checkpoint import write_atomically
+from rddlib.evaluation import summarise
 from rddlib.plots import NAMES, image_rows, scores_figure, to_png
-from rddlib.study import Study, summarise
+from rddlib.study import Study
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
@@ -34,8 +35,9 @@ def same_noise_grid(study: Study, count: int = 12):
 
 
 def _table(frame: pd.DataFrame) -> str:
-    shown = frame.copy()
-    for column, form in {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}"}.items():
+    shown = frame.dropna(axis=1, how="all").copy()
+    forms = {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}"}
+    for column, form in ((name, form) for name, form in forms.items() if name in shown):
         shown[column] = shown[column].map(form.format)
     shown["method"] = shown["method"].map(NAMES)
     shown["seconds"] = shown["seconds"].map("{:.1f}".format)
@@ -136,19 +138,20 @@ def _notebooks(executed, out: Path) -> str:
 
 def _results(study: Study) -> str:
     """Samples, scores, times and receipts, once every arm is measured; their files are written along the way."""
-    out, samples = study.out, study.profile.evaluation.samples
+    out, comparable = study.out, study.metric_network.published
     results = study.results()
     receipts = {"-".join(map(str, arm)): study.receipt(*arm) for arm in study.arms()}
     first, receipt = next(iter(receipts.items()))
     write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
     write_atomically(out / "receipts.json", json.dumps(receipts, indent=1) + "\n")
     write_atomically(out / "grid.png", to_png(same_noise_grid(study)))
-    write_atomically(out / "scores.png", to_png(scores_figure(results, samples)))
+    write_atomically(out / "scores.png", to_png(scores_figure(results, study.metric)))
+    pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if results["pfd"].notna().any() else ""
     return f"""<h2>Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
 <h2>Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
 {_table(results)}
-<p>* with the digits metric network, {samples} samples against all {len(study.dataset)} images: FID (digits metric network,
-{samples} samples). Not comparable with Inception FIDs. pFD: Fréchet distance on raw pixels in [-1, 1]. IS: higher is better,
+<p>* {html.escape(study.metric)}, against all {len(study.dataset)} images of {html.escape(study.dataset.name)}, protocol
+{study.profile.evaluation.protocol}.{"" if comparable else " Not comparable with Inception FIDs."}{pixels} IS: higher is better,
 the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
 over seeds).</p>
 <h2>Times</h2><p>Seconds that training took, without what each stage builds on; the cascades ran {study.profile.jobs} at a

@@ -18,7 +18,7 @@ from rddlib import progress
 from rddlib.checkpoint import write_atomically
 from rddlib.distributed import world_size
 from rddlib.errors import UserError
-from rddlib.evaluation import shipped
+from rddlib.installation import shipped
 from rddlib.profiles import load_profile
 from rddlib.study import Study, continue_study, key_of
 

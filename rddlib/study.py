@@ -10,34 +10,50 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 import rddlib
 from rddlib import progress
 from rddlib.assembly import build_denoiser, build_extractor, build_objective, halving_of, objective_numbers
-from rddlib.checkpoint import digest, load_checkpoint, save_checkpoint, write_atomically
+from rddlib.baselines import SAMPLERS, find_sampler
+from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
-from rddlib.distributed import agreed, join, rank, wait
+from rddlib.distributed import agreed, join, locked, rank, wait
 from rddlib.errors import Interrupted, UserError
-from rddlib.evaluation import DIGITS_NETWORK, Receipt, sample_images, score, shipped
-from rddlib.extractor import FeatureExtractor, MetricNetwork, accuracy
+from rddlib.evaluation import (
+    METRICS,
+    DrawnImages,
+    Network,
+    evaluate,
+    find_network,
+    find_protocol,
+    network_of_checkpoint,
+    read_record,
+    row_of,
+)
+from rddlib.extractor import FeatureExtractor, accuracy
 from rddlib.objectives import PD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict, load_profile
-from rddlib.recipes import describe, distill, train_base, train_classifier
+from rddlib.recipes import describe, distill, provenance, train_base, train_classifier
 from rddlib.sampling import ddim_sample
 from rddlib.training import Checkpoints, TrainConfig, chosen_precision, prepared, stream, training_device
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 STUDY_FILE = "study.json"
-CHANGES_NO_NUMBER = ("run.", "jobs", "data.root", "data.download")  # how and from where, not what
+CHANGES_NO_NUMBER = (
+    "run.",
+    "jobs",
+    "data.root",
+    "data.download",
+    "evaluation.baselines",
+)  # how and from where, not what
 
 
 def key_of(facts: dict) -> str:
@@ -201,7 +217,7 @@ class Study:
         Two runs never make the same one. Beside it lie its facts as JSON and the log of its training.
         """
         path = self._path(stage, facts)
-        with self._locked(path):
+        with locked(path):
             if not agreed(path.exists()):
                 files = path.with_suffix("")
                 module, extra = make(files)
@@ -212,15 +228,6 @@ class Study:
                     Checkpoints(files).clear()
                 wait()
             return load_checkpoint(path)
-
-    @staticmethod
-    def _locked(path: Path):
-        """The artefact's lock, which the first process of a run holds for all."""
-        if rank() > 0:
-            return contextlib.nullcontext()
-        locks = path.parent / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / path.stem)
 
     @staticmethod
     def _timed(config: TrainConfig, train: Callable[[], nn.Module]) -> tuple[nn.Module, dict]:
@@ -398,8 +405,9 @@ class Study:
         return self._denoiser(self._made(f"{method}-{steps}", self._student_facts(method, steps, seed), make)[0])
 
     def denoiser(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
-        """Who draws `method`'s images in `steps` steps: "ddim" is the base model, "pd" at teacher_steps the teacher."""
-        if method == "ddim":
+        """Who draws `method`'s images in `steps` steps: samplers (rddlib.baselines.SAMPLERS) draw with the base model, "pd" at
+        teacher_steps is the teacher."""
+        if method in SAMPLERS:
             return self.base()
         if method == "pd" and steps == self.profile.halving.teacher_steps:
             return self.teacher()
@@ -409,68 +417,84 @@ class Study:
         """Images [N, C, H, W] in [-1, 1] from the given noise (of classes 0, 1, 2, ... in turn where there are any)."""
         classes = self.profile.unet.num_classes
         y = torch.arange(len(noise), device=noise.device) % classes if classes else None
-        return ddim_sample(self.denoiser(method, steps, seed), noise, steps, y=y, clip=self.profile.evaluation.clip)
+        sample = find_sampler(method, steps) if method in SAMPLERS else ddim_sample
+        return sample(self.denoiser(method, steps, seed), noise, steps, y=y, clip=self.profile.evaluation.clip)
 
     # scores
 
     def _model(self, method: str, steps: int, seed: int) -> tuple:
         """Which artefact draws an arm's images, as arguments of `facts`."""
-        if method == "ddim":
+        if method in SAMPLERS:
             return ("base",)
         teacher = method == "pd" and steps == self.profile.halving.teacher_steps
         return ("teacher", steps) if teacher else ("student", method, steps, seed)
 
     def check_arm(self, method: str, steps: int) -> None:
         """Raise UserError where no model of this study draws by `method` in `steps` steps."""
+        if method in SAMPLERS:
+            find_sampler(method, steps)
+        elif method not in METHODS:
+            raise UserError(f"unknown --method {method}: known are {', '.join(dict.fromkeys((*SAMPLERS, *METHODS)))}")
         self._facts_of(*self._model(method, steps, self.profile.seeds[0]))
+
+    @cached_property
+    def metric_network(self) -> Network:
+        """The network that scores: as profile.evaluation.network says; UserError where it cannot be had."""
+        choice = self.profile.evaluation.network
+        if choice != "extractor":
+            return find_network(choice, self.image_shape)
+        self.extractor()
+        return network_of_checkpoint(self.path_of("extractor"))
+
+    @property
+    def metric(self) -> str:
+        """The full name of the FID in the results, which says with which network and on how many samples."""
+        return self.metric_network.metric(self.profile.evaluation.samples)
+
+    @cached_property
+    def _network_key(self) -> str:
+        """Which network that is, known before an extractor is trained."""
+        own = self.profile.evaluation.network == "extractor"
+        return key_of(self._extractor_facts()) if own else self.metric_network.sha256
 
     def _score_path(self, method: str, steps: int, seed: int) -> Path:
         stage, *arguments = self._model(method, steps, seed)
-        facts = self._facts_of(stage, *arguments)
-        config = {name: value for name, value in as_dict(self.profile.evaluation).items() if name != "batch_size"}
-        network = hashlib.sha256(shipped(f"data/{DIGITS_NETWORK}").read_bytes()).hexdigest()
-        key = key_of({"model": key_of(facts), "steps": steps, "evaluation": config, "network": network})
+        facts, evaluation = self._facts_of(stage, *arguments), as_dict(self.profile.evaluation)
+        config = {name: evaluation[name] for name in ("samples", "seed", "clip", "metrics", "protocol")}
+        key = key_of({"model": key_of(facts), "steps": steps, "evaluation": config, "network": self._network_key})
         return self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
 
     def _measured(self, method: str, steps: int, seed: int) -> dict:
         """{"row", "receipt"} of one arm: measured now, or read from scores/."""
         path = self._score_path(method, steps, seed)
         if not path.exists():
-            write_atomically(path, json.dumps(self._measure(method, steps, seed), indent=1) + "\n")
-        try:
-            measured = json.loads(path.read_text())
-            return {"row": measured["row"], "receipt": measured["receipt"]}
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
+            measured = self._measure(method, steps, seed, path.with_suffix(""))
+            if rank() == 0:
+                write_atomically(path, json.dumps(measured, indent=1) + "\n")
+            wait()
+        return read_record(path)
 
-    def _measure(self, method: str, steps: int, seed: int) -> dict:
+    def drawn(self, method: str, steps: int, seed: int, samples: int = 0, noise: int | None = None) -> DrawnImages:
+        """An arm's images to score, drawn from common noise; samples, noise (its seed): default the profile's."""
         config, denoiser = self.profile.evaluation, self.denoiser(method, steps, seed)
-        began = time.perf_counter()
-        images = sample_images(
-            denoiser, self.image_shape, config.samples, steps, seed=config.seed, batch_size=config.batch_size,
-            clip=config.clip, device=self.device, label=f"sampling {method}, {steps} steps",
+        made = provenance(denoiser, self.facts(*self._model(method, steps, seed)))
+        sampler = method if method in SAMPLERS else "ddim"
+        return DrawnImages(
+            denoiser, samples or config.samples, steps, seed=config.seed if noise is None else noise, clip=config.clip,
+            shape=self.image_shape, device=self.device, name=f"{method}, {steps} step{'s' * (steps > 1)}, seed {seed}",
+            sampler=(sampler, find_sampler(sampler, steps)), made=made,
         )  # fmt: skip
-        seconds = time.perf_counter() - began
-        scores = score(images, self.dataset)
-        values = (
-            method,
-            steps,
-            seed,
-            scores.fid,
-            scores.pfd,
-            scores.inception_score,
-            config.samples,
-            round(seconds, 3),
-        )
-        model = digest(denoiser.state_dict(), "")
-        trained = self.facts(*self._model(method, steps, seed))
-        receipt = Receipt.make(
-            self.dataset, config.samples, steps, config.clip, config.seed, model, trained["precision"]
+
+    def _measure(self, method: str, steps: int, seed: int, folder: Path) -> dict:
+        config, images = self.profile.evaluation, self.drawn(method, steps, seed)
+        result = evaluate(
+            images, self.dataset, network=self.metric_network, metrics=config.metrics, protocol=config.protocol,
+            batch_size=min(config.batch_size, config.samples), folder=folder, device=self.device,
         )  # fmt: skip
-        return {"row": dict(zip(COLUMNS, values, strict=True)), "receipt": asdict(receipt)}
+        return row_of(result, method=method, steps=steps, seed=seed)
 
     def score(self, method: str, steps: int, seed: int) -> dict:
-        """One row of results: a dict with COLUMNS."""
+        """One row of results: a dict with COLUMNS (as far as profile.evaluation.metrics asks for them)."""
         return self._measured(method, steps, seed)["row"]
 
     def receipt(self, method: str, steps: int, seed: int) -> dict:
@@ -482,8 +506,9 @@ class Study:
         p, first = self.profile, self.profile.seeds[0]
         teacher = p.halving.teacher_steps
         shared = [("ddim", n, first) for n in (p.base.steps, teacher, *p.student_steps)] + [("pd", teacher, first)]
+        baselines = [(name, steps, first) for name, steps in p.evaluation.baseline_arms]
         students = [(m, n, s) for m in METHODS for s in p.seeds for n in p.student_steps]
-        return list(dict.fromkeys(shared + students))
+        return list(dict.fromkeys(shared + baselines + students))
 
     def cascade(self, method: str, seed: int) -> list[dict]:
         """Train (except DDIM, which needs no more) and score one method's arms of one seed; rows of results."""
@@ -494,7 +519,7 @@ class Study:
     def train_all(self) -> None:
         """Train and score every cascade, profile.jobs at a time, each in a process of its own with its share of cores."""
         cascades = {(method, seed) for method, _, seed in self.arms()}
-        longest_first = ["rdd", "ddim", "rcfd", "cfd", "pd"]
+        longest_first = ["rdd", "ddim", "rcfd", "cfd", "pd", *(set(SAMPLERS) - {"ddim"})]
         waiting = sorted((c for c in cascades if not self._done(*c)), key=lambda c: (longest_first.index(c[0]), c[1]))
         if not waiting:
             return
@@ -557,23 +582,23 @@ class Study:
 
     def check_scoring(self) -> None:
         """Raise UserError where results could not be scored in the end."""
-        if self.dataset.images.shape[1:] != (1, 8, 8):
-            raise UserError(
-                f"the network that scores is for digits, not for {self.dataset.name}: train and draw images with rdd train, "
-                "rdd extractor, rdd distill and rdd sample"
-            )
-        if self.profile.evaluation.samples <= MetricNetwork.features:
-            raise UserError(f"evaluation.samples is {self.profile.evaluation.samples}: the score needs more than "
-                            f"{MetricNetwork.features}")  # fmt: skip
-
-
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, spread (standard deviation) and minimum over seeds of FID, pFD and IS, by method and steps."""
-    grouped = table.groupby(["method", "steps"], sort=False)[["fid", "pfd", "is"]]
-    summary = grouped.agg(["mean", "std", "min"])
-    summary.columns = [f"{score}_{'spread' if how == 'std' else how}" for score, how in summary.columns]
-    summary.insert(0, "seeds", grouped.size())
-    return summary.reset_index()
+        config = self.profile.evaluation
+        find_protocol(config.protocol)
+        for name, steps in config.baseline_arms:
+            try:
+                find_sampler(name, steps)
+            except UserError as error:
+                raise UserError(f"{error}, or leave it out with --set evaluation.baselines=[]") from None
+        if unknown := set(config.metrics) - METRICS.keys():
+            raise UserError(f"evaluation.metrics has {', '.join(sorted(unknown))}: known are {', '.join(METRICS)}")
+        if config.network == "extractor":
+            features = self._new_extractor().channels
+        else:
+            network = self.metric_network
+            network.check(self.dataset.name, self.dataset.images.shape[1:])
+            features = network.features
+        if config.samples <= features:
+            raise UserError(f"evaluation.samples is {config.samples}: the score needs more than {features}")
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def rdd(capsys, monkeypatch):
     (["distill", "--from", "7"], "choose two of 64, 32"),
     (["distill", "--from", "4", "--to", "8"], "the larger first"),
     (["distill", "--from", "64", "--to", "1"], "--from is 8, or more with --to 8 --objective pd"),
-    (["sample", "--method", "gan"], "unknown method"),
+    (["sample", "--method", "gan"], "unknown --method gan: known are ddim"),
     (["sample", "--steps", "3"], "no student has 3 steps"),
     (["sample", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
     (["train", "--set", "run.compile=true"], "is no str"),

@@ -54,7 +54,8 @@ def test_shipped_metric_network_is_as_accurate_as_recorded():
     import hashlib
     import json
 
-    from rddlib.evaluation import DIGITS_NETWORK, shipped
+    from rddlib.evaluation import DIGITS_NETWORK
+    from rddlib.installation import shipped
 
     path = shipped(f"data/{DIGITS_NETWORK}")
     facts = json.loads(path.with_suffix(".json").read_text())

@@ -62,7 +62,7 @@ def test_published_results_have_receipts_and_follow_from_their_seeds():
 
     import pandas as pd
 
-    from rddlib.study import summarise
+    from rddlib.evaluation import summarise
 
     folder = TOP / "data/results"
     rows, receipts = pd.read_csv(folder / "digits_seeds.csv"), json.loads((folder / "digits_receipts.json").read_text())

@@ -7,7 +7,7 @@ import torch
 from rddlib.data import load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
-from rddlib.evaluation import sample_images, score
+from rddlib.evaluation import DrawnImages, evaluate
 from rddlib.extractor import build_extractor
 from rddlib.losses import NonFiniteError
 from rddlib.objectives import PD, RDD
@@ -35,10 +35,13 @@ def test_800_iterations_beat_noise_by_far(base):
     """Pure noise scores an FID of several hundred; a base model of 800 iterations stays below a tenth of that."""
     data = load_dataset("digits")
     g = torch.Generator().manual_seed(0)
-    noise = score(torch.randint(0, 256, (1000, 1, 8, 8), generator=g, dtype=torch.uint8), data)
-    drawn = score(sample_images(base, (1, 8, 8), 1000, 16, seed=0), data)
-    assert drawn.fid < 0.1 * noise.fid and drawn.pfd < 0.1 * noise.pfd, (drawn, noise)
-    assert drawn.inception_score > 7
+    metrics = ("fid", "is", "pfd")
+    noise = evaluate(
+        torch.randint(0, 256, (1000, 1, 8, 8), generator=g, dtype=torch.uint8), data, metrics=metrics
+    ).values
+    drawn = evaluate(DrawnImages(base, 1000, 16, seed=0), data, metrics=metrics).values
+    assert drawn["fid"] < 0.1 * noise["fid"] and drawn["pfd"] < 0.1 * noise["pfd"], (drawn, noise)
+    assert drawn["is"] > 7
 
 
 def test_progressive_distillation_follows_its_teacher(base):
@@ -146,8 +149,9 @@ def test_a_class_conditional_model_is_trained_distilled_and_sampled():
     network = UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4, num_classes=10))
     base = train_base(Denoiser(network, CosineSchedule(), "v"), data, config, seed=0, snr_max=1e3)
     student = distill(base, data, 2, PD(base.schedule), config, seed=0)
-    a = sample_images(student, (1, 8, 8), 20, 2, seed=0, batch_size=20)
-    assert a.shape == (20, 1, 8, 8) and torch.equal(a, sample_images(student, (1, 8, 8), 20, 2, seed=0, batch_size=7))
+    images = DrawnImages(student, 20, 2, seed=0)
+    a = images.batch(0, 20)
+    assert a.shape == (20, 1, 8, 8) and torch.allclose(a[7:14], images.batch(7, 14), atol=1e-5)
 
 
 def test_a_student_learns_without_dropout_and_the_teacher_keeps_its_own():

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from rddlib.errors import UserError
+from rddlib.evaluation import summarise
 from rddlib.profiles import load_profile
 from rddlib.report import put_formulas, take_formulas
 from rddlib.runner import _alone_in, check_parameters, collapse_carriage_returns, notebook_files, run_study, selected
-from rddlib.study import COLUMNS, Study, continue_study, open_study, prepare_folder, summarise
+from rddlib.study import COLUMNS, Study, continue_study, open_study, prepare_folder
 
 
 def test_smoke_study_leaves_all_it_promises(smoke_run):
@@ -25,7 +26,10 @@ def test_smoke_study_leaves_all_it_promises(smoke_run):
     header = (out / "results.csv").read_text().splitlines()[0]
     assert header == "method,steps,seed,fid,pfd,is,samples,seconds"
     results = pd.read_csv(out / "results.csv")
-    assert set(results["method"]) == {"ddim", "pd", "cfd", "rcfd", "rdd"} and results[COLUMNS].notna().all().all()
+    assert (
+        set(results["method"]) == {"ddim", "pndm", "dpm-solver", "pd", "cfd", "rcfd", "rdd"}
+        and results[COLUMNS].notna().all().all()
+    )
     for name in ("pd", "cfd", "rcfd", "rdd"):
         assert {4, 2, 1} <= set(results[results["method"] == name]["steps"])
     assert (out / "grid.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import ProfileOption, SetOption, parse_overrides, say
+from rddlib.cli.options import ProfileOption, SetOption, parse_overrides
 from rddlib.errors import UserError
+from rddlib.progress import say
 
 bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
 

@@ -1,12 +1,14 @@
 """Options that several commands share."""
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rddlib.errors import UserError
+
+if TYPE_CHECKING:
+    from rddlib.study import Study
 
 ProfileOption = Annotated[
     str,
@@ -21,11 +23,6 @@ SeedOption = Annotated[int, typer.Option(help="Of base model, extractor and halv
 UpdateOption = Annotated[bool, typer.Option(help="Let a folder take a changed configuration.")]
 
 
-def say(line: str) -> None:
-    """What goes on, beside the results: on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def parse_overrides(settings: list[str] | None) -> dict[str, str]:
     """["a.b=1"] -> {"a.b": "1"}; UserError for one without "="."""
     overrides = {}
@@ -38,3 +35,17 @@ def parse_overrides(settings: list[str] | None) -> dict[str, str]:
             value = str(Path(value).expanduser().resolve())
         overrides[key] = value
     return overrides
+
+
+def study_of(
+    profile: str,
+    out: Path | None,
+    settings: list[str] | None,
+    seed: int,
+    update: bool = False,
+    check=lambda study: None,
+) -> "Study":
+    """The study that the shared options name, its folder prepared; check(study) may refuse before anything is written."""
+    from rddlib.study import continue_study, default_out
+
+    return continue_study(profile, parse_overrides(settings), out or default_out(profile), seed, update, check)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides, say
+from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
+from rddlib.progress import say
 
 
 def study(

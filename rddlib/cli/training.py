@@ -1,30 +1,16 @@
-"""`rdd train`, `extractor`, `distill`, `sample`: one stage each of what `rdd study` does from end to end, in its folder.
+"""`rdd train`, `extractor`, `distill`: one stage each of what `rdd study` does from end to end, in its folder.
 
 What a stage needs and the folder lacks is trained first. Each runs under torchrun or accelerate launch as it is.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
+from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, study_of
 
 if TYPE_CHECKING:
     from rddlib.study import Study
-
-
-def _study(
-    profile: str,
-    out: Path | None,
-    settings: list[str] | None,
-    seed: int,
-    update: bool = False,
-    check=lambda study: None,
-) -> "Study":
-    from rddlib.study import continue_study, default_out
-
-    return continue_study(profile, parse_overrides(settings), out or default_out(profile), seed, update, check)
 
 
 def _report(study: "Study", stage: str, *arguments) -> None:
@@ -53,7 +39,7 @@ def train(
       rdd train --profile cifar10_small --set data.root=photos --set run.sample_every=1000
       torchrun --nproc_per_node 8 -m rddlib.cli train --profile imagenet64 --set data.root=batches
     """
-    study = _study(profile, out, settings, seed, update)
+    study = study_of(profile, out, settings, seed, update)
     study.base()
     _report(study, "base")
 
@@ -73,7 +59,7 @@ def extractor(
       rdd extractor --profile cifar10 --set data.download=true
       rdd extractor --profile cifar10 --set extractor.name=resnet18
     """
-    study = _study(profile, out, settings, seed, update)
+    study = study_of(profile, out, settings, seed, update)
     study.extractor()
     _report(study, "extractor")
 
@@ -102,46 +88,7 @@ def distill(
     def stages(study: "Study") -> list[tuple]:
         return study.halvings(objective, start or study.profile.halving.teacher_steps, to)
 
-    study = _study(profile, out, settings, seed, update, check=stages)
+    study = study_of(profile, out, settings, seed, update, check=stages)
     for stage, *arguments in stages(study):
         study.teacher(*arguments) if stage == "teacher" else study.student(*arguments)
         _report(study, stage, *arguments)
-
-
-def sample(
-    method: Annotated[str, typer.Option(help="Who draws: ddim (the base model), pd, cfd, rcfd or rdd.")] = "rdd",
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 1,
-    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 64,
-    noise: Annotated[int, typer.Option(help="Seed of the noise; the same noise for every method.")] = 0,
-    checkpoint: Annotated[Path | None, typer.Option(help="Draw with this file's model, whatever the profile.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time; they do not depend on it.")] = 500,
-    profile: ProfileOption = "digits",
-    out: OutOption = None,
-    settings: SetOption = None,
-    seed: SeedOption = 0,
-) -> None:
-    """Draw images into OUT/samples: an .npz (arr_0 [N, H, W, C] uint8, arr_1 labels) and a picture of the first 64.
-
-    Batches that are drawn stay drawn: the same command goes on where another was stopped.
-
-    \b
-    Examples:
-      rdd sample --method rdd --steps 1
-      rdd sample --method ddim --steps 64 --count 10000
-      rdd sample --checkpoint runs/digits/checkpoints/rdd-1-*.safetensors --steps 1 --out somewhere
-    """
-    from rddlib.checkpoint import digest
-    from rddlib.evaluation import draw_to_file
-    from rddlib.recipes import load_denoiser
-    from rddlib.study import default_out
-    from rddlib.training import training_device
-
-    if checkpoint is not None:
-        denoiser, folder = load_denoiser(checkpoint)[0], out or default_out(profile)
-    else:
-        study = _study(profile, out, settings, seed, check=lambda study: study.check_arm(method, steps))
-        denoiser, folder = study.denoiser(method, steps), study.out
-    model = f"{method if checkpoint is None else checkpoint.stem}-{digest(denoiser.state_dict(), '')[:8]}"
-    path = folder / "samples" / f"{model}-{steps}steps-{count}-noise{noise}.npz"
-    picture = draw_to_file(denoiser.to(training_device()), path, count, steps, seed=noise, batch_size=batch)
-    print(f"{path}: {count} images; {picture}: the first of them")

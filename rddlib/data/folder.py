@@ -90,7 +90,7 @@ def _recipe(config: DataConfig, part: Path, name: str, shape, hold_out: bool) ->
     colour = "L" if shape is not None and shape[0] == 1 else "RGB"
     if config.resize and shape is None:
         raise UserError("images can only be resized to a known size: pass shape=(C, H, W)")
-    size = (shape[2], shape[1]) if config.resize else _open(files[0], colour).size
+    size = (shape[2], shape[1]) if config.resize else open_image(files[0], colour).size
     check_shape(name, (len(colour), size[1], size[0]), shape, f", or {RESIZE}")
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -102,7 +102,8 @@ def _recipe(config: DataConfig, part: Path, name: str, shape, hold_out: bool) ->
     return Recipe(config.name, name, mark, len(classes), pixels, blocks, hold_out)
 
 
-def _open(file: Path, colour: str) -> Image.Image:
+def open_image(file: Path, colour: str) -> Image.Image:
+    """An image file as "RGB" or "L"; UserError where it cannot be read or holds more than 8 bits a channel."""
     try:
         with Image.open(file) as image:
             deep = image.mode[0] in "IF"  # 16 or 32 bits a pixel, which `convert` would cut off
@@ -116,7 +117,7 @@ def _open(file: Path, colour: str) -> Image.Image:
 
 def _decode(file: Path, colour: str, size: tuple[int, int], resize: bool) -> np.ndarray:
     """uint8 [C, H, W]; size: (W, H)."""
-    image = _open(file, colour)
+    image = open_image(file, colour)
     if resize:
         image = _fitted(image, size)
     if image.size != size:

@@ -4,19 +4,15 @@ Only `perceptual_loss` with the network of `load_lpips` may be called LPIPS. `st
 on another scale and is named so wherever it is reported. The `lpips` package is imported only where it is used.
 """
 
-import os
-import tempfile
-import urllib.request
 import warnings
 from collections.abc import Callable, Sequence
-from hashlib import sha256
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rddlib.download import fetch
 from rddlib.errors import UserError
 from rddlib.losses.checks import check_same, check_tensor
 from rddlib.losses.numerics import at_least_float32, unit
@@ -79,7 +75,7 @@ def load_lpips(download: bool = False, timeout: float = 30.0) -> nn.Module:
     if not weights.is_file():
         if not download:
             raise UserError(f"LPIPS needs VGG16's weights: put {VGG_ADDRESS} at {weights}, or allow the download")
-        _fetch(VGG_ADDRESS, weights, timeout)
+        fetch(VGG_ADDRESS, weights, weights.stem.rsplit("-")[-1], timeout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision in its old way
         network = lpips.LPIPS(net="vgg", verbose=False)
@@ -90,22 +86,3 @@ def _for_vgg(images: Tensor) -> Tensor:
     if min(images.shape[2:]) < 256:
         images = F.interpolate(images, size=(224, 224), mode="bilinear", align_corners=False)
     return images.expand(-1, 3, -1, -1)
-
-
-def _fetch(address: str, path: Path, timeout: float) -> None:
-    """Download to `path`, appearing there only when complete and right."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = sha256()
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(address, timeout=timeout) as answer:
-            while block := answer.read(2**20):
-                digest.update(block)
-                file.write(block)
-        if not digest.hexdigest().startswith(path.stem.rsplit("-")[-1]):
-            raise UserError(f"the download of {address} is damaged: try again, or put the file at {path} by hand")
-        os.replace(partial, path)
-    except (OSError, HTTPException) as error:
-        raise UserError(f"cannot download {address} ({error}): put the file at {path} by hand") from None
-    finally:
-        Path(partial).unlink(missing_ok=True)

@@ -1,0 +1,250 @@
+"""The networks whose features are compared, as torch-fidelity's extractors: Inception, or the project's own classifiers."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.nn.functional as F
+import torch_fidelity
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from rddlib.checkpoint import load_checkpoint
+from rddlib.data import data_folder
+from rddlib.download import fetch
+from rddlib.errors import UserError
+from rddlib.evaluation.protocols import Protocol
+from rddlib.extractor import FeatureExtractor, MetricNetwork, build_extractor
+from rddlib.installation import shipped
+
+DIGITS_NETWORK = "digits_metric_network.safetensors"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+INCEPTION_FILES = (Path(URL_INCEPTION_V3).name, "pt_inception-2015-12-05-6726825d.pth")  # pytorch-fid's name for it
+MEANWHILE = "score with the profile's own network meanwhile: --metric-network extractor"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A frozen network that scores images.
+
+    name, sha256: which one, its weights; module: levels 0..255 [N, C, H, W] -> (features [N, D], logits [N, K]); features:
+    D; shape: the (C, H, W) it takes, H and W 0 where it takes any; resizes: whether its input passes through the
+    protocol's resize.
+    """
+
+    name: str
+    sha256: str
+    module: nn.Module
+    features: int
+    shape: tuple[int, int, int]
+    resizes: bool = False
+
+    def check(self, name: str, shape: tuple[int, int, int]) -> None:
+        """UserError where images of this (C, H, W) cannot be scored by it."""
+        channels, *size = self.shape
+        if shape[0] != channels:
+            colours = {1: "grayscale", 3: "colour"}
+            raise UserError(
+                f"{name}: {colours.get(shape[0], f'{shape[0]}-channel')} images, but the {self.name} takes "
+                f"{colours[channels]}: convert them, or choose another --metric-network"
+            )
+        if any(size) and tuple(size) != tuple(shape[1:]):
+            raise UserError(
+                f"{name}: images of {shape[2]}x{shape[1]} pixels, but the {self.name} takes {size[1]}x{size[0]}: choose "
+                "another --metric-network"
+            )
+
+    def resize(self, protocol: Protocol) -> str:
+        """What happens to an image's size on its way in."""
+        return protocol.resize if self.resizes else "none"
+
+    @property
+    def published(self) -> bool:
+        """Whether these are the Inception weights that the literature's FIDs are measured with."""
+        return self.sha256 == INCEPTION_SHA256 and self.features == 2048
+
+    def metric(self, samples: int) -> str:
+        """The full name of its FID: plain only with Inception's published weights."""
+        return f"FID ({'' if self.published else f'{self.name}, '}{samples} samples)"
+
+
+class ClassifierFeatures(torch_fidelity.FeatureExtractorBase):
+    """torch-fidelity's view of a classifier: levels 0..255 [N, C, H, W] -> its features and logits.
+
+    network: images in [-1, 1] -> (features, logits); default the digits metric network, in float64, so that scores do not
+    depend on how images are split into batches.
+    """
+
+    def __init__(self, name="rddlib-network", features_list=("features", "logits"),
+                 feature_extractor_weights_path=None, network: nn.Module | None = None, **_):  # fmt: skip
+        super().__init__(name, list(features_list))
+        weights = feature_extractor_weights_path and Path(feature_extractor_weights_path)
+        self.network = network or load_metric_network(weights).double()
+
+    def forward(self, levels: Tensor) -> tuple[Tensor, ...]:
+        dtype = next(self.network.parameters()).dtype
+        features, logits = self.network(levels.to(dtype) / 127.5 - 1)
+        found = {"features": features, "logits": logits}
+        return tuple(found[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list():
+        return "features", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "logits" if metric == "isc" else "features"
+
+    @staticmethod
+    def can_be_compiled():
+        return False
+
+
+class InceptionFeatures(FeatureExtractorInceptionV3):
+    """torch-fidelity's Inception v3, which for float levels takes the released RCFD/RDD code's way in."""
+
+    def forward(self, levels: Tensor) -> tuple[Tensor, ...]:
+        if levels.dtype == torch.uint8:
+            return super().forward(levels)
+        size = (self.INPUT_IMAGE_SIZE, self.INPUT_IMAGE_SIZE)
+        x = F.interpolate(levels / 127.5 - 1, size=size, mode="bilinear", align_corners=False)
+        for name, layer in self.named_children():
+            if name != "fc":
+                x = layer(x)
+        features = x.flatten(1)
+        found = {"2048": features, "logits_unbiased": features @ self.fc.weight.T}
+        return tuple(found[name] for name in self.features_list)
+
+
+if "rddlib-network" not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
+    torch_fidelity.register_feature_extractor("rddlib-network", ClassifierFeatures)
+
+
+def load_metric_network(path: Path | None = None) -> MetricNetwork:
+    """The network that scores digits, from its checkpoint (default: the shipped one), checksum verified."""
+    path = path or shipped(f"data/{DIGITS_NETWORK}")
+    tensors, info = load_checkpoint(path)
+    if info.get("kind") != "metric network":
+        raise UserError(f"{path} holds no metric network: make one with `rdd metric-network`")
+    network = MetricNetwork()
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False)
+
+
+class _Pooled(nn.Module):
+    """A feature extractor's pooled features and logits."""
+
+    def __init__(self, extractor: FeatureExtractor):
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.extractor(images)
+        return found.pooled, found.logits
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digits_network() -> Network:
+    """The shipped network for 8x8 digits."""
+    path = shipped(f"data/{DIGITS_NETWORK}")
+    return _classifier(
+        "digits metric network", path, load_metric_network(path).double(), MetricNetwork.features, (1, 8, 8)
+    )
+
+
+def _classifier(name: str, path: Path, network: nn.Module, features: int, shape: tuple[int, int, int]) -> Network:
+    module = ClassifierFeatures(network=network.eval().requires_grad_(False))
+    return Network(name, _file_sha256(path), module, features, shape)
+
+
+def network_of_checkpoint(path: Path) -> Network:
+    """A network from a checkpoint made by `rdd extractor` (its pooled features) or `rdd metric-network`."""
+    tensors, info = load_checkpoint(path)
+    if info.get("kind") == "metric network":
+        return _classifier(
+            "metric network", path, load_metric_network(path).double(), MetricNetwork.features, (1, 8, 8)
+        )
+    if info.get("kind") != "extractor":
+        raise UserError(f"{path} holds no network that scores: use one made by `rdd extractor` or `rdd metric-network`")
+    name, classes = info["facts"]["extractor"]["name"], len(tensors["fc.bias"])
+    channels = next(tensors[stem] for stem in ("trunk.0.weight", "trunk.conv0.weight") if stem in tensors).shape[1]
+    extractor = build_extractor(name, channels, classes)
+    extractor.load_state_dict(tensors)
+    facts = f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else ""
+    return _classifier(f"extractor {name}{facts}", path, _Pooled(extractor), extractor.channels, (channels, 0, 0))
+
+
+def inception_weights(download: bool = True, timeout: float = 30.0) -> Path:
+    """Where Inception's published weights lie: in torch's cache or the data folder, else downloaded there (95 MB).
+
+    Raises UserError, after at most about `timeout` seconds without an answer, where they cannot be had, and for a file
+    that is not what was published.
+    """
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    for path in (folder / name for folder in (cache, data_folder()) for name in INCEPTION_FILES):
+        if path.is_file():
+            if _file_sha256(path) != INCEPTION_SHA256:
+                raise UserError(f"{path} is damaged (its sha256 is not {INCEPTION_SHA256[:8]}...): delete it")
+            return path
+    path = cache / INCEPTION_FILES[0]
+    if not download:
+        raise UserError(f"Inception's weights are missing: put {URL_INCEPTION_V3} at {path}, or {MEANWHILE}")
+    try:
+        fetch(URL_INCEPTION_V3, path, INCEPTION_SHA256, timeout)
+    except UserError as error:
+        raise UserError(f"Inception's weights are missing: {error}, or {MEANWHILE}") from None
+    return path
+
+
+def inception_network(path: Path | None = None, layer: str = "2048", logits: bool = True) -> Network:
+    """Inception v3 as FID uses it (default: the published weights), on one of torch-fidelity's layers.
+
+    The file is read without running code from it. logits=False leaves the class predictions out, and with them the layers
+    above `layer`; no inception score then. Raises UserError for a file that holds something else.
+    """
+    path = path or inception_weights()
+    try:
+        state, again = torch.load(path, map_location="cpu", weights_only=True), io.BytesIO()
+        torch.save(state, again)  # torch-fidelity would unpickle the file as it is; this copy holds tensors alone
+        again.seek(0)
+        layers = [layer, "logits_unbiased"] if logits else [layer]
+        module = InceptionFeatures("rddlib-inception", layers, feature_extractor_weights_path=again)
+    except (OSError, EOFError, RuntimeError, UnpicklingError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} holds no Inception v3 of FID ({type(error).__name__}): get {URL_INCEPTION_V3}"
+        ) from error
+    sha256 = _file_sha256(path)
+    published = "" if sha256 == INCEPTION_SHA256 else ", other weights than FID's"
+    name = f"Inception v3{'' if layer == '2048' else f', layer {layer}'}{published}"
+    return Network(name, sha256, module, int(layer), (3, 0, 0), resizes=True)
+
+
+def find_network(choice: str, shape: tuple[int, int, int]) -> Network:
+    """A network by name for images of (C, H, W).
+
+    choice: "digits", "inception", a checkpoint of `rdd extractor` or `rdd metric-network`, a .pth file of Inception's
+    weights, or "" for what is usual: digits' own for 8x8 gray images, Inception for colour. Raises UserError where there
+    is none.
+    """
+    if not choice:
+        choice = "digits" if tuple(shape) == (1, 8, 8) else "inception"
+    if choice == "digits":
+        network = digits_network()
+    elif choice == "inception":
+        if shape[0] != 3:
+            raise UserError(f"grayscale images cannot be scored by Inception: convert them to colour, or {MEANWHILE}")
+        network = inception_network()
+    elif choice.endswith(".pth"):
+        network = inception_network(Path(choice))
+    elif Path(choice).is_file():
+        network = network_of_checkpoint(Path(choice))
+    else:
+        raise UserError(f"--metric-network {choice}: no such file; known are digits, inception, or a checkpoint's path")
+    return network

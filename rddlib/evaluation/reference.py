@@ -1,0 +1,121 @@
+"""What images are scored against: other images, or published statistics of their features."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rddlib.checkpoint import digest
+from rddlib.data import data_folder
+from rddlib.distributed import agreed, locked, rank, wait
+from rddlib.errors import UserError
+from rddlib.evaluation.features import Shards, check_ranges, complete, extract
+from rddlib.evaluation.images import open_images
+from rddlib.evaluation.networks import Network
+from rddlib.evaluation.protocols import Protocol
+from rddlib.evaluation.statistics import (
+    Gaussian,
+    gaussian_of,
+    holds_statistics,
+    read_statistics,
+    write_statistics,
+)
+
+WORTH_KEEPING = 10_000  # images beyond which their statistics are kept for the next time, whatever the network
+
+
+class Reference:
+    """source: anything `open_images` takes, or an .npz with mu and sigma as EDM and ADM publish them.
+
+    Statistics that took long (Inception's, or of many images) are kept in the data folder's cache/features.
+    """
+
+    def __init__(self, source, batch_size: int, device: torch.device | str):
+        path = Path(source) if isinstance(source, (str, Path)) else None
+        self.batch_size, self.device, self._temporary = batch_size, device, None
+        self.path = path if path and path.is_file() and holds_statistics(path) else None
+        self.images = None if self.path else open_images(source)
+
+    @cached_property
+    def statistics(self) -> Gaussian:
+        """The published ones."""
+        return read_statistics(self.path)
+
+    @cached_property
+    def described(self) -> tuple[str, str]:
+        """(what, sha256) for the receipt."""
+        if self.images is not None:
+            return f"{self.images.name}, {len(self.images)} images", self.images.sha256
+        arrays = {name: torch.from_numpy(array) for name, array in vars(self.statistics).items()}
+        return f"statistics {self.path.name}", digest(arrays, "")
+
+    @property
+    def counted(self) -> tuple[str, float]:
+        """(name, number of images)."""
+        return (f"reference {self.images.name}", len(self.images)) if self.images else (str(self.path), float("inf"))
+
+    def check(self, images, network: Network, metrics: Sequence[str]) -> None:
+        """UserError where it cannot serve these metrics of these images."""
+        if self.images is None:
+            if needing := [metric for metric in ("kid", "pr", "pfd") if metric in metrics]:
+                raise UserError(
+                    f"{', '.join(needing)} needs images, {self.path} holds statistics: give a reference of images"
+                )
+            if len(self.statistics.mu) != network.features:
+                raise UserError(f"{self.path} has {len(self.statistics.mu)} dimensions, the {network.name} has "
+                                f"{network.features}: take statistics made with the same network")  # fmt: skip
+            return
+        network.check(self.counted[0], self.images.shape)
+        if images.shape != self.images.shape:
+            raise UserError(f"{images.name}: images {images.shape}, the {self.counted[0]} {self.images.shape}: "
+                            "give both the same size")  # fmt: skip
+
+    def close(self) -> None:
+        """Remove what was not worth keeping."""
+        if self._temporary is not None and rank() == 0:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _place(self, network: Network, protocol: Protocol, kind: str) -> Path:
+        """Where its statistics lie or will."""
+        facts = f"{self.images.sha256} {len(self.images)} {self.images.shape} {protocol} {kind}"
+        facts += f" {network.name} {network.sha256}" if kind == "features" else ""
+        if network.resizes or len(self.images) > WORTH_KEEPING:
+            home = data_folder() / "cache" / "features"
+        else:
+            self._temporary = self._temporary or Path(
+                agreed(tempfile.mkdtemp(prefix="rdd-reference-") if rank() == 0 else "")
+            )
+            home = self._temporary
+        return home / f"{digest({}, facts)[:16]}.npz"
+
+    def _extracted(self, folder: Path, network: Network, protocol: Protocol, kind: str) -> Shards:
+        shards = Shards(folder, len(self.images), self.batch_size, (kind,))
+        extract(self.images, network, [protocol], shards, self.device)
+        check_ranges(self.images, shards)
+        return shards
+
+    def gaussian(self, network: Network, protocol: Protocol, kind: str, kept: bool) -> Gaussian:
+        """Of its "features" or raw "pixels". kept: leave the features themselves where they are, for `rows`."""
+        if self.images is None:
+            return self.statistics
+        place = self._place(network, protocol, kind)
+        with locked(place):
+            if not agreed(complete(place)):
+                shards = self._extracted(place.with_suffix(""), network, protocol, kind)
+                if rank() == 0:
+                    write_statistics(place, gaussian_of(shards.read(protocol, kind)))
+                    if not kept:
+                        shutil.rmtree(shards.folder)
+                wait()
+            return read_statistics(place)
+
+    def rows(self, network: Network, protocol: Protocol) -> Tensor:
+        """Its features [M, D], mapped from a file; on the first process only, elsewhere none."""
+        place = self._place(network, protocol, "features")
+        with locked(place):
+            shards = self._extracted(place.with_suffix(""), network, protocol, "features")
+            return shards.mapped(protocol, "features") if rank() == 0 else torch.empty(0)

@@ -1,0 +1,46 @@
+"""What surrounds the code: files that ship with it, the commit it is at, the machine it runs on."""
+
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from rddlib.errors import UserError
+
+
+def shipped(relative: str) -> Path:
+    """A file that comes with the project: from the checkout's top folder, else from inside the installed package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent, package / "_shipped"):
+        if (folder / relative).exists():
+            return folder / relative
+    raise UserError(f"{relative} is missing from this installation: install rddlib again")
+
+
+@lru_cache
+def git_commit() -> str:
+    """The checkout's commit, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware() -> str:
+    """The processor or GPU that computes, and how many threads PyTorch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads"
