@@ -16,6 +16,8 @@ import torch.distributed._functional_collectives as functional
 from filelock import FileLock
 from torch import Tensor
 
+from rddlib.errors import UserError
+
 
 def world_size() -> int:
     """The number of processes: 1 where torch.distributed is not initialised."""
@@ -48,6 +50,16 @@ def agreed(answer):
     answers = [answer]
     dist.broadcast_object_list(answers, 0)
     return answers[0]
+
+
+def together(error: UserError | None) -> None:
+    """Raise on every process what one of them met (None: nothing), so that none waits for one that has gone."""
+    errors = [str(error) if error else None]
+    if world_size() > 1:
+        errors = [None] * world_size()
+        dist.all_gather_object(errors, str(error) if error else None)
+    if met := [words for words in errors if words]:
+        raise UserError(met[0]) from error
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager:

@@ -27,13 +27,14 @@ def fetch(address: str, path: Path, checksum: str, timeout: float = 30.0) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(address, timeout=timeout) as answer:
-            while block := answer.read(2**20):
+            while block := answer.read1(2**20):  # what has come, however little
                 if time.monotonic() - began > LONGEST:
                     raise TimeoutError(f"not done after {LONGEST:.0f} s")
                 total.update(block)
                 file.write(block)
         if not total.hexdigest().startswith(checksum):
             raise UserError(f"the download of {address} is damaged: try again, or {by_hand}")
+        os.chmod(partial, 0o644)
         os.replace(partial, path)
     except (OSError, HTTPException) as error:
         raise UserError(f"cannot download {address} ({error}): {by_hand}") from None

@@ -34,10 +34,11 @@ def git_commit() -> str:
         return "unknown"
 
 
-def hardware() -> str:
-    """The processor or GPU that computes, and how many threads PyTorch uses."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def hardware(device: torch.device | str | None = None) -> str:
+    """The GPU that computes, or the processor and how many threads PyTorch uses; device: default a GPU if there is one."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

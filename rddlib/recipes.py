@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.checkpoint import digest, load_checkpoint, save_checkpoint, write_atomically
+from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
@@ -65,8 +65,7 @@ def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
 
 
 def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
-    """What a receipt says of a model: its size, its tensors' sha256, whether they are an average (EMA), the training's
-    precision.
+    """What a receipt says of a trained model: its size and checkpoint, whether it is an average (EMA), how it was trained.
 
     info: what its checkpoint records.
     """
@@ -74,8 +73,13 @@ def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
     ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
     config, size = denoiser.network.config, sum(p.numel() for p in denoiser.parameters()) / 1e6
     model = f"U-Net, {config.channels} channels, {size:.2f}M parameters, {denoiser.prediction} prediction"
-    return {"model": model, "checkpoint_sha256": digest(denoiser.state_dict(), ""), "ema": "none" if ema == 0 else str(ema),
-            "training_precision": info.get("precision", "not known")}  # fmt: skip
+    return {
+        "model": model,
+        "checkpoint_sha256": info.get("sha256", "not known"),
+        "ema": "none" if ema == 0 else str(ema),
+        "training_precision": info.get("precision", "not known"),
+        "training_seed": facts.get("seed", "not known"),
+    }
 
 
 def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:

@@ -28,15 +28,17 @@ from rddlib.denoiser import Denoiser
 from rddlib.distributed import agreed, join, locked, rank, wait
 from rddlib.errors import Interrupted, UserError
 from rddlib.evaluation import (
-    METRICS,
     DrawnImages,
     Network,
+    Reference,
+    check_fit,
     evaluate,
     find_network,
     find_protocol,
     network_of_checkpoint,
     read_record,
     row_of,
+    write_record,
 )
 from rddlib.extractor import FeatureExtractor, accuracy
 from rddlib.objectives import PD, Objective
@@ -465,13 +467,12 @@ class Study:
         return self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
 
     def _measured(self, method: str, steps: int, seed: int) -> dict:
-        """{"row", "receipt"} of one arm: measured now, or read from scores/."""
+        """{"row", "receipt"} of one arm: measured now, or read from scores/. Arms that differ in the seed alone have one
+        "lineage"."""
         path = self._score_path(method, steps, seed)
-        if not path.exists():
-            measured = self._measure(method, steps, seed, path.with_suffix(""))
-            if rank() == 0:
-                write_atomically(path, json.dumps(measured, indent=1) + "\n")
-            wait()
+        with locked(path):
+            if not agreed(path.exists()):
+                write_record(path, self._measure(method, steps, seed, path.parent))
         return read_record(path)
 
     def drawn(self, method: str, steps: int, seed: int, samples: int = 0, noise: int | None = None) -> DrawnImages:
@@ -482,7 +483,7 @@ class Study:
         return DrawnImages(
             denoiser, samples or config.samples, steps, seed=config.seed if noise is None else noise, clip=config.clip,
             shape=self.image_shape, device=self.device, name=f"{method}, {steps} step{'s' * (steps > 1)}, seed {seed}",
-            sampler=(sampler, find_sampler(sampler, steps)), made=made,
+            sampler=sampler, made=made,
         )  # fmt: skip
 
     def _measure(self, method: str, steps: int, seed: int, folder: Path) -> dict:
@@ -491,7 +492,8 @@ class Study:
             images, self.dataset, network=self.metric_network, metrics=config.metrics, protocol=config.protocol,
             batch_size=min(config.batch_size, config.samples), folder=folder, device=self.device,
         )  # fmt: skip
-        return row_of(result, method=method, steps=steps, seed=seed)
+        lineage = key_of(self._facts_of(*self._model(method, steps, self.profile.seeds[0])))
+        return row_of(result, method=method, steps=steps, seed=seed, lineage=lineage)
 
     def score(self, method: str, steps: int, seed: int) -> dict:
         """One row of results: a dict with COLUMNS (as far as profile.evaluation.metrics asks for them)."""
@@ -589,16 +591,14 @@ class Study:
                 find_sampler(name, steps)
             except UserError as error:
                 raise UserError(f"{error}, or leave it out with --set evaluation.baselines=[]") from None
-        if unknown := set(config.metrics) - METRICS.keys():
-            raise UserError(f"evaluation.metrics has {', '.join(sorted(unknown))}: known are {', '.join(METRICS)}")
         if config.network == "extractor":
             features = self._new_extractor().channels
-        else:
-            network = self.metric_network
-            network.check(self.dataset.name, self.dataset.images.shape[1:])
-            features = network.features
-        if config.samples <= features:
-            raise UserError(f"evaluation.samples is {config.samples}: the score needs more than {features}")
+            if config.samples <= features:
+                raise UserError(f"evaluation.samples is {config.samples}: the score needs more than {features}")
+            return
+        reference = Reference(self.dataset, config.batch_size, self.device)
+        name = f"evaluation.samples={config.samples}"
+        check_fit(name, self.image_shape, config.samples, reference, self.metric_network, config.metrics)
 
 
 @contextlib.contextmanager

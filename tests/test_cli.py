@@ -42,13 +42,34 @@ def rdd(capsys, monkeypatch):
     (["distill", "--from", "64", "--to", "1"], "--from is 8, or more with --to 8 --objective pd"),
     (["sample", "--method", "gan"], "unknown --method gan: known are ddim"),
     (["sample", "--steps", "3"], "no student has 3 steps"),
+    (["sample", "--sampler", "pndm"], "--sampler pndm is for a --checkpoint"),
+    (["evaluate", "--method", "pndm", "--steps", "3"], "pndm got 3 steps: choose at least 4"),
+    (["evaluate", "--method", "gan"], "unknown --method gan"),
+    (["evaluate", "--metrics", "fid,kit"], "unknown metrics kit"),
+    (["evaluate", "--metrics", ","], "--metrics names nothing"),
+    (["evaluate", "--protocol", ","], "--protocol names nothing"),
+    (["evaluate", "--protocol", "clean"], "unknown protocol 'clean'"),
+    (["evaluate", "--noise", "1.5"], "--noise 1.5: expected whole numbers"),
+    (["evaluate", "--noise", "²"], "expected whole numbers"),
+    (["evaluate", "--samples", "20"], "20 images cannot fill a covariance of 64"),
+    (["evaluate", "--metrics", "kid", "--samples", "200"], "200 images cannot make subsets of 1000"),
+    (["evaluate", "--metric-network", "nowhere.pth"], "no such file; known are digits, inception"),
+    (["evaluate", "--metric-network", "inception"], "grayscale images cannot be scored by Inception"),
+    (["evaluate", "--images", "nowhere"], "nowhere does not exist"),
+    (["evaluate", "--images", "a", "--samples", "100"], "--images are given as they are"),
+    (["evaluate", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+    (["evaluate", "--reference", "nowhere"], "nowhere does not exist"),
+    (["study", "--set", "evaluation.protocol=clean"], "unknown protocol 'clean'"),
+    (["study", "--set", "evaluation.baselines=[pndm]"], "such as pndm-10"),
+    (["study", "--set", "evaluation.baselines=[gan-3]"], "leave it out with --set evaluation.baselines=[]"),
+    (["study", "--set", "evaluation.metrics=[fid,is,kit]"], "unknown metrics kit"),
     (["sample", "--checkpoint", "nowhere"], "no checkpoint at nowhere"),
     (["train", "--set", "run.compile=true"], "is no str"),
     (["train", "--set", "base.train.accumulate=3"], "divisor of batch_size"),
     (["bench", "losses", "--size", "huge"], "known are all, cifar10"),
     (["bench", "losses", "--device", "abacus"], "this machine has cpu"),
     (["study", "--only", "03", "--from", "02"], "exclude each other"),
-    (["study", "--set", "evaluation.samples=10"], "needs more than 64"),
+    (["study", "--set", "evaluation.samples=10"], "10 images cannot fill a covariance of 64"),
     (["study", "--set", "loss.per_image=17"], "offers 16 pixels"),
     (["study", "--set", "unet.image_size=16", "--set", "unet.attention=[8]"], "change unet.image_size"),
     (["study", "--set", "unet.groups=0"], "at least 1"),
@@ -124,3 +145,60 @@ import rddlib.study, rddlib.recipes, rddlib.cli, rddlib.runner, rddlib.report, r
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_evaluating_a_study_s_model(rdd, tmp_path):
+    """Twice: the second time reads the receipts; then with a third seed of noise, and its samples as given images."""
+    import json
+
+    out = tmp_path / "out"
+    command = ["evaluate", "--profile", "smoke", "--out", str(out), "--method", "ddim", "--steps", "2", "--samples", "150",
+               "--protocol", "torch-fidelity,released"]  # fmt: skip
+    status, printed, errors = rdd(*command, "--noise", "1,2")
+    assert status == 0 and "FID (digits metric network, 150 samples), protocol released" in printed, errors
+    assert printed.count("receipt: ") == 4 and printed.count("spread") == 2
+    files = {path: path.read_bytes() for path in (out / "evaluations").glob("*.json")}
+    records = [json.loads(content) for content in files.values()]
+    assert {record["receipt"]["noise_seed"] for record in records} == {1, 2} and len(records) == 4
+    (model,) = {record["receipt"]["checkpoint_sha256"] for record in records}
+    assert len(model) == 64 and {record["receipt"]["training_seed"] for record in records} == {0}
+    assert rdd(*command, "--noise", "1,2")[1].count("receipt: ") == 4
+    assert rdd(*command, "--noise", "3")[0] == 0
+    assert files.items() <= {path: path.read_bytes() for path in (out / "evaluations").glob("*.json")}.items()
+
+    samples = [
+        "--profile",
+        "smoke",
+        "--out",
+        str(out),
+        "--method",
+        "ddim",
+        "--steps",
+        "2",
+        "--count",
+        "150",
+        "--noise",
+        "1",
+    ]
+    assert rdd("sample", *samples, "--png")[0] == 0
+    (drawn,) = (out / "samples").glob("*.npz")
+    first = next(record for record in records if record["receipt"]["noise_seed"] == 1 and record["row"]["seed"] == 1
+                 and record["receipt"]["protocol"] == "torch-fidelity")  # fmt: skip
+    for images in (drawn, drawn.with_suffix("")):
+        status, printed, errors = rdd(
+            "evaluate", "--profile", "smoke", "--images", str(images), "--out", str(tmp_path / "given")
+        )
+        assert status == 0, errors
+    for path in (tmp_path / "given" / "evaluations").glob("*.json"):
+        assert json.loads(path.read_text())["row"]["fid"] == pytest.approx(first["row"]["fid"], rel=1e-9)
+    status, printed, errors = rdd("report", str(out), "--protocol", "released", "--out", str(tmp_path / "report"))
+    assert status == 0 and "3 noises" in printed and (tmp_path / "report" / "comparison.csv").exists(), errors
+
+
+def test_evaluating_a_checkpoint_by_another_sampler(rdd, smoke_run, tmp_path):
+    (base,) = (smoke_run[0] / "checkpoints").glob("base-*.safetensors")
+    command = ["evaluate", "--profile", "smoke", "--checkpoint", str(base), "--samples", "100", "--out", str(tmp_path)]
+    status, printed, errors = rdd(*command, "--sampler", "dpm-solver", "--steps", "5")
+    assert status == 0 and "base-" in printed, errors
+    status, printed, errors = rdd(*command, "--sampler", "pndm", "--steps", "3")
+    assert status == 2 and "choose at least 4" in errors and errors.count("\n") == 1

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import subprocess
 import sys
 
@@ -20,7 +21,6 @@ from rddlib.evaluation import (
     Gaussian,
     InceptionScore,
     Moments,
-    check_comparable,
     common_noise,
     differing_protocols,
     digits_network,
@@ -202,21 +202,30 @@ def smooth_images(count, seed, shift=0.0):
 
 
 def test_torch_fidelity_s_command_line_gives_the_same_fid_on_exported_pngs(tmp_path, untrained_inception):
-    a, b = smooth_images(90, 1), smooth_images(80, 2, 0.2)
-    for name, images in (("a", a), ("b", b)):
+    """Images drawn by a model: streamed here, and read from the PNG files that were exported, by the other program."""
+
+    def coarse(z, t):
+        return torch.nn.functional.interpolate(z[:, :, ::8, ::8], size=(32, 32), mode="bilinear").clamp(-1, 1)
+
+    drawn, b = (
+        DrawnImages(as_denoiser(coarse, CosineSchedule()), 90, 1, seed=1, shape=(3, 32, 32)),
+        smooth_images(80, 2, 0.2),
+    )
+    draw_to_file(drawn, tmp_path / "a.npz")
+    for name, images in (("a", tmp_path / "a.npz"), ("b", b)):
         write_pngs(open_images(images), tmp_path / name)
     command = [sys.executable, "-m", "torch_fidelity.fidelity", "--cpu", "--fid", "--json", "--silent", "--no-cache",
                "--save-cpu-ram", "--input1", tmp_path / "a", "--input2", tmp_path / "b", "--batch-size", "16",
                "--feature-extractor", "inception-v3-compat", "--feature-layer-fid", "64",
                "--feature-extractor-weights-path", untrained_inception]  # fmt: skip
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    import json
-
     theirs = json.loads(said)["frechet_inception_distance"]
     network = inception_network(untrained_inception, layer="64", logits=False)
-    streamed = evaluate(a, b, network=network, metrics=("fid",), batch_size=25).values["fid"]
+    streamed = evaluate(drawn, b, network=network, metrics=("fid",), batch_size=25).values["fid"]
     folders = evaluate(tmp_path / "a", tmp_path / "b", network=network, metrics=("fid",)).values["fid"]
     assert streamed == pytest.approx(theirs, rel=1e-3) and folders == pytest.approx(streamed, rel=1e-6)
+    with pytest.raises(UserError, match="released has no layer 64"):
+        evaluate(drawn, b, network=network, metrics=("fid",), protocol="released")
 
 
 def test_inception_under_both_protocols(untrained_inception):
@@ -324,16 +333,47 @@ def test_a_stopped_evaluation_goes_on(data, tmp_path):
             return super().batch(start, stop)
 
     denoiser, options = denoiser_of_classes(), dict(folder=tmp_path / "work", batch_size=100)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "kept").write_text("somebody's")
     with pytest.raises(KeyboardInterrupt):
         evaluate(Stopping(denoiser, 500, 1, seed=0), data, **options)
-    assert len(list((tmp_path / "work").glob("*.npz"))) == 2
-    damaged = next((tmp_path / "work").glob("000000*"))
+    assert len(list((tmp_path / "work").glob("*/*.npz"))) == 2
+    damaged = next((tmp_path / "work").glob("*/000000000*"))
     damaged.write_bytes(damaged.read_bytes()[:-200])
     assert not complete(damaged) and not damaged.exists()  # a damaged one is drawn again
     resumed = Stopping(denoiser, 500, 1, seed=0)
     result = evaluate(resumed, data, **options)
-    assert Stopping.calls == 3 + 4 and not (tmp_path / "work").exists()
+    assert Stopping.calls == 3 + 4 and [p.name for p in (tmp_path / "work").iterdir()] == ["kept"]
     assert result.values == evaluate(DrawnImages(denoiser, 500, 1, seed=0), data, batch_size=100).values
+
+
+def test_batches_of_other_work_are_not_taken(data, tmp_path):
+    """Stopped, then another batch size, protocol, metric or model in the same folder: as if nothing were there."""
+
+    class Stopping(DrawnImages):
+        def batch(self, start, stop):
+            if start >= 200:
+                raise KeyboardInterrupt
+            return super().batch(start, stop)
+
+    denoiser, other = denoiser_of_classes(), denoiser_of_classes()
+    with torch.no_grad():
+        other.network.tail[-1].bias += 1
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Stopping(denoiser, 300, 1, seed=0), data, folder=tmp_path, batch_size=100)
+    for model, options in ((denoiser, dict(batch_size=120)), (denoiser, dict(protocol="released")), (other, {}),
+                           (denoiser, dict(metrics=("fid", "pfd")))):  # fmt: skip
+        options = {"batch_size": 100, **options}
+        found = evaluate(DrawnImages(model, 300, 1, seed=0), data, folder=tmp_path, **options)
+        assert found.values == evaluate(DrawnImages(model, 300, 1, seed=0), data, **options).values
+
+
+def test_models_without_weights_are_not_kept_on_file(data, tmp_path):
+    images = DrawnImages(as_denoiser(lambda z, t: z, CosineSchedule()), 100, 1, seed=0, shape=(1, 8, 8))
+    with pytest.raises(UserError, match="cannot be told from another"):
+        evaluate(images, data, folder=tmp_path)
+    with pytest.raises(UserError, match="is drawn: a reference needs given images"):
+        evaluate(grey(), images)
 
 
 PROCESS = """
@@ -347,7 +387,7 @@ from rddlib.evaluation import DrawnImages, Reference, recorded, find_network
 from rddlib.schedule import CosineSchedule
 from rddlib.denoiser import as_denoiser
 data = load_dataset("digits")
-images = DrawnImages(as_denoiser(lambda z, t: (0.5 * z).clamp(-1, 1), CosineSchedule()), 500, 1, seed=0, shape=(1, 8, 8))
+images = DrawnImages(as_denoiser(lambda z, t: (0.5 * z).clamp(-1, 1), CosineSchedule()), 500, 1, seed=0, shape=(1, 8, 8), made={"weights_sha256": "halving"})
 import contextlib
 with contextlib.closing(Reference(data, 90, "cpu")) as reference:
     (path, found), = recorded(Path(sys.argv[1]), "x", {"method": "m", "steps": 1, "seed": 0}, images, reference,
@@ -359,8 +399,6 @@ torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
 
 
 def test_two_processes_share_the_work_and_find_the_same(tmp_path):
-    import json
-
     (tmp_path / "score.py").write_text(PROCESS)
     alone = subprocess.run(
         [sys.executable, tmp_path / "score.py", tmp_path / "one"], capture_output=True, text=True, check=True
@@ -370,7 +408,7 @@ def test_two_processes_share_the_work_and_find_the_same(tmp_path):
         [*launch, tmp_path / "score.py", tmp_path / "two"], capture_output=True, text=True, check=True
     )
     lines = sorted(line for line in both.stdout.splitlines() if line.startswith("rank"))
-    assert [line.split()[1] for line in lines] == ["0", "1"] and alone.stdout.split()[1] == "0"
+    assert [line.split()[1] for line in lines] == ["0", "1"] and "rank 0" in alone.stdout
     rows = [json.loads(next((tmp_path / name).glob("*.json")).read_text()) for name in ("one", "two")]
     assert [row["receipt"]["processes"] for row in rows] == [1, 2]
     for name in ("fid", "is", "kid", "precision", "recall", "pfd"):
@@ -482,6 +520,8 @@ def grey(count=100):
     (lambda p: npz(p / "a.npz", samples=np.zeros(3)), {}, "cannot be read as an .npz with arr_0"),
     (lambda p: p / "nowhere", {}, "does not exist"),
     (lambda p: p, {}, "holds no images"),
+    (lambda p: grey(), dict(batch_size=0), "expected at least 1"),
+    (lambda p: npz(p / "a.npz", arr_0=np.zeros((0, 8, 8, 1), np.uint8)), {}, "0 images cannot"),
 ])  # fmt: skip
 def test_bad_images_are_refused(data, tmp_path, images, options, words):
     if options.get("network"):
@@ -511,6 +551,19 @@ def test_an_npz_with_python_objects_runs_nothing(data, tmp_path):
         with pytest.raises(UserError):
             evaluate(*arguments)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_an_empty_or_damaged_reference_is_refused(tmp_path):
+    with pytest.raises(UserError, match="reference .*: 0 images cannot"):
+        evaluate(grey(), npz(tmp_path / "none.npz", arr_0=np.zeros((0, 8, 8, 1), np.uint8)))
+    for name, arrays in (("images", dict(arr_0=grey(2000).permute(0, 2, 3, 1).numpy())),
+                         ("statistics", dict(mu=np.random.rand(64), sigma=np.random.rand(64, 64)))):  # fmt: skip
+        np.savez_compressed(tmp_path / f"{name}.npz", **arrays)
+        content = bytearray((tmp_path / f"{name}.npz").read_bytes())
+        content[3000:3100] = bytes(100)
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.npz (is damaged|cannot be read)"):
+            evaluate(grey(), tmp_path / f"{name}.npz")
 
 
 def test_truncated_npz_is_refused(data, tmp_path):
@@ -645,15 +698,16 @@ def test_receipts_say_everything(data):
     assert receipt["tool"] == f"torch-fidelity {torch_fidelity.__version__}"
     assert receipt["reference_sha256"] == data.sha256 and len(receipt["network_sha256"]) == 64
     expected = {"protocol": "torch-fidelity", "rounding": "uint8", "resize": "none", "samples": 200, "sampler": "ddim",
-                "steps": 4, "clip": True, "noise_seed": 7, "precision": "float64", "processes": 1, **made}  # fmt: skip
+                "steps": 4, "evaluations": 4, "clip": True, "noise_seed": 7, "labels": "none", "precision": "float32",
+                "network_precision": "float64", "processes": 1, **made}  # fmt: skip
     assert {name: receipt[name] for name in expected} == expected
 
 
 def test_different_protocols_do_not_compare():
     receipts = [{"metric": "FID", "protocol": "torch-fidelity", "samples": 10}, {"metric": "FID", "samples": 10}]
     assert differing_protocols(receipts[:1] * 2) == [] and differing_protocols(receipts) == ["protocol"]
-    with pytest.raises(UserError, match="differ in protocol.*: take one"):
-        check_comparable(receipts, "take one")
+    subsets = [{"metric": "FID", "kid_subset": n} for n in (0, 1000, 50)]  # 0: without kid
+    assert differing_protocols(subsets[:2]) == [] and differing_protocols(subsets) == ["kid_subset"]
 
 
 def test_results_on_file_are_found_again(data, noisy, tmp_path, monkeypatch):

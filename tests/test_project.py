@@ -85,7 +85,7 @@ def test_every_function_of_the_equation_table_exists_and_cites_its_equation(equa
     module, name = re.match(r"`([\w.]+)\.(\w+)`", function).groups()
     documentation = getattr(importlib.import_module(module), name).__doc__
     for cited in equations.split(";"):
-        number, authors = re.match(r"\s*Eq\. ([\d-]+),? (Feng|Sun|of the supplement)", cited).groups()
+        number, authors = re.match(r"\s*Eq\. ([\d-]+),? (Feng|Sun|Heusel|of the supplement)", cited).groups()
         assert re.search(rf"Eq\. {number}\b", documentation) and authors in documentation, (cited, documentation)
 
 
@@ -95,6 +95,7 @@ def results_table() -> str:
 
     summary = pd.read_csv(TOP / "data/results/digits.csv").set_index(["method", "steps"])
     methods = ["ddim", "pd", "cfd", "rcfd", "rdd"]
+    summary = summary.loc[methods]
     lines = ["| steps | | " + " | ".join(m.upper() for m in methods) + " |", "|---" * (len(methods) + 2) + "|"]
     for steps in sorted({n for _, n in summary.index}, reverse=True):
         for score, name, digits in (("fid", "FID", 2), ("pfd", "pFD", 3)):
@@ -112,6 +113,15 @@ def results_table() -> str:
 
 def test_readmes_table_is_the_published_one():
     assert results_table() in (TOP / "README.md").read_text()
+
+
+def test_readmes_sentence_on_other_samplers_is_the_published_one():
+    import pandas as pd
+
+    summary, text = pd.read_csv(TOP / "data/results/digits.csv"), " ".join((TOP / "README.md").read_text().split())
+    for method, name in (("pndm", "PNDM"), ("dpm-solver", "DPM-Solver")):
+        (row,) = summary[summary["method"] == method].itertuples()
+        assert f"{name} at {row.steps} steps has FID {row.fid_mean:.2f} (pFD {row.pfd_mean:.3f})" in text
 
 
 def test_readmes_example_runs(smoke_run, monkeypatch):

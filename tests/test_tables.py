@@ -140,7 +140,7 @@ def test_digits_rows_are_the_published_summary_in_a_table_of_their_own(digits):
 
 def test_a_row_names_the_receipts_of_its_files(cifar):
     row = only(as_frame(comparison(read_measurements([cifar]))), kind="measured", method="RDD")
-    paths = [Path(path) for path in row["receipt_path"].split("; ")]
+    paths = [Path(path) for path in row["receipt_path"].split("\n")]
     assert len(paths) == 3 and all(path.exists() for path in paths)
     by_path = {one.path: one for one in read_measurements([cifar])}
     assert row["receipt"].split() == [by_path[path].id for path in paths]
@@ -314,7 +314,7 @@ def test_markdown_holds_every_row_and_every_receipts_file(digits, cifar):
         for line in text.splitlines()
         if line.startswith("| ") and not line.startswith(("| steps", "| ---", "| receipt"))
     ]
-    files = [path for paths in frame["receipt_path"].dropna() for path in paths.split("; ")]
+    files = [path for paths in frame["receipt_path"].dropna() for path in paths.split("\n")]
     assert len(rows) == len(frame) + len(files) and all(f"`{path}`" in text for path in files)
     columns = [
         {line.count("|") for line in block.splitlines()} for block in text.split("\n\n") if block.startswith("| ")
@@ -393,7 +393,7 @@ def test_report_writes_what_it_prints(rdd, digits):
     assert set(frame["kind"]) == {"paper", "peer", "measured"}
     row = only(frame, kind="measured", method="RDD", steps=1)
     assert row["fid"] == pytest.approx(4.09658, rel=1e-5) and row["over"] == "3 seeds"
-    assert all(Path(path).exists() for path in row["receipt_path"].split("; "))
+    assert all(Path(path).exists() for path in row["receipt_path"].split("\n"))
     assert "4.10 ± 0.18" in (place / "comparison.md").read_text() and "4.10 ± 0.18" in printed
     with Image.open(io.BytesIO((place / "fid_against_steps.png").read_bytes())) as image:
         assert image.width > 800 and image.height > 800

@@ -115,7 +115,7 @@ def bench_step(
     figures are missing. batch: 0 for the profile's on CUDA and 32 on a CPU; steps: timed, after a warm-up. progress:
     called with a line before each measurement. Raises UserError for wrong input.
     """
-    from rddlib.installation import hardware  # brings torch-fidelity, which the measuring processes do without
+    from rddlib.installation import hardware
 
     loaded, device, threads = load_profile(profile, overrides), training_device(), torch.get_num_threads()
     unknown = [one for one in what if one not in WHAT]

@@ -10,7 +10,7 @@ from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, 
 from rddlib.errors import UserError
 
 if TYPE_CHECKING:
-    from rddlib.evaluation import Images, Network
+    from rddlib.evaluation import DrawnImages, Network
     from rddlib.study import Study
 
 MethodOption = Annotated[
@@ -22,18 +22,27 @@ SamplerOption = Annotated[str, typer.Option(help="How a --checkpoint draws: ddim
 BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time; results do not depend on it.")]
 
 
-def _drawn_by(checkpoint: Path, sampler: str, steps: int, samples: int, noise: int) -> "Images":
+def _drawn_by(checkpoint: Path, sampler: str, steps: int, samples: int, noise: int, clip: bool) -> "DrawnImages":
     """Images of a checkpoint's model."""
-    from rddlib.baselines import find_sampler
     from rddlib.evaluation import DrawnImages
     from rddlib.recipes import load_denoiser, provenance
     from rddlib.training import training_device
 
     denoiser, info = load_denoiser(checkpoint)
-    made = provenance(denoiser, info)
     device = training_device()
-    return DrawnImages(denoiser.to(device), samples, steps, seed=noise, device=device, made=made,
-                       sampler=(sampler, find_sampler(sampler, steps)), name=f"{checkpoint.stem}, {steps} steps")  # fmt: skip
+    return DrawnImages(denoiser.to(device), samples, steps, seed=noise, clip=clip, device=device, sampler=sampler,
+                       made=provenance(denoiser, info), name=f"{checkpoint.stem}, {steps} steps")  # fmt: skip
+
+
+def _loaded(profile: str, settings: list[str] | None):
+    from rddlib.profiles import load_profile
+
+    return load_profile(profile, parse_overrides(settings))
+
+
+def _check_sampler(checkpoint: Path | None, sampler: str) -> None:
+    if checkpoint is None and sampler != "ddim":
+        raise UserError(f"--sampler {sampler} is for a --checkpoint: name a study's sampler with --method {sampler}")
 
 
 def sample(
@@ -60,19 +69,25 @@ def sample(
       rdd sample --method dpm-solver --steps 12 --count 10000
       rdd sample --checkpoint runs/digits/checkpoints/rdd-1-*.safetensors --steps 1 --out somewhere
     """
+    from rddlib.distributed import rank
     from rddlib.evaluation import NpzImages, draw_to_file, write_pngs
     from rddlib.study import default_out
 
+    _check_sampler(checkpoint, sampler)
     if checkpoint is not None:
-        images, folder = _drawn_by(checkpoint, sampler, steps, count, noise), out or default_out("samples")
-        model = checkpoint.stem
+        clip = _loaded(profile, settings).evaluation.clip
+        images, folder = _drawn_by(checkpoint, sampler, steps, count, noise, clip), out or default_out("samples")
+        model = f"{checkpoint.stem}-{sampler}"
     else:
         study = study_of(profile, out, settings, seed, check=lambda study: study.check_arm(method, steps))
         images, folder = study.drawn(method, steps, study.profile.seeds[0], count, noise), study.out
         model = method
-    name = f"{model}-{images.provenance['checkpoint_sha256'][:8]}-{steps}steps-{count}-noise{noise}"
+    drawn = images.provenance
+    name = f"{model}-{drawn['weights_sha256'][:8]}-{steps}steps-{count}-noise{noise}{'' if drawn['clip'] else '-unclipped'}"
     path = folder / "samples" / f"{name}.npz"
     picture = draw_to_file(images, path, batch)
+    if rank() > 0:
+        return
     print(f"{path}: {count} images; {picture}: the first of them")
     if png:
         write_pngs(NpzImages(path), path.with_suffix(""))
@@ -120,51 +135,88 @@ def evaluate(
       rdd evaluate --images folder --reference other --metric-network runs/cifar10/checkpoints/extractor-*.safetensors
     """
     from rddlib.evaluation import Reference, find_protocol, open_images, recorded
-    from rddlib.profiles import load_profile
     from rddlib.study import default_out
     from rddlib.training import training_device
 
-    given = images is not None or checkpoint is not None
-    if images is not None and checkpoint is not None:
-        raise UserError("--images and --checkpoint name two sources: give one of them")
-    protocols = [find_protocol(name).name for name in _listed(protocol)]
-    scores, seeds = _listed(metrics), [_whole(number) for number in _listed(noise)]
-    study = None
-    if not given or not reference or metric_network == "extractor":
-        check = (lambda study: None) if given else (lambda study: study.check_arm(method, steps))
-        study = study_of(profile, out, settings, seed, check=check)
-    config = load_profile(profile, parse_overrides(settings)).evaluation
-    folder = (study.out if study and not given else out or default_out("scores")) / "evaluations"
-    rows, network, device = [], None, training_device()
-    with contextlib.closing(Reference(reference or study.dataset, batch, device)) as against:
-        for number in [None] if images is not None else seeds or [config.seed]:
+    _check_sampler(checkpoint, sampler)
+    if images is not None and (checkpoint is not None or samples or noise):
+        raise UserError("--images are given as they are: leave out --checkpoint, --samples and --noise")
+    asked = {
+        "metrics": _listed("--metrics", metrics),
+        "protocols": [find_protocol(name).name for name in _listed("--protocol", protocol)],
+        "batch_size": batch,
+        "kid_subset": kid_subset,
+        "device": training_device(),
+    }
+    seeds = [_whole(number) for number in _listed("--noise", noise)] if noise else []
+    with contextlib.ExitStack() as stack:
+
+        def against(study: "Study | None", shape: tuple[int, int, int]) -> Reference:
+            source = reference or (study.dataset if study else _profile_images(profile, settings, shape))
+            return stack.enter_context(contextlib.closing(Reference(source, batch, asked["device"])))
+
+        if images is None and checkpoint is None:
+            check = _fits(method, steps, samples, metric_network, asked, against)
+            study = study_of(profile, out, settings, seed, check=check)
+            config, folder = study.profile.evaluation, study.out
+        else:
+            study = study_of(profile, out, settings, seed) if metric_network == "extractor" else None
+            config, folder = _loaded(profile, settings).evaluation, out or default_out("scores")
+
+        def source(number: int):
             if images is not None:
-                scored, columns = open_images(images), {"method": images.stem, "steps": 0, "seed": 0}
-            elif checkpoint is not None:
-                scored = _drawn_by(checkpoint, sampler, steps, samples or config.samples, number)
-                columns = {"method": checkpoint.stem, "steps": steps, "seed": number}
-            else:
-                scored = study.drawn(method, steps, study.profile.seeds[0], samples, number)
-                columns = {"method": method, "steps": steps, "seed": number}
+                return open_images(images), {"method": images.stem, "steps": 0, "seed": 0}
+            columns = {"method": checkpoint.stem if checkpoint else method, "steps": steps, "seed": number}
+            if checkpoint is not None:
+                return _drawn_by(checkpoint, sampler, steps, samples or config.samples, number, config.clip), columns
+            return study.drawn(method, steps, study.profile.seeds[0], samples, number), columns
+
+        rows, network, compared = [], None, None
+        for number in seeds or [config.seed]:
+            scored, columns = source(number)
             network = network or _network(metric_network, study, scored.shape)
-            rows += recorded(folder, _name(columns), columns, scored, against, network, metrics=scores, protocols=protocols,
-                             batch_size=batch, kid_subset=kid_subset, device=device)  # fmt: skip
+            compared = compared or against(study, scored.shape)
+            name = f"{columns['method']}-{steps}-noise{number}" if columns["steps"] else columns["method"]
+            rows += recorded(folder / "evaluations", name, columns, scored, compared, network, **asked)
     _show(rows)
 
 
-def _listed(words: str) -> list[str]:
-    return [word.strip() for word in words.split(",") if word.strip()]
+def _fits(method: str, steps: int, samples: int, metric_network: str, asked: dict, against):
+    """What must hold before a study trains and draws what is to be scored."""
+    from rddlib.evaluation import check_fit
+
+    def check(study: "Study") -> None:
+        study.check_arm(method, steps)
+        if metric_network != "extractor":  # which is trained first
+            network, count = (
+                _network(metric_network, study, study.image_shape),
+                samples or study.profile.evaluation.samples,
+            )
+            compared = against(study, study.image_shape)
+            check_fit(f"{method}, {steps} steps", study.image_shape, count, compared, network, asked["metrics"],
+                      asked["kid_subset"])  # fmt: skip
+
+    return check
+
+
+def _profile_images(profile: str, settings: list[str] | None, shape: tuple[int, int, int]):
+    """The profile's training images, without a study."""
+    from rddlib.data import load_dataset
+
+    return load_dataset(_loaded(profile, settings).data, "train", shape)
+
+
+def _listed(option: str, words: str) -> list[str]:
+    if not (listed := [word.strip() for word in words.split(",") if word.strip()]):
+        raise UserError(f"{option} names nothing: see rdd evaluate --help")
+    return listed
 
 
 def _whole(word: str) -> int:
-    if not word.lstrip("-").isdigit():
-        raise UserError(f"--noise {word}: expected whole numbers, e.g. --noise 0,1,2")
-    return int(word)
-
-
-def _name(columns: dict) -> str:
-    steps = f"-{columns['steps']}-noise{columns['seed']}" if columns["steps"] else ""
-    return f"{columns['method']}{steps}"
+    try:
+        return int(word)
+    except ValueError:
+        raise UserError(f"--noise {word}: expected whole numbers, e.g. --noise 0,1,2") from None
 
 
 def _network(choice: str, study: "Study | None", shape: tuple[int, int, int]) -> "Network":

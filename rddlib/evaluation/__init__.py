@@ -5,7 +5,7 @@ samples)", never plain FID; beside it stands pFD, the Fréchet distance on raw p
 """
 
 from rddlib.evaluation.drawing import draw_to_file, write_pngs
-from rddlib.evaluation.evaluate import METRICS, VALUES, Result, evaluate, evaluate_all
+from rddlib.evaluation.evaluate import METRICS, VALUES, Result, check_fit, evaluate, evaluate_all
 from rddlib.evaluation.images import (
     DrawnImages,
     FolderImages,
@@ -26,8 +26,8 @@ from rddlib.evaluation.networks import (
     network_of_checkpoint,
 )
 from rddlib.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
-from rddlib.evaluation.receipt import PROTOCOL_FIELDS, Receipt, check_comparable, differing_protocols
-from rddlib.evaluation.records import read_record, recorded, row_of, summarise
+from rddlib.evaluation.receipt import PROTOCOL_FIELDS, Receipt, differing_protocols
+from rddlib.evaluation.records import read_record, recorded, row_of, summarise, write_record
 from rddlib.evaluation.reference import Reference
 from rddlib.evaluation.statistics import (
     Gaussian,
@@ -41,8 +41,8 @@ from rddlib.evaluation.statistics import (
 __all__ = [
     "DIGITS_NETWORK", "DrawnImages", "FolderImages", "Gaussian", "GivenImages", "Images", "InceptionScore", "METRICS",
     "Moments", "Network", "NpzImages", "PROTOCOLS", "PROTOCOL_FIELDS", "Protocol", "Receipt", "Reference", "Result",
-    "VALUES", "check_comparable", "common_noise", "differing_protocols", "digits_network", "draw_to_file", "evaluate",
+    "VALUES", "check_fit", "common_noise", "differing_protocols", "digits_network", "draw_to_file", "evaluate",
     "evaluate_all", "find_network", "find_protocol", "frechet_distance", "inception_network", "inception_weights",
     "load_metric_network", "network_of_checkpoint", "open_images", "read_record", "read_statistics", "recorded",
-    "row_of", "summarise", "write_pngs", "write_statistics",
+    "row_of", "summarise", "write_pngs", "write_record", "write_statistics",
 ]  # fmt: skip

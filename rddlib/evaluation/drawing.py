@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rddlib.checkpoint import write_atomically
 from rddlib.data import grid_png, to_uint8
+from rddlib.distributed import join, rank, wait, world_size
 from rddlib.evaluation.images import DrawnImages, Images
 from rddlib.progress import Progress
 
@@ -21,22 +22,34 @@ def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500) -> Path
 
     Finished batches lie in a folder beside it until all are there, so a killed run goes on; an .npz that exists is kept.
     """
+    join()
     parts, picture, count = path.with_suffix(".parts"), path.with_suffix(".png"), len(images)
     if path.exists():
         return picture
     ranges = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     files = [parts / f"{start:09d}-{stop:09d}.npz" for start, stop in ranges]
-    for number in Progress(f"drawing {images.name}", len(files), unit="batches", quiet=True):
+    mine = range(rank(), len(files), world_size())
+    for position in Progress(f"drawing {images.name}", len(mine), unit="batches", quiet=True):
+        number = mine[position]
         if not files[number].exists():
             drawn = to_uint8(images.batch(*ranges[number])).cpu()
             _write_npz(files[number], drawn.permute(0, 2, 3, 1).numpy(), images.labels(*ranges[number]))
-    finished = [np.load(file) for file in files]
-    whole = np.concatenate([one["arr_0"] for one in finished])  # [count, H, W, C]
-    labels = np.concatenate([one["arr_1"] for one in finished]) if "arr_1" in finished[0] else None
-    _write_npz(path, whole, labels)
-    write_atomically(picture, grid_png(torch.from_numpy(whole[:64]).permute(0, 3, 1, 2)))
-    shutil.rmtree(parts)
+    wait()
+    if rank() == 0:
+        finished = [_read_npz(file) for file in files]
+        whole = np.concatenate([pixels for pixels, _ in finished])  # [count, H, W, C]
+        labels = [labels for _, labels in finished if labels is not None]
+        _write_npz(path, whole, np.concatenate(labels) if labels else None)
+        write_atomically(picture, grid_png(torch.from_numpy(whole[:64]).permute(0, 3, 1, 2)))
+        shutil.rmtree(parts)
+    wait()
     return picture
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(images, labels or None)."""
+    with np.load(path, allow_pickle=False) as file:
+        return file["arr_0"], file.get("arr_1")
 
 
 def _write_npz(path: Path, images: np.ndarray, labels: Tensor | np.ndarray | None) -> None:

@@ -1,6 +1,7 @@
 """Scores of images against a reference: features batch by batch, sums of them, and the metrics that follow."""
 
 import contextlib
+import json
 import shutil
 import tempfile
 import time
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from rddlib.checkpoint import digest
 from rddlib.data import ImageDataset
 from rddlib.distributed import agreed, join, rank, wait, world_size
 from rddlib.errors import UserError
@@ -68,13 +70,15 @@ def evaluate_all(
     kid_subset: int = KID_SUBSET,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
+    quiet: bool = True,
 ) -> list[Result]:
     """Score one set of images against a reference, once under each protocol.
 
     images: a data set, a tensor [M, C, H, W] (uint8, or floats in [-1, 1]), a folder, an .npz with arr_0, or DrawnImages;
     reference: the same, or an .npz with mu and sigma. network: default find_network("", shape). metrics: of METRICS.
-    batch_size: images drawn and looked at together. folder: where finished batches are kept until all are there, so that a
-    stopped run goes on; default a temporary one. Under torchrun the batches are shared out; every process gets the results.
+    batch_size: images drawn and looked at together. folder: in it finished batches are kept until all are there, so that a
+    stopped run goes on; default a temporary one. quiet: no line in a log.
+    Under torchrun the batches are shared out; every process gets the results.
     Memory does not grow with the number of images, but for the distances of "pr".
 
     Raises UserError for images, reference and network that do not fit each other, too few images, and wrong ranges.
@@ -82,58 +86,65 @@ def evaluate_all(
     if not isinstance(reference, Reference):
         with contextlib.closing(Reference(reference, batch_size, device)) as reference:
             return evaluate_all(images, reference, network=network, metrics=metrics, protocols=protocols, kid_subset=kid_subset,
-                                batch_size=batch_size, folder=folder, device=device)  # fmt: skip
+                                batch_size=batch_size, folder=folder, device=device, quiet=quiet)  # fmt: skip
     began, images, protocols = time.perf_counter(), open_images(images), [find_protocol(name) for name in protocols]
     join()
     network = network or find_network("", images.shape)
-    _check(images, reference, network, metrics, kid_subset)
+    check_fit(images.name, images.shape, len(images), reference, network, metrics, kid_subset)
+    if batch_size < 1 or not protocols:
+        raise UserError(f"batch_size {batch_size}, protocols {list(protocols)}: expected at least 1 of each")
     kinds = [kind for kind, needing in {"features": {"fid", "kid", "pr"}, "logits": {"is"}, "pixels": {"pfd"}}.items()
              if needing & set(metrics)]  # fmt: skip
-    with _workspace(folder) as place:
+    work = [network.name, network.sha256, [protocol.name for protocol in protocols], kinds]
+    with _workspace(folder, images, work) as place:
         shards = Shards(place, len(images), batch_size, tuple(kinds))
-        extract(images, network, protocols, shards, device)
+        extract(images, network, protocols, shards, device, quiet)
         check_ranges(images, shards)
         scored = [_values(metrics, shards, reference, network, protocol, kid_subset) for protocol in protocols]
         sampling = sum(shards.values("seconds"))
     fixed = {"is": f"is: {SPLITS} splits", "pr": f"pr: {NEIGHBOURS} neighbours",
              "kid": f"kid: {KID_SUBSETS} subsets of {kid_subset}, polynomial kernel of degree 3"}  # fmt: skip
     settings = "; ".join(fixed[metric] for metric in metrics if metric in fixed)
-    seconds = time.perf_counter() - began
-    return [
-        Result(
-            values,
-            Receipt.make(network, protocol, reference.described, images, settings, seconds, world_size()),
-            sampling,
-        )
-        for values, protocol in zip(scored, protocols, strict=True)
-    ]
+    seconds, subset = time.perf_counter() - began, kid_subset if "kid" in metrics else 0
+    receipts = [Receipt.make(network, protocol, reference.described, images, settings, subset, seconds, world_size(), device)
+                for protocol in protocols]  # fmt: skip
+    return [Result(values, receipt, sampling) for values, receipt in zip(scored, receipts, strict=True)]
 
 
-def _check(images: Images, reference: Reference, network: Network, metrics: Sequence[str], kid_subset: int) -> None:
-    if not metrics or (unknown := set(metrics) - METRICS.keys()):
-        raise UserError(
-            f"unknown metrics {', '.join(sorted(unknown)) if metrics else '(none)'}: known are {', '.join(METRICS)}"
-        )
+def check_fit(
+    name: str, shape: tuple[int, int, int], count: int, reference: Reference, network: Network, metrics: Sequence[str],
+    kid_subset: int = KID_SUBSET,
+) -> None:  # fmt: skip
+    """UserError where `count` images of (C, H, W), called name, cannot be scored like this: before any is drawn."""
+    if not metrics or set(metrics) - METRICS.keys():
+        unknown = ", ".join(sorted(set(metrics) - METRICS.keys())) or "(none given)"
+        raise UserError(f"unknown metrics {unknown}: known are {', '.join(METRICS)}")
     if kid_subset < 2:
         raise UserError(f"a kid subset of {kid_subset}: expected at least 2")
-    network.check(images.name, images.shape)
+    network.check(name, shape)
+    reference.check(name, shape, network, metrics)
     least = {"fid": network.features + 1, "is": SPLITS, "kid": kid_subset, "pr": NEIGHBOURS + 1, "pfd": 2}
     reasons = {"fid": f"fill a covariance of {network.features} features", "is": f"make {SPLITS} splits",
                "kid": f"make subsets of {kid_subset} for kid (--kid-subset)", "pr": f"have {NEIGHBOURS} neighbours",
                "pfd": "have a covariance"}  # fmt: skip
     for metric in metrics:
-        for name, count in ((images.name, len(images)), reference.counted):
-            if count < least[metric] and not (metric == "is" and name == reference.counted[0]):
-                raise UserError(f"{name}: {count} images cannot {reasons[metric]}: score at least {least[metric]}")
-    if "pfd" in metrics and (values := images.shape[0] * images.shape[1] * images.shape[2]) > MOST_PIXELS:
+        for whose, number in ((name, count), *([reference.counted] if metric != "is" else [])):
+            if number < least[metric]:
+                raise UserError(f"{whose}: {number} images cannot {reasons[metric]}: give at least {least[metric]}")
+    if "pfd" in metrics and (values := shape[0] * shape[1] * shape[2]) > MOST_PIXELS:
         raise UserError(f"pfd of images with {values} values: it is made for at most {MOST_PIXELS}, leave it out")
-    reference.check(images, network, metrics)
 
 
 @contextlib.contextmanager
-def _workspace(folder: Path | None) -> Iterator[Path]:
-    """A folder for batches, the same for all processes, gone once the work is done; kept, if named, when it is not."""
-    place = folder or Path(agreed(tempfile.mkdtemp(prefix="rdd-scores-") if rank() == 0 else ""))
+def _workspace(folder: Path | None, images: Images, work: list) -> Iterator[Path]:
+    """A folder for the batches of this work alone, the same for all processes, gone once it is done.
+
+    One within `folder` is named by the images' identity and the work, and stays where the work does not come to its end.
+    """
+    if folder is None:
+        place = Path(agreed(tempfile.mkdtemp(prefix="rdd-scores-") if rank() == 0 else ""))
+    else:
+        place = folder / f"batches-{digest({}, json.dumps([images.identity, work]))[:16]}"
     try:
         yield place
     except BaseException:
@@ -152,7 +163,7 @@ def _values(
     kept = bool({"kid", "pr"} & set(metrics))
     against = {kind: reference.gaussian(network, protocol, kind, kept)
                for kind, metric in (("features", "fid"), ("pixels", "pfd")) if metric in metrics}  # fmt: skip
-    rows = reference.rows(network, protocol) if kept else None
+    rows = reference.rows(network, protocol, shards.folder / f"{protocol.name}.reference.npy") if kept else None
     values: dict[str, float] = {}
     if rank() == 0:
         for metric, kind in (("fid", "features"), ("pfd", "pixels")):
@@ -161,7 +172,8 @@ def _values(
         if "is" in metrics:
             values["is"], values["is_std"] = _inception_score(shards, protocol)
         if kept:
-            values |= _of_rows(metrics, shards.mapped(protocol, "features"), rows, kid_subset)
+            own = shards.mapped(protocol, "features", shards.folder / f"{protocol.name}.images.npy")
+            values |= _of_rows(metrics, own, rows, kid_subset)
     return agreed(values)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rddlib.checkpoint import write_atomically
-from rddlib.distributed import rank, wait, world_size
+from rddlib.distributed import rank, together, world_size
 from rddlib.errors import UserError
-from rddlib.evaluation.images import DrawnImages, Images
+from rddlib.evaluation.images import UNREADABLE, DrawnImages, Images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.protocols import Protocol
 from rddlib.progress import Progress
@@ -38,7 +38,8 @@ class Shards:
         return -(-self.images // self.size)
 
     def path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}-of-{len(self):06d}.npz"
+        start, stop = self.rows(number)
+        return self.folder / f"{start:09d}-{stop:09d}-of-{self.images:09d}.npz"
 
     def rows(self, number: int) -> tuple[int, int]:
         """(first image, one past the last) of a file."""
@@ -50,12 +51,11 @@ class Shards:
             with np.load(self.path(number), allow_pickle=False) as file:
                 yield number * self.size, torch.from_numpy(file[f"{protocol.name}.{kind}"])
 
-    def mapped(self, protocol: Protocol, kind: str) -> Tensor:
-        """All rows [M, D] in one file that is mapped into memory, written beside the others."""
+    def mapped(self, protocol: Protocol, kind: str, place: Path) -> Tensor:
+        """All rows [M, D] in one file that is mapped into memory, written to `place`."""
         whole = None
         for start, rows in self.read(protocol, kind):
             if whole is None:
-                place = self.folder / f"{protocol.name}.{kind}.npy"
                 whole = np.lib.format.open_memmap(place, "w+", rows.numpy().dtype, (self.images, rows.shape[1]))
             whole[start : start + len(rows)] = rows.numpy()
         return torch.from_numpy(whole)
@@ -77,7 +77,7 @@ def complete(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is None:
                 return True
-    except (OSError, zipfile.BadZipFile):
+    except UNREADABLE:
         pass
     path.unlink()
     return False
@@ -85,29 +85,38 @@ def complete(path: Path) -> bool:
 
 @torch.no_grad()
 def extract(
-    images: Images, network: Network, protocols: Sequence[Protocol], shards: Shards, device: torch.device | str = "cpu"
-) -> None:
+    images: Images, network: Network, protocols: Sequence[Protocol], shards: Shards, device: torch.device | str = "cpu",
+    quiet: bool = True,
+) -> None:  # fmt: skip
     """Fill the shards with features of the images under every protocol, each process its share; all are there at the end.
 
-    Raises UserError for images of a wrong range.
+    quiet: no line in a log. Raises UserError, on every process, for images of a wrong range.
     """
-    module = network.module.to(device)
-    mine = [number for number in range(rank(), len(shards), world_size()) if not complete(shards.path(number))]
+    module, error = network.module.to(device), None
+    mine = range(rank(), len(shards), world_size())
+    missing = [number for number in mine if not complete(shards.path(number))]
+    try:
+        done = len(mine) - len(missing)
+        for position in Progress(f"scoring {images.name}", len(mine), start=done, unit="batches", quiet=quiet):
+            _extract_one(images, module, protocols, shards, missing[position - done], device)
+    except UserError as met:
+        error = met
+    together(error)
+
+
+def _extract_one(images: Images, module, protocols: Sequence[Protocol], shards: Shards, number: int, device) -> None:
+    before = images.seconds if isinstance(images, DrawnImages) else 0.0
+    batch = images.batch(*shards.rows(number)).to(device)
+    batch = batch.reshape(-1).view(batch.shape)  # one layout, on which the rounding depends
+    found = {"least": float(batch.min()), "most": float(batch.max()), "whole": batch.dtype == torch.uint8}
+    _check_range(images.name, batch, found)
     with arithmetic("float32", torch.device(device)):
-        for position in Progress(f"scoring {images.name}", len(mine), unit="batches", quiet=True):
-            number = mine[position]
-            seconds = images.seconds if isinstance(images, DrawnImages) else 0.0
-            batch = images.batch(*shards.rows(number)).to(device)
-            batch = batch.reshape(-1).view(batch.shape)  # one layout, on which the rounding depends
-            found = {"least": float(batch.min()), "most": float(batch.max()), "whole": batch.dtype == torch.uint8}
-            _check_range(images.name, batch, found)
-            for protocol in protocols:
-                found |= _features(batch, module, protocol, shards.kinds)
-            found["seconds"] = images.seconds - seconds if isinstance(images, DrawnImages) else 0.0
-            content = io.BytesIO()
-            np.savez(content, **found)
-            write_atomically(shards.path(number), content.getvalue())
-    wait()
+        for protocol in protocols:
+            found |= _features(batch, module, protocol, shards.kinds)
+    found["seconds"] = images.seconds - before if isinstance(images, DrawnImages) else 0.0
+    content = io.BytesIO()
+    np.savez(content, **found)
+    write_atomically(shards.path(number), content.getvalue())
 
 
 def _features(batch: Tensor, module, protocol: Protocol, kinds: Sequence[str]) -> dict[str, np.ndarray]:

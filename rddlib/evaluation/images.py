@@ -1,8 +1,10 @@
 """Where images to score come from: a model that draws them, a data set, a folder, an .npz; always a batch at a time."""
 
 import hashlib
+import json
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,22 +14,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rddlib.baselines import evaluations, find_sampler
+from rddlib.checkpoint import digest
 from rddlib.data import ImageDataset
 from rddlib.data.folder import images_below, open_image
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
-from rddlib.sampling import ddim_sample
 from rddlib.training import stream
+from rddlib.training.hardware import arithmetic
 
+UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # what a damaged archive may raise
 NOISE_BLOCK = 100  # images whose noise is drawn together, whatever the batch size
-GIVEN = {"model": "not known", "sampler": "none: given images", "steps": 0, "clip": False, "ema": "not known",
-         "noise_seed": "not known", "checkpoint_sha256": "not known", "training_precision": "not known"}  # fmt: skip
+UNKNOWN = "not known"
+GIVEN = {"sampler": "none: given images", "steps": 0, "evaluations": 0, "clip": False, "labels": UNKNOWN, "noise_seed": UNKNOWN,
+         "precision": UNKNOWN, "model": UNKNOWN, "weights_sha256": UNKNOWN, "checkpoint_sha256": UNKNOWN, "ema": UNKNOWN,
+         "training_precision": UNKNOWN, "training_seed": UNKNOWN}  # fmt: skip
 
 
 class Images:
     """Images to score: `len`, `shape` (C, H, W), `name`, and `batch(start, stop)` -> uint8, or floats in [-1, 1].
 
     provenance: what a receipt says of how they were made; sha256: of their pixels, where they are given and not drawn.
+    `identity` tells them from all others.
     """
 
     name: str
@@ -39,6 +47,10 @@ class Images:
 
     def batch(self, start: int, stop: int) -> Tensor:
         raise NotImplementedError
+
+    @property
+    def identity(self) -> str:
+        return self.sha256
 
     @cached_property
     def sha256(self) -> str:
@@ -53,8 +65,8 @@ class GivenImages(Images):
 
     def __init__(self, images: ImageDataset | Tensor, name: str = ""):
         self.dataset = images if isinstance(images, ImageDataset) else None
-        self.images = images.images if self.dataset else images
-        self.name = name or (self.dataset.name if self.dataset else "given images")
+        self.images = images if self.dataset is None else images.images
+        self.name = name or ("given images" if self.dataset is None else self.dataset.name)
         self.shape = tuple(self.images.shape[1:])
 
     def __len__(self) -> int:
@@ -65,7 +77,7 @@ class GivenImages(Images):
 
     @cached_property
     def sha256(self) -> str:
-        return self.dataset.sha256 if self.dataset else Images.sha256.func(self)
+        return Images.sha256.func(self) if self.dataset is None else self.dataset.sha256
 
 
 class FolderImages(Images):
@@ -112,7 +124,7 @@ class NpzImages(Images):
         try:
             with self._open() as file:
                 self._first = file.tell()
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (*UNREADABLE, ValueError, KeyError, NotImplementedError) as error:
             raise UserError(
                 f"{path} cannot be read as an .npz with arr_0: {error}; write it with numpy.savez"
             ) from error
@@ -138,7 +150,7 @@ class NpzImages(Images):
             self._stream = self._stream or self._open()
             self._stream.seek(self._first + start * size)
             content = self._stream.read((stop - start) * size)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{self.path} is damaged ({error}): write it again") from error
         if len(content) != (stop - start) * size:
             raise UserError(f"{self.path} is damaged (it ends early): write it again")
@@ -166,28 +178,25 @@ def _drawn(start: int, stop: int, seed: int, draw: Callable[[torch.Generator], T
 class DrawnImages(Images):
     """Images that a denoiser draws when asked for, from common noise; floats in [-1, 1] (beyond, without clip).
 
-    sampler: what draws, by name and as a callable with ddim_sample's arguments; made: what a receipt should say of the
-    model ("ema", "checkpoint_sha256", "training_precision"). labels(start, stop) are those drawn with, None without
-    classes; `seconds` grows with the time spent.
+    sampler: one of rddlib.baselines.SAMPLERS; made: what a receipt should say of the model (`recipes.provenance`).
+    labels(start, stop) are those drawn with, None without classes; `seconds` grows with the time spent.
     """
 
     def __init__(self, denoiser: Denoiser, count: int, steps: int, *, seed: int, clip: bool = True,
                  shape: tuple[int, int, int] | None = None, device: torch.device | str = "cpu", name: str = "",
-                 sampler: tuple[str, Callable[..., Tensor]] = ("ddim", ddim_sample), made: dict | None = None):  # fmt: skip
+                 sampler: str = "ddim", made: dict | None = None):  # fmt: skip
         if shape is None:
             config = denoiser.network.config
             shape = (config.image_channels, config.image_size, config.image_size)
         self.denoiser, self.count, self.steps, self.seed, self.clip = denoiser, count, steps, seed, clip
-        self.shape, self.device, (self.sampler, self._sample), self.seconds = shape, device, sampler, 0.0
-        self.name = name or f"{self.sampler}, {steps} step{'s' * (steps > 1)}"
+        self.shape, self.device, self._sample, self.seconds = shape, device, find_sampler(sampler, steps), 0.0
+        self.name = name or f"{sampler}, {steps} step{'s' * (steps > 1)}"
+        tensors, classes = denoiser.state_dict(), denoiser.num_classes
         self.provenance = {
-            **GIVEN,
-            "sampler": self.sampler,
-            "steps": steps,
-            "clip": clip,
-            "noise_seed": seed,
-            **(made or {}),
-        }
+            **GIVEN, "sampler": sampler, "steps": steps, "evaluations": evaluations(sampler, steps), "clip": clip,
+            "labels": "drawn at random, all classes alike" if classes else "none", "noise_seed": seed, "precision": "float32",
+            "weights_sha256": digest(tensors, "") if tensors else UNKNOWN, **(made or {}),
+        }  # fmt: skip
 
     def __len__(self) -> int:
         return self.count
@@ -195,6 +204,16 @@ class DrawnImages(Images):
     @property
     def sha256(self) -> str:
         return "drawn, not stored"
+
+    @property
+    def identity(self) -> str:
+        """Of the model and of how it draws; UserError for a model without tensors of its own, such as a plain function."""
+        if self.provenance["weights_sha256"] == UNKNOWN:
+            raise UserError(
+                f"{self.name}: a model without weights cannot be told from another: name no folder to keep results"
+            )
+        drawn = {name: value for name, value in self.provenance.items() if name not in ("model", "checkpoint_sha256")}
+        return json.dumps([drawn, len(self)], sort_keys=True)
 
     def labels(self, start: int, stop: int) -> Tensor | None:
         classes = self.denoiser.num_classes
@@ -204,7 +223,8 @@ class DrawnImages(Images):
         began, y = time.perf_counter(), self.labels(start, stop)
         noise = common_noise(self.shape, start, stop, self.seed).to(self.device)
         y = None if y is None else y.to(self.device)
-        images = self._sample(self.denoiser, noise, self.steps, y=y, clip=self.clip)
+        with arithmetic("float32", torch.device(self.device)):
+            images = self._sample(self.denoiser, noise, self.steps, y=y, clip=self.clip)
         if not images.isfinite().all():
             raise UserError(f"{self.name}: images hold NaN or infinity, so nothing can be scored: check the model")
         self.seconds += time.perf_counter() - began

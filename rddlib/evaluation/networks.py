@@ -14,6 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from rddlib.checkpoint import load_checkpoint
 from rddlib.data import data_folder
+from rddlib.distributed import rank, together
 from rddlib.download import fetch
 from rddlib.errors import UserError
 from rddlib.evaluation.protocols import Protocol
@@ -116,6 +117,8 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
                 x = layer(x)
         features = x.flatten(1)
         found = {"2048": features, "logits_unbiased": features @ self.fc.weight.T}
+        if missing := set(self.features_list) - found.keys():
+            raise UserError(f"the protocol released has no layer {', '.join(missing)}: take 2048, or another protocol")
         return tuple(found[name] for name in self.features_list)
 
 
@@ -193,13 +196,15 @@ def inception_weights(download: bool = True, timeout: float = 30.0) -> Path:
             if _file_sha256(path) != INCEPTION_SHA256:
                 raise UserError(f"{path} is damaged (its sha256 is not {INCEPTION_SHA256[:8]}...): delete it")
             return path
-    path = cache / INCEPTION_FILES[0]
+    path, error = cache / INCEPTION_FILES[0], None
     if not download:
         raise UserError(f"Inception's weights are missing: put {URL_INCEPTION_V3} at {path}, or {MEANWHILE}")
     try:
-        fetch(URL_INCEPTION_V3, path, INCEPTION_SHA256, timeout)
-    except UserError as error:
-        raise UserError(f"Inception's weights are missing: {error}, or {MEANWHILE}") from None
+        if rank() == 0:
+            fetch(URL_INCEPTION_V3, path, INCEPTION_SHA256, timeout)
+    except UserError as met:
+        error = UserError(f"Inception's weights are missing: {met}, or {MEANWHILE}")
+    together(error)
     return path
 
 
@@ -241,10 +246,8 @@ def find_network(choice: str, shape: tuple[int, int, int]) -> Network:
         if shape[0] != 3:
             raise UserError(f"grayscale images cannot be scored by Inception: convert them to colour, or {MEANWHILE}")
         network = inception_network()
-    elif choice.endswith(".pth"):
-        network = inception_network(Path(choice))
-    elif Path(choice).is_file():
-        network = network_of_checkpoint(Path(choice))
-    else:
+    elif not Path(choice).is_file():
         raise UserError(f"--metric-network {choice}: no such file; known are digits, inception, or a checkpoint's path")
+    else:
+        network = (inception_network if choice.endswith(".pth") else network_of_checkpoint)(Path(choice))
     return network

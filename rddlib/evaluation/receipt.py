@@ -1,7 +1,5 @@
 """What must be known before two numbers are compared, and what made each of them."""
 
-import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +8,6 @@ import torch
 import torch_fidelity
 
 import rddlib
-from rddlib.errors import UserError
 from rddlib.evaluation.images import Images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.protocols import Protocol
@@ -42,23 +39,29 @@ class Receipt:
     rounding: str
     shuffled: bool
     settings: str
+    kid_subset: int
     reference: str
     reference_sha256: str
     samples: int
     images: str
     images_sha256: str
-    model: str
     sampler: str
     steps: int
+    evaluations: int
     clip: bool
-    ema: str
+    labels: str
     noise_seed: int | str
+    precision: str
+    model: str
+    weights_sha256: str
     checkpoint_sha256: str
+    ema: str
     training_precision: str
+    training_seed: int | str
     library: str
     git_commit: str
     torch: str
-    precision: str
+    network_precision: str
     processes: int
     hardware: str
     seconds: float
@@ -67,9 +70,10 @@ class Receipt:
     @classmethod
     def make(
         cls, network: Network, protocol: Protocol, reference: tuple[str, str], images: Images, settings: str,
-        seconds: float, processes: int,
+        kid_subset: int, seconds: float, processes: int, device: torch.device | str,
     ) -> "Receipt":  # fmt: skip
-        """reference: (what, sha256); settings: of the metrics asked for. What remains follows from this machine."""
+        """reference: (what, sha256); settings: of the metrics asked for; kid_subset: 0 without kid. What remains follows
+        from this machine."""
         return cls(
             metric=network.metric(len(images)),
             protocol=protocol.name,
@@ -80,6 +84,7 @@ class Receipt:
             rounding=protocol.rounding,
             shuffled=protocol.shuffled,
             settings=settings,
+            kid_subset=kid_subset,
             reference=reference[0],
             reference_sha256=reference[1],
             samples=len(images),
@@ -89,23 +94,17 @@ class Receipt:
             library=f"rddlib {rddlib.__version__}",
             git_commit=git_commit(),
             torch=torch.__version__,
-            precision=str(next(network.module.parameters()).dtype).removeprefix("torch."),
+            network_precision=str(next(network.module.parameters()).dtype).removeprefix("torch."),
             processes=processes,
-            hardware=hardware(),
+            hardware=hardware(device),
             seconds=round(seconds, 2),
             written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
 
-    def json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
 
 def differing_protocols(receipts: Sequence[dict]) -> list[str]:
-    """The fields of PROTOCOL_FIELDS in which receipts (as dicts) differ: none, and their numbers can be compared."""
-    return [field for field in PROTOCOL_FIELDS if len({str(receipt.get(field)) for receipt in receipts}) > 1]
-
-
-def check_comparable(receipts: Sequence[dict], remedy: str) -> None:
-    """UserError, naming the fields, where numbers measured in different ways would stand side by side."""
-    if differing := differing_protocols(receipts):
-        raise UserError(f"results were measured differently (they differ in {', '.join(differing)}): {remedy}")
+    """The fields of PROTOCOL_FIELDS (and kid's subsets, where both have kid) in which receipts, as dicts, differ: none, and
+    their numbers can be compared."""
+    differing = [field for field in PROTOCOL_FIELDS if len({str(receipt.get(field)) for receipt in receipts}) > 1]
+    subsets = {receipt["kid_subset"] for receipt in receipts if receipt.get("kid_subset")}
+    return differing + ["kid_subset"] * (len(subsets) > 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from rddlib.checkpoint import write_atomically
-from rddlib.distributed import agreed, rank, wait
+from rddlib.distributed import agreed, join, locked, rank, wait
 from rddlib.errors import UserError
 from rddlib.evaluation.evaluate import KID_SUBSET, Result, evaluate_all
 from rddlib.evaluation.images import Images
@@ -21,6 +21,13 @@ def row_of(result: Result, **columns) -> dict:
     """{"row", "receipt"} as a results file holds it: columns (method, steps, seed), scores, samples, seconds of drawing."""
     row = {**columns, **result.values, "samples": result.receipt.samples, "seconds": round(result.sampling_seconds, 3)}
     return {"row": row, "receipt": asdict(result.receipt)}
+
+
+def write_record(path: Path, record: dict) -> None:
+    """By the first process, for all."""
+    if rank() == 0:
+        write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    wait()
 
 
 def read_record(path: Path) -> dict:
@@ -40,21 +47,19 @@ def recorded(
 
     name: how the files begin; columns: of the row. The rest is `evaluate_all`'s.
     """
-    facts = [images.sha256, sorted(images.provenance.items()), len(images), reference.described, network.name,
-             network.sha256, list(metrics), kid_subset]  # fmt: skip
+    join()
+    facts = [images.identity, len(images), reference.described, network.name, network.sha256, list(metrics), kid_subset]
     key = sha256(json.dumps(facts).encode()).hexdigest()[:12]
     paths = {protocol: folder / f"{name}-{protocol}-{key}.json" for protocol in protocols}
-    missing = agreed([protocol for protocol, path in paths.items() if not path.exists()])
-    if missing:
-        results = evaluate_all(
-            images, reference, network=network, metrics=metrics, protocols=missing, batch_size=batch_size,
-            kid_subset=kid_subset, folder=folder / f"{name}-{key}-of-{batch_size}", device=device,
-        )  # fmt: skip
-        if rank() == 0:
+    with locked(folder / f"{name}-{key}"):
+        missing = agreed([protocol for protocol, path in paths.items() if not path.exists()])
+        if missing:
+            results = evaluate_all(
+                images, reference, network=network, metrics=metrics, protocols=missing, batch_size=batch_size,
+                kid_subset=kid_subset, folder=folder, device=device, quiet=False,
+            )  # fmt: skip
             for protocol, result in zip(missing, results, strict=True):
-                content = json.dumps(row_of(result, **columns), indent=1, ensure_ascii=False)
-                write_atomically(paths[protocol], content + "\n")
-        wait()
+                write_record(paths[protocol], row_of(result, **columns))
     return [(path, read_record(path)) for path in paths.values()]
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import rddlib
 from rddlib.checkpoint import digest
 from rddlib.data import data_folder
 from rddlib.distributed import agreed, locked, rank, wait
 from rddlib.errors import UserError
 from rddlib.evaluation.features import Shards, check_ranges, complete, extract
-from rddlib.evaluation.images import open_images
+from rddlib.evaluation.images import DrawnImages, open_images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.protocols import Protocol
 from rddlib.evaluation.statistics import (
@@ -31,7 +32,8 @@ WORTH_KEEPING = 10_000  # images beyond which their statistics are kept for the 
 class Reference:
     """source: anything `open_images` takes, or an .npz with mu and sigma as EDM and ADM publish them.
 
-    Statistics that took long (Inception's, or of many images) are kept in the data folder's cache/features.
+    Statistics that took long (Inception's, or of many images) are kept in the data folder's cache/features; where kid or
+    pr were asked for, the features themselves too, which may be deleted at any time.
     """
 
     def __init__(self, source, batch_size: int, device: torch.device | str):
@@ -39,6 +41,8 @@ class Reference:
         self.batch_size, self.device, self._temporary = batch_size, device, None
         self.path = path if path and path.is_file() and holds_statistics(path) else None
         self.images = None if self.path else open_images(source)
+        if isinstance(self.images, DrawnImages):
+            raise UserError(f"{self.images.name} is drawn: a reference needs given images, such as `rdd sample` writes")
 
     @cached_property
     def statistics(self) -> Gaussian:
@@ -56,10 +60,12 @@ class Reference:
     @property
     def counted(self) -> tuple[str, float]:
         """(name, number of images)."""
-        return (f"reference {self.images.name}", len(self.images)) if self.images else (str(self.path), float("inf"))
+        return (
+            (f"reference {self.images.name}", len(self.images)) if self.path is None else (str(self.path), float("inf"))
+        )
 
-    def check(self, images, network: Network, metrics: Sequence[str]) -> None:
-        """UserError where it cannot serve these metrics of these images."""
+    def check(self, name: str, shape: tuple[int, int, int], network: Network, metrics: Sequence[str]) -> None:
+        """UserError where it cannot serve these metrics of images of (C, H, W)."""
         if self.images is None:
             if needing := [metric for metric in ("kid", "pr", "pfd") if metric in metrics]:
                 raise UserError(
@@ -70,8 +76,8 @@ class Reference:
                                 f"{network.features}: take statistics made with the same network")  # fmt: skip
             return
         network.check(self.counted[0], self.images.shape)
-        if images.shape != self.images.shape:
-            raise UserError(f"{images.name}: images {images.shape}, the {self.counted[0]} {self.images.shape}: "
+        if tuple(shape) != tuple(self.images.shape):
+            raise UserError(f"{name}: images {tuple(shape)}, the {self.counted[0]} {tuple(self.images.shape)}: "
                             "give both the same size")  # fmt: skip
 
     def close(self) -> None:
@@ -81,7 +87,7 @@ class Reference:
 
     def _place(self, network: Network, protocol: Protocol, kind: str) -> Path:
         """Where its statistics lie or will."""
-        facts = f"{self.images.sha256} {len(self.images)} {self.images.shape} {protocol} {kind}"
+        facts = f"{rddlib.__version__} {self.images.sha256} {len(self.images)} {self.images.shape} {protocol} {kind}"
         facts += f" {network.name} {network.sha256}" if kind == "features" else ""
         if network.resizes or len(self.images) > WORTH_KEEPING:
             home = data_folder() / "cache" / "features"
@@ -106,6 +112,7 @@ class Reference:
         with locked(place):
             if not agreed(complete(place)):
                 shards = self._extracted(place.with_suffix(""), network, protocol, kind)
+                wait()
                 if rank() == 0:
                     write_statistics(place, gaussian_of(shards.read(protocol, kind)))
                     if not kept:
@@ -113,9 +120,9 @@ class Reference:
                 wait()
             return read_statistics(place)
 
-    def rows(self, network: Network, protocol: Protocol) -> Tensor:
-        """Its features [M, D], mapped from a file; on the first process only, elsewhere none."""
+    def rows(self, network: Network, protocol: Protocol, scratch: Path) -> Tensor:
+        """Its features [M, D], mapped from the file `scratch`; on the first process only, elsewhere none."""
         place = self._place(network, protocol, "features")
         with locked(place):
             shards = self._extracted(place.with_suffix(""), network, protocol, "features")
-            return shards.mapped(protocol, "features") if rank() == 0 else torch.empty(0)
+            return shards.mapped(protocol, "features", scratch) if rank() == 0 else torch.empty(0)

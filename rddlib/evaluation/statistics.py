@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def read_statistics(path: Path) -> Gaussian:
             mu, sigma = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
     except KeyError as error:
         raise UserError(f"{path} lacks {error}: expected the arrays mu and sigma") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as reference statistics: {error}; get it again") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"{path} has mu {list(mu.shape)} and sigma {list(sigma.shape)}: expected finite [D] and [D, D]")

@@ -173,7 +173,7 @@ def _measured(group: Sequence[Measurement], table: Table, marked: Callable[[Meas
             "method": NAMES.get(first.row["method"], first.row["method"]), **_summary(runs), "over": _over(runs),
             "folder": str(first.folder), "footnote": note,
             "protocol": describe(first.receipt), "receipt": " ".join(file.id for file in files),
-            "receipt_path": "; ".join(str(file.path) for file in files),
+            "receipt_path": "\n".join(str(file.path) for file in files),
         })  # fmt: skip
     place = {name: number for number, name in enumerate(NAMES.values())}
     return sorted(rows, key=lambda row: (row["steps"], place.get(row["method"], len(place))))

@@ -44,12 +44,19 @@ class Measurement:
     def arm(self) -> tuple:
         """Results that differ in nothing of this are one result, measured again after a change."""
         row = self.row
-        return (self.folder, self.part, self.protocol, row["method"], row["steps"], row.get("seed"))
+        seed = row.get("seed")
+        return (self.folder, self.part, self.protocol, row["method"], row["steps"], *self.drawn_alike, seed)
+
+    @property
+    def drawn_alike(self) -> tuple:
+        """What else must agree before results of several seeds are averaged: how was drawn, and by evaluations what."""
+        names = ("sampler", "clip") + (() if self.part == "scores" else ("weights_sha256", "images_sha256"))
+        return tuple(str(self.receipt.get(name)) for name in names)
 
     @property
     def draw(self) -> tuple:
         """Which images were scored: the model and its noise, or the images themselves."""
-        names = ("checkpoint_sha256", "noise_seed", "images_sha256", "sampler", "clip")
+        names = ("weights_sha256", "noise_seed", "images_sha256", "sampler", "clip")
         return (self.row["method"], self.row["steps"], *(str(self.receipt.get(name)) for name in names))
 
     @property
@@ -110,7 +117,7 @@ def _joined(found: Sequence[Measurement]) -> list[Measurement]:
     for one in scored:
         held.setdefault((one.folder, one.protocol, one.draw), set()).update(one.scores)
     joined: dict[tuple, Measurement] = {}
-    for one in found:
+    for one in sorted(found, key=lambda one: str(one.receipt.get("written", ""))):
         key = (one.folder, one.protocol, one.draw)
         if one.part == "scores" or one.scores.keys() <= held.get(key, set()):
             continue
@@ -122,13 +129,15 @@ def _joined(found: Sequence[Measurement]) -> list[Measurement]:
 
 
 def _latest(found: Sequence[Measurement]) -> list[Measurement]:
-    """Of the results of one arm the one written last."""
+    """Of the results of one arm the one written last, and with it those seeds alone that were trained alike."""
     kept: dict[tuple, Measurement] = {}
-    for one in found:
-        before = kept.get(one.arm)
-        if before is None or str(one.receipt.get("written", "")) >= str(before.receipt.get("written", "")):
-            kept[one.arm] = one
-    return list(kept.values())
+    for one in sorted(found, key=lambda one: str(one.receipt.get("written", ""))):
+        kept.pop(one.arm, None)
+        kept[one.arm] = one
+    newest = {
+        one.arm[:-1]: one.row.get("lineage") for one in kept.values()
+    }  # of seeds, only those of one configuration
+    return [one for one in kept.values() if one.row.get("lineage") == newest[one.arm[:-1]]]
 
 
 def measured_under(found: Sequence[Measurement], protocol: str) -> list[Measurement]:

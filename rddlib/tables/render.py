@@ -68,7 +68,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
         parts += [f"[{number}] {text}" for number, text in enumerate(table.footnotes, 1)]
     measured = [row for table in tables for row in table.rows if row["kind"] == "measured"]
     files = [
-        pair for row in measured for pair in zip(row["receipt"].split(), row["receipt_path"].split("; "), strict=True)
+        pair for row in measured for pair in zip(row["receipt"].split(), row["receipt_path"].split("\n"), strict=True)
     ]
     if files:
         parts += ["## Receipts", _markdown(["receipt", "file"], [[name, f"`{path}`"] for name, path in files])]
