@@ -3,12 +3,13 @@
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,10 +32,10 @@ NAMES = {
 }  # fmt: skip
 
 
-def to_png(figure: Figure, dpi: int = 130) -> bytes:
-    """The figure as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+def to_png(figure: Figure, dpi: int = 130, quick: bool = False) -> bytes:
+    """The figure as a PNG file's bytes; quick: neither cropped to what is drawn, which draws it twice, nor packed small."""
+    buffer, options = io.BytesIO(), dict(pil_kwargs={"compress_level": 1}) if quick else dict(bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=dpi, **options)
     plt.close(figure)
     return buffer.getvalue()
 
@@ -86,15 +87,34 @@ def schedule_figure(schedule: Schedule) -> Figure:
     return figure
 
 
-def trajectory_figure(paths: Tensor, target: Tensor, title: str) -> Figure:
-    """2-D sampling paths [steps+1, N, 2] from noise (dots) to their ends, over samples of the target [M, 2]."""
-    figure, ax = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
-    ax.scatter(*target.T, s=3, color="0.8", label="data")
-    ax.plot(paths[:, :, 0], paths[:, :, 1], color="#0072B2", linewidth=0.7, alpha=0.8)
-    ax.scatter(*paths[0].T, s=10, facecolors="none", edgecolors="0.3", label="noise, t = 1")
-    ax.scatter(*paths[-1].T, s=14, color="#D55E00", label="sample, t = 0", zorder=3)
-    ax.set(xlabel="first coordinate", ylabel="second coordinate", title=title, aspect="equal")
-    ax.legend(fontsize=8)
+def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tensor) -> Figure:
+    """N steps of DDIM, gone down to time t: the schedule with the sampler's times, and 2-D paths over the data.
+
+    paths [k, M, 2]: where each of M samples was, from its noise to time t; data [n, 2]: samples of the target.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.1))
+    figure.subplots_adjust(left=0.065, right=0.985, top=0.85, bottom=0.13, wspace=0.16)  # no solver: a slider waits
+    times, steps = torch.linspace(0, 1, 61, dtype=torch.float64), torch.arange(N + 1, dtype=torch.float64) / N
+    for rate, name, style in (
+        (schedule.alpha, "alpha (image)", dict(color="#0072B2", marker="o")),
+        (schedule.sigma, "sigma (noise)", dict(color="#D55E00", marker="s", linestyle="--")),
+    ):
+        left.plot(times, rate(times), **style | dict(marker=""))
+        left.plot(steps, rate(steps), **style | dict(linestyle=""), markersize=4)
+        left.plot([], [], **style, markersize=4, label=f"{name}: {float(rate(t)):.3f} at t = {t:g}")
+    left.axvline(t, color="0.2", linewidth=1, linestyle=":")
+    left.set(xlabel="time t (1: noise, 0: image)", ylabel="rate", ylim=(-0.03, 1.05), xlim=(1.03, -0.03))
+    left.set_title(f"The schedule and the times of {N} step{'s' * (N > 1)}", fontsize=10)
+    left.legend(fontsize=8, loc="lower center")
+    right.plot(*data.T, linestyle="", marker=".", markersize=2, color="0.8", label="data")
+    right.add_collection(LineCollection(paths.transpose(0, 1).numpy(), color="#0072B2", linewidth=0.7, alpha=0.8))
+    hollow = dict(linestyle="", marker="o", markersize=3.5, markerfacecolor="none", markeredgecolor="0.3")
+    right.plot(*paths[0].T, **hollow, label="noise, t = 1")
+    right.plot(*paths[-1].T, linestyle="", marker="D", markersize=3.5, color="#D55E00", label=f"z at t = {t:g}")
+    right.set(xlabel="first coordinate", ylabel="second coordinate", xlim=(-3.6, 3.6), ylim=(-3.1, 3.7))
+    right.set_title(f"{len(data)} samples of the data, {paths.shape[1]} paths", fontsize=10)
+    right.legend(fontsize=8, loc="upper right", ncols=3, frameon=False, columnspacing=0.8, handletextpad=0.1)
+    figure.suptitle(f"DDIM on a Gaussian mixture, N = {N}, at t = {t:g}", fontsize=11)
     return figure
 
 
@@ -193,11 +213,11 @@ def lines_figure(
 
 def _heat_map(ax, values: Tensor, title: str, form: str, **limits):
     """An [H, W] map with its numbers written in, where they fit."""
-    values = values.detach().float().cpu()
+    values = values.detach().float().cpu().numpy()
     drawn = ax.imshow(values, cmap="gray", interpolation="nearest", **limits)
-    if values.numel() <= 16:
+    if values.size <= 16:
         low, high = drawn.get_clim()
-        for (row, column), value in np.ndenumerate(values.numpy()):
+        for (row, column), value in np.ndenumerate(values):
             shade = "black" if value > (low + high) / 2 else "white"
             ax.text(column, row, format(value, form), ha="center", va="center", fontsize=7, color=shade)
     ax.set(title=title, xlabel="column", ylabel="row", xticks=range(values.shape[1]), yticks=range(values.shape[0]))
@@ -221,47 +241,93 @@ def relation_figure(images: Tensor, pixel: tuple[int, int], teacher: Tensor, stu
     """How one pixel of a feature map relates to the pixels of another image's: teacher, student and difference.
 
     images [2, C, H, W]: the image that holds the pixel and the one looked at; pixel (row, column) in the feature map;
-    teacher, student [h, w]: its relations as shares of 1, drawn in per cent.
+    teacher, student [h, w]: its relations as shares of 1, drawn in per cent, the largest of each framed.
     """
-    figure, axes = plt.subplots(1, 5, figsize=(12, 3))
-    figure.subplots_adjust(
-        left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.28
-    )  # a slider must not wait for a solver
-    for ax, image, name in zip(axes, images, ("image i", "image j"), strict=False):
-        ax.imshow(tile(image[None], 1), extent=(0, teacher.shape[1], teacher.shape[0], 0), interpolation="nearest")
-        ax.set(xlabel="column of the map", ylabel="row of the map")
+    height, width = teacher.shape
+    figure, axes = plt.subplots(1, 5, figsize=(12, 2.9), subplot_kw=dict(xlabel="column of the map"))
+    figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)  # no solver: a slider waits
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    for ax, image, name in zip(axes, images, ("the image with the pixel", "the other image"), strict=False):
+        ax.imshow(tile(image[None], 1), extent=extent, interpolation="nearest")
         ax.set_title(name, fontsize=10)
-    outline = dict(fill=False, edgecolor="#D55E00", linewidth=2.5)
-    axes[0].add_patch(plt.Rectangle(pixel[::-1], 1, 1, **outline))
-    low, high = (100 * float(pick(teacher, student)) for pick in (_least, _most))
-    for ax, values, name in zip(axes[2:4], (teacher, student), ("teacher", "student"), strict=True):
-        _heat_map(ax, 100 * values, f"{name}, % of the row", ".2f", vmin=low, vmax=high)
-    _heat_map(axes[4], 100 * (student - teacher), "student - teacher, % points", "+.2f")
+    _frame(axes[0], pixel, "-")
+    teacher, student = 100 * teacher.detach().float().cpu(), 100 * student.detach().float().cpu()
+    limits = dict(vmin=torch.minimum(teacher, student).min().item(), vmax=torch.maximum(teacher, student).max().item())
+    for ax, values, name, dash in zip(axes[2:4], (teacher, student), ("teacher", "student"), ("-", ":"), strict=True):
+        _heat_map(ax, values, f"{name}, share in %", ".1f", **limits)
+        most = divmod(int(values.argmax()), width)
+        for place in (ax, axes[1]):
+            _frame(place, most, dash)
+    _heat_map(axes[4], student - teacher, "student - teacher, in % points", "+.1f")
+    axes[0].set_ylabel("row of the map")
+    for ax in axes[1:]:
+        ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="")
+    axes[0].set(xticks=range(width), yticks=range(height))
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _least(a: Tensor, b: Tensor) -> Tensor:
-    return torch.minimum(a.min(), b.min())
+def _frame(ax, pixel: tuple[int, int], dash: str) -> None:
+    """A frame around the pixel (row, column) of an image whose pixels are centred on whole numbers."""
+    row, column = pixel
+    style = dict(fill=False, edgecolor="#D55E00", linewidth=2.5, linestyle=dash)
+    ax.add_patch(plt.Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **style))
 
 
-def _most(a: Tensor, b: Tensor) -> Tensor:
-    return torch.maximum(a.max(), b.max())
+def queue_figure(
+    points: Tensor,
+    held: slice,
+    classes: Tensor,
+    shade: Tensor | None,
+    name: str,
+    drawn: Tensor,
+    ages: Tensor,
+    title: str,
+) -> Figure:
+    """The queue's rows in the plane, marked by their class, those drawn ringed; below them its slots by age.
 
-
-def queue_figure(points: Tensor, groups: Tensor, chosen: Tensor, title: str) -> Figure:
-    """The queue's rows as points [n, 2], their group's number as marker; chosen [n] bool: those that were drawn."""
-    figure, ax = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
-    points, groups, chosen = points.detach().cpu(), groups.cpu(), chosen.cpu()
-    for group in groups.unique().tolist():
-        for drawn, colour, size in ((False, "0.7", 22), (True, "#0072B2", 48)):
-            shown = points[(groups == group) & (chosen == drawn)]
-            ax.scatter(shown[:, 0], shown[:, 1], marker=f"${group}$", color=colour, s=size, linewidths=0.3)
-    ax.scatter([], [], marker="$0$", color="0.7", label=f"held, not drawn ({int((~chosen).sum())})")
-    ax.scatter([], [], marker="$0$", color="#0072B2", s=40, label=f"drawn ({int(chosen.sum())})")
-    ax.set(xlabel="first principal component", ylabel="second principal component", title=title)
-    ax.legend(fontsize=8, loc="best")
+    points [n, 2]: every row that ever comes; held: those in the queue now, for which follow classes [held] (whole
+    numbers), shade [held] (what colours them, called `name`; None: their class) and drawn [held] (bool);
+    ages [N_q]: of each slot's row in pushes, NaN where the slot is empty.
+    """
+    figure = plt.figure(figsize=(7.4, 5.6))  # axes by hand, no solver: a slider waits
+    ax, slots = figure.add_axes((0.1, 0.25, 0.75, 0.68)), figure.add_axes((0.1, 0.09, 0.75, 0.045))
+    ax.plot(*points.T, linestyle="", marker=".", markersize=1.5, color="0.7")
+    x, y = points[held].T
+    numbers = classes.unique().tolist()
+    for number in numbers if len(numbers) <= 20 else [None]:  # a thousand classes cannot be told apart by digits
+        of = classes == number if number is not None else torch.ones_like(drawn)
+        style = dict(marker=f"${number}$", s=22) if number is not None else dict(marker=".", s=12)
+        if shade is None:
+            ax.scatter(x[of], y[of], color=plt.get_cmap("tab10")((number or 0) % 10), linewidths=0, **style)
+        else:
+            limits = dict(vmin=shade.min().item(), vmax=shade.max().item())
+            dots = ax.scatter(x[of], y[of], c=shade[of].numpy(), cmap="copper", linewidths=0, **limits, **style)
+    hollow = dict(linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
+    ax.plot(x[drawn], y[drawn], **hollow, markeredgewidth=0.7, label=f"drawn, V = {int(drawn.sum())}")
+    if shade is not None:
+        figure.colorbar(dots, cax=figure.add_axes((0.88, 0.25, 0.02, 0.68)), label=name)
+    ax.set(xlabel="first principal component (gray dots: rows not held)", ylabel="second principal component")
+    ax.legend(fontsize=8, loc="upper right")
+    figure.suptitle(title, fontsize=10)
+    _queue_slots(slots, ages)
     return figure
+
+
+def _queue_slots(ax, ages: Tensor) -> None:
+    held = ages.isfinite()
+    ax.imshow(
+        ages[None].numpy(), aspect="auto", cmap="gray_r", interpolation="nearest", vmin=-1, vmax=ages[held].max() + 2
+    )
+    if not held.all():
+        ax.axvspan(int(held.sum()) - 0.5, len(ages) - 0.5, facecolor="white", edgecolor="0.5", hatch="///")
+    changes = [0, *((ages[1:] != ages[:-1]) & held[1:]).nonzero().flatten().add(1).tolist()]
+    for start, stop in zip(changes, [*changes[1:], int(held.sum())], strict=True):
+        age = int(ages[start])
+        shade = "white" if age > (ages[held].max() + 1) / 2 else "black"
+        ax.text((start + stop - 1) / 2, 0, age, ha="center", va="center", fontsize=8, color=shade)
+    ax.set(xlabel="slot of the queue (hatched: still empty)", yticks=[])
+    ax.set_title(f"{held.double().mean():.0%} full; age of the rows in pushes", fontsize=9, pad=3)
 
 
 # The kinds of numbers in a comparison: line, width, how far the method's colour is mixed with white, size of the marker.
@@ -292,6 +358,40 @@ def comparison_figure(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> Figure
     return figure
 
 
+KINDS = {"all rows": None, "papers": "paper", "peers": "peer", "measured here": "measured"}
+
+
+def scores_explorer_figure(
+    panels: Sequence[tuple[str, str, pd.DataFrame]], number: int, kind: str = "all rows", method: str = "all methods"
+) -> Figure:
+    """One of comparison_figure's panels alone: rows of one kind (a key of KINDS), one method brought out.
+
+    panels: as for comparison_figure; number: which of them. Styles are the same whatever is shown.
+    """
+    title, metric, rows = panels[number]
+    shown = rows if KINDS[kind] is None else rows[rows["kind"] == KINDS[kind]]
+    shown = shown[(shown["steps"] > 0) & (shown["fid"] > 0)]
+    brought_out = shown["method"] == method if method != "all methods" else pd.Series(True, shown.index)
+    styles = _curve_styles(panels)
+    pale = set(shown.loc[~brought_out, "curve"])
+    styles = {curve: style | ({"color": "0.7"} if curve in pale else {}) for curve, style in styles.items()}
+    figure = plt.figure(figsize=(11, 4.6))
+    ax = figure.add_axes((0.075, 0.12, 0.735, 0.8))  # by hand, no solver: a slider waits
+    ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{metric}\nlower is better")
+    ax.set_title(f"{title}, {kind}, {method}", fontsize=11)
+    _comparison_panel(ax, shown, styles, pale)
+    if not brought_out.any():
+        ax.text(0.5, 0.93, f"no rows here: {kind}, {method}", transform=ax.transAxes, ha="center", color="0.3")
+    _plain_log_axes(ax)
+    lines = set(shown.loc[shown["kind"] != "peer", "curve"])
+    handles = _comparison_legend(
+        {curve: style for curve, style in styles.items() if curve in lines}, set(shown["kind"])
+    )
+    if handles:
+        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.815, 0.935), fontsize=8, frameon=False)
+    return figure
+
+
 def _curve_styles(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> dict[str, dict]:
     """Colour, marker and its fill for each curve but the peers', the same in every panel; one method, one marker."""
     keys, others = {name: key for key, name in NAMES.items()}, itertools.cycle(_OTHERS)
@@ -307,21 +407,25 @@ def _curve_styles(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> dict[str, 
     return styles
 
 
-def _comparison_panel(ax, rows: pd.DataFrame, styles: dict[str, dict]) -> None:
+def _comparison_panel(ax, rows: pd.DataFrame, styles: dict[str, dict], unnamed: Collection[str] = ()) -> None:
+    """Lines for the papers' and measured curves, points for peers, named but for those in `unnamed`."""
     for (kind, curve), line in rows[rows["kind"] != "peer"].groupby(["kind", "curve"], sort=False):
         dash, width, pale, size = _KINDS[kind]
         line, style = line.sort_values("steps"), styles[curve]
         style = {**style, "color": _mixed(style["color"], pale)}
-        ax.errorbar(line["steps"], line["fid"], yerr=line["fid_spread"].fillna(0), linestyle=dash, linewidth=width,
-                    markersize=size, capsize=2, **style)  # fmt: skip
+        style |= dict(linestyle=dash, linewidth=width, markersize=size)
+        if line["fid_spread"].notna().any():
+            ax.errorbar(line["steps"], line["fid"], yerr=line["fid_spread"].fillna(0), capsize=2, **style)
+        else:
+            ax.plot(line["steps"], line["fid"], **style)
     peers = rows[rows["kind"] == "peer"]
     ax.plot(peers["steps"], peers["fid"], linestyle="", marker="o", markersize=5, markerfacecolor="white",
-            markeredgecolor="0.35", zorder=3)  # fmt: skip
+            markeredgecolor="0.35", zorder=5)  # fmt: skip
     if len(peers):
         steps = rows["steps"]
         ax.set_xlim(steps.min() / 4, steps.max() * 1.6)
         ax.set_ylim(rows["fid"].min() / 1.25, rows["fid"].max() * 1.25)
-        for count, group in peers.groupby("steps"):
+        for count, group in peers[~peers["curve"].isin(unnamed)].groupby("steps"):
             _label_points(ax, count, group.sort_values("fid"), left=count == peers["steps"].min())
 
 
@@ -336,13 +440,12 @@ def _label_points(ax, steps: float, points: pd.DataFrame, left: bool) -> None:
                 places[i], places[i + 1] = places[i] - overlap / 2, places[i + 1] + overlap / 2
         shift = max(0.0, low + 0.6 * gap - min(places))
         places = [place + shift for place in places]
-    x = steps / 1.6 if left else steps * 1.2
-    for place, name, fid in zip(places, points["method"], points["fid"], strict=True):
-        ax.annotate(
-            name, (steps, fid), (x, math.exp(place)), fontsize=7, color="0.25", va="center", ha="right" if left else "left",
-            arrowprops=dict(arrowstyle="-", color="0.7", linewidth=0.6, shrinkA=0, shrinkB=3), zorder=4,
-            bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4),
-        )  # fmt: skip
+    x, places = steps / 1.45 if left else steps * 1.16, [math.exp(place) for place in places]
+    for place, name in zip(places, points["method"], strict=True):
+        ax.text(x, place, name, fontsize=7, color="0.25", va="center", ha="right" if left else "left", zorder=4,
+                bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4))  # fmt: skip
+    lines = [((x, place), (steps, fid)) for place, fid in zip(places, points["fid"], strict=True)]
+    ax.add_collection(LineCollection(lines, color="0.7", linewidth=0.6, zorder=2.5))
 
 
 def _plain_log_axes(ax) -> None:

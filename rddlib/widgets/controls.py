@@ -1,20 +1,40 @@
-"""Sliders under the notebooks' figures: each redraws its figure by the very function that drew the static one above."""
+"""Controls under the notebooks' figures: each redraws its figure by the very function that drew the static one above."""
 
+import gc
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import ipywidgets
 from IPython import get_ipython
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
 from rddlib.plots import to_png
 
 NOTE = "*In JupyterLab, sliders for {names} appear here and redraw the figure above.*"
 
+# A saved notebook keeps an output that names a widget by its id, but the widget is gone with its kernel, and JupyterLab
+# prints an error in its place. The output below is saved right before that one: its style hides a view without a widget in
+# it, and the line of text shows only where the view is hidden.
+GONE = """<style>
+.jp-OutputArea-child:has(.rdd-gone) + .jp-OutputArea-child:not(:has(.jupyter-widgets > *)),
+.jp-OutputArea-child:has(.rdd-gone):has(+ .jp-OutputArea-child .jupyter-widgets > *) {{ display: none }}
+</style><em class="rdd-gone">Run this cell for sliders ({names}) that redraw the figure above.</em>"""
 
-def explore(figure: Callable[..., Figure], **controls: Sequence) -> ipywidgets.VBox | Markdown:
+
+class Explorer(ipywidgets.VBox):
+    """Controls over a picture. In a saved notebook a line of text takes its place until the cell runs again."""
+
+    def _ipython_display_(self) -> None:
+        names = ", ".join(control.description for control in self.children[:-1])
+        display(HTML(GONE.format(names=names)))
+        view = self._repr_mimebundle_()
+        display(view | {"text/plain": ""}, raw=True)  # where no widget can be shown, the line above says enough
+
+
+def explore(figure: Callable[..., Figure], **controls: Sequence) -> Explorer | Markdown:
     """A control for each named argument of figure(...), over the picture that it draws; moving one redraws it.
 
     controls: the values an argument may take, `N=range(1, 65)` or `tau=(0.5, 1.0)`; words become a menu, all else a
@@ -29,16 +49,29 @@ def explore(figure: Callable[..., Figure], **controls: Sequence) -> ipywidgets.V
 
     @lru_cache(maxsize=256)
     def drawn(*values) -> bytes:
-        return to_png(figure(**dict(zip(named, values, strict=True))), dpi=100)
+        return to_png(figure(**dict(zip(named, values, strict=True))), dpi=100, quick=True)
 
     def redraw(_change=None) -> None:
-        picture.value = drawn(*(control.value for control in named.values()))
+        with _uncollected():
+            picture.value = drawn(*(control.value for control in named.values()))
 
     for control in named.values():
         control.observe(redraw, names="value")
     redraw()
     box = ipywidgets.Layout(align_items="flex-start")  # else the picture is stretched to the page's width
-    return ipywidgets.VBox([*named.values(), picture], layout=box)
+    return Explorer([*named.values(), picture], layout=box)
+
+
+@contextmanager
+def _uncollected():
+    """Garbage collection waits: with torch loaded a full one takes longer than a picture, so it comes after the answer."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _control(figure: Callable[..., Figure], name: str, values: Sequence) -> ipywidgets.Widget:
