@@ -261,7 +261,7 @@ def relation_figure(images: Tensor, pixel: tuple[int, int], teacher: Tensor, stu
     _heat_map(axes[4], student - teacher, "student - teacher, in % points", "+.1f")
     axes[0].set_ylabel("row of the map")
     for ax in axes[1:]:
-        ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="")
+        ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="row")
     axes[0].set(xticks=range(width), yticks=range(height))
     figure.suptitle(title, fontsize=11)
     return figure
@@ -326,7 +326,8 @@ def _queue_slots(ax, ages: Tensor) -> None:
         age = int(ages[start])
         shade = "white" if age > (ages[held].max() + 1) / 2 else "black"
         ax.text((start + stop - 1) / 2, 0, age, ha="center", va="center", fontsize=8, color=shade)
-    ax.set(xlabel="slot of the queue (hatched: still empty)", yticks=[])
+    ax.set(xlabel="slot of the queue (hatched: still empty)")
+    ax.yaxis.set_visible(False)
     ax.set_title(f"{held.double().mean():.0%} full; age of the rows in pushes", fontsize=9, pad=3)
 
 
@@ -485,3 +486,44 @@ def _comparison_legend(styles: dict[str, dict], kinds: set[str]) -> list[Line2D]
     if "peer" in kinds:
         handles.append(Line2D([], [], color="0.35", marker="o", markerfacecolor="white", linestyle="", label="peers"))
     return handles
+
+
+def overview_figure() -> Figure:
+    """RDD in one picture: what student and teacher draw from one z_t, and the three things that are compared."""
+    figure, ax = plt.subplots(figsize=(10, 4.3))
+    ax.set(xlim=(0, 100), ylim=(0, 43))
+    ax.set_axis_off()
+    ax.set_title("Relational Diffusion Distillation: one student step learns from two teacher steps", fontsize=11)
+
+    def box(x: float, y: float, width: float, height: float, text: str, shade: str = "1.0") -> None:
+        ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=shade, edgecolor="0.25", linewidth=1.1))
+        ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8.5, linespacing=1.35)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], dashed: bool = False) -> None:
+        style = dict(
+            arrowstyle="-|>", color="0.25", linewidth=1.1, linestyle="--" if dashed else "-", shrinkA=0, shrinkB=0
+        )
+        ax.annotate("", end, start, arrowprops=style)
+
+    box(0, 17, 9, 9, "$z_t$\nnoisy\nimage")
+    box(15, 28, 15, 9, "teacher\ntwo DDIM steps", "0.9")
+    box(15, 6, 15, 9, "student\none step", "0.78")
+    box(36, 28, 8, 9, "$x^T$")
+    box(36, 6, 8, 9, "$x^S$")
+    box(50, 13, 12, 17, "extractor\n(a frozen\nclassifier)", "0.9")
+    for y, x_end in ((32.5, 15), (10.5, 15)):
+        arrow((9, 21.5), (x_end, y))
+    for y in (32.5, 10.5):
+        arrow((30, y), (36, y))
+    arrow((44, 32.5), (50, 26))
+    arrow((44, 10.5), (50, 17))
+    losses = (
+        (31.5, "CFD", "pooled features, as distributions\nover channels (Eq. 4)"),
+        (17.5, "+ IS_P2P", "each pixel's relation to all pixels\nof all images in the batch (Eq. 7)"),
+        (3.5, "+ M_P2P", "... and to a queue of the teacher's\npixels from batches gone by (Eq. 8, 9)"),
+    )  # fmt: skip
+    for y, name, words in losses:
+        box(70, y, 30, 9, f"\n{words}")
+        ax.text(85, y + 7.2, name, ha="center", va="center", fontsize=9, fontweight="bold")
+        arrow((62, 21.5), (70, y + 4.5), dashed=name.startswith("+ M"))
+    return figure
