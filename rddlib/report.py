@@ -20,7 +20,7 @@ h1{line-height:1.2}img{max-width:100%;height:auto}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
 th:first-child,td:first-child{text-align:left}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
-a{color:#0050a0}
+a{color:#0050a0}nav{line-height:2}
 """
 
 
@@ -96,14 +96,14 @@ def notebook_page(executed: Path) -> Path:
         for output in cell.get("outputs", []):
             if "text/markdown" in output.get("data", {}):
                 output.data["text/markdown"] = take_formulas(output.data["text/markdown"], formulas)
-    body, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    body, _ = HTMLExporter().from_notebook_node(notebook)
     page = executed.with_suffix(".html")
     write_atomically(page, put_formulas(re.sub(r"<script\b.*?</script>", "", body, flags=re.S), formulas))
     return page
 
 
 def _stages(study: Study) -> str:
-    """Seconds each stage took, from the checkpoints that this study uses."""
+    """Seconds each stage took and their sum, from the checkpoints that this study uses."""
     p = study.profile
     rows, steps = [("base model", study.facts("base"))], p.base.steps // 2
     while steps >= p.halving.teacher_steps:
@@ -113,6 +113,7 @@ def _stages(study: Study) -> str:
     for method, seed in ((m, s) for s in p.seeds for m in ("pd", "cfd", "rcfd", "rdd")):
         seconds = sum(study.facts("student", method, n, seed)["seconds"] for n in p.student_steps)
         rows.append((f"{NAMES[method]} {p.halving.teacher_steps} to 1 steps, seed {seed}", {"seconds": seconds}))
+    rows.append(("all training", {"seconds": sum(facts["seconds"] for _, facts in rows)}))
     lines = "".join(f"<tr><td>{name}</td><td>{facts['seconds']:.0f}</td></tr>" for name, facts in rows)
     return f'<div class="scroll"><table><tr><th>stage</th><th>seconds</th></tr>{lines}</table></div>'
 
@@ -133,7 +134,15 @@ def _notebooks(executed, out: Path) -> str:
             f'<li><a href="{os.path.relpath(page, out)}">{html.escape(_title(notebook.path))}</a> '
             f'(<a href="{os.path.relpath(notebook.path, out)}">notebook</a>, {notebook.seconds:.0f} s)</li>'
         )
-    return f"<h2>Notebooks</h2><ul>{''.join(lines)}</ul>"
+    total = sum(notebook.seconds for notebook in executed)
+    return f"""<h2 id="notebooks">Notebooks</h2><ul>{"".join(lines)}</ul>
+<p>All together {total:.0f} s ({total / 60:.1f} minutes), each as it last ran, with what was trained in it.</p>"""
+
+
+def _contents(body: str) -> str:
+    """Links to the sections of a page."""
+    links = (f'<a href="#{name}">{title}</a>' for name, title in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', body))
+    return f"<nav>Contents: {' · '.join(links)}</nav>"
 
 
 def _results(study: Study) -> str:
@@ -147,17 +156,18 @@ def _results(study: Study) -> str:
     write_atomically(out / "grid.png", to_png(same_noise_grid(study)))
     write_atomically(out / "scores.png", to_png(scores_figure(results, study.metric)))
     pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if results["pfd"].notna().any() else ""
-    return f"""<h2>Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
-<h2>Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
+    return f"""<h2 id="samples">Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
+<h2 id="scores">Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
 {_table(results)}
 <p>* {html.escape(study.metric)}, against all {len(study.dataset)} images of {html.escape(study.dataset.name)}, protocol
 {study.profile.evaluation.protocol}.{"" if comparable else " Not comparable with Inception FIDs."}{pixels} IS: higher is better,
 the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
 over seeds).</p>
-<h2>Times</h2><p>Seconds that training took, without what each stage builds on; the cascades ran {study.profile.jobs} at a
-time.</p>
+<h2 id="times">Times</h2><p>Seconds that training took, without what each stage builds on, and their sum; the cascades ran
+{study.profile.jobs} at a time.</p>
 {_stages(study)}
-<h2>Receipts</h2><p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>
+<h2 id="receipts">Receipts</h2>
+<p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>
 <details><summary>The first of them, {first}</summary><pre>{html.escape(json.dumps(receipt, indent=1))}</pre></details>
 """
 
@@ -165,12 +175,14 @@ time.</p>
 def write_report(study: Study, executed) -> Path:
     """Write index.html with the notebooks' pages and, once every arm is scored, all results; returns its path."""
     profile, whole = study.profile, len(study.scored()) == len(study.arms())
+    sections = f"""{_results(study) if whole else "<p>Samples and scores appear here once notebook 06 has run.</p>"}
+{_notebooks(executed, study.out)}
+"""
     body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
 <p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
 {profile.base.steps} sampling steps to {profile.halving.teacher_steps} and on to 1 by four methods at equal budgets.</p>
-{_results(study) if whole else "<p>Samples and scores appear here once notebook 06 has run.</p>"}
-{_notebooks(executed, study.out)}
-"""
+{_contents(sections)}
+{sections}"""
     page = study.out / "index.html"
     write_atomically(page, _page(f"RDD: {profile.name} study", body))
     return page

@@ -53,21 +53,25 @@ def test_executed_notebooks_ran_every_cell_without_errors(smoke_run):
 class Links(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.found, self.ids = [], []
 
     def handle_starttag(self, tag, attributes):
         self.found += [value for name, value in attributes if name in ("href", "src")]
+        self.ids += [value for name, value in attributes if name == "id"]
 
 
 def test_report_is_self_contained_and_its_links_lead_somewhere(smoke_run):
     out, page = smoke_run
     parser = Links()
     parser.feed(page.read_text())
-    local = [link for link in parser.found if not link.startswith("data:")]
+    sections = [link[1:] for link in parser.found if link.startswith("#")]
+    assert sections == ["samples", "scores", "times", "receipts", "notebooks"] and set(sections) <= set(parser.ids)
+    local = [link for link in parser.found if not link.startswith(("data:", "#"))]
     assert local and all((out / link).exists() for link in local), [x for x in local if not (out / x).exists()]
     assert not [link for link in local if re.match(r"\w+:|/", link)]
     pictures = [base64.b64decode(link.split(",", 1)[1]) for link in parser.found if link.startswith("data:image/png")]
     assert len(pictures) == 2 and all(p[:4] == b"\x89PNG" for p in pictures)
+    assert "<td>all training</td>" in page.read_text() and re.search(r"All together \d+ s", page.read_text())
 
 
 def test_notebook_pages_need_no_network_and_no_script(smoke_run):

@@ -15,6 +15,7 @@ def study(
     seed: SeedOption = 0,
     only: Annotated[str, typer.Option(help="Only these notebooks, e.g. 03,04.")] = "",
     start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
+    jobs: Annotated[int, typer.Option(help="Notebooks that run at the same time, sharing the cores.")] = 1,
     update: UpdateOption = False,
 ) -> None:
     """Run the whole study: notebooks in order, models, scores, figures and index.html.
@@ -25,13 +26,15 @@ def study(
     Examples:
       rdd study
       rdd study --profile smoke --out runs/try
+      rdd study --only 03,04 --jobs 2
+      rdd study --from 04
       rdd study --set loss.alpha=100 --out runs/alpha100
     """
     from rddlib.runner import run_study
     from rddlib.study import default_out
 
     page = run_study(profile, parse_overrides(settings), out or default_out(profile), seed, only=only, start=start,
-                     update=update)  # fmt: skip
+                     update=update, jobs=jobs)  # fmt: skip
     print(f"Open {page} in a browser.")
 
 

@@ -3,9 +3,9 @@
 A view is drawn once as a static figure and explored right below it, so a headless run shows all that sliders start from.
 """
 
-from rddlib.widgets.controls import Explorer, explore
+from rddlib.widgets.controls import Live, explore
 from rddlib.widgets.views import paths_view, queue_view, relations_view, same_noise_view, scores_view
 
 __all__ = [
-    "Explorer", "explore", "paths_view", "queue_view", "relations_view", "same_noise_view", "scores_view",
+    "Live", "explore", "paths_view", "queue_view", "relations_view", "same_noise_view", "scores_view",
 ]  # fmt: skip

@@ -21,20 +21,21 @@ NOTE = "*In JupyterLab, sliders for {names} appear here and redraw the figure ab
 GONE = """<style>
 .jp-OutputArea-child:has(.rdd-gone) + .jp-OutputArea-child:not(:has(.jupyter-widgets > *)),
 .jp-OutputArea-child:has(.rdd-gone):has(+ .jp-OutputArea-child .jupyter-widgets > *) {{ display: none }}
-</style><em class="rdd-gone">Run this cell for sliders ({names}) that redraw the figure above.</em>"""
+</style><em class="rdd-gone">{words}</em>"""
 
 
-class Explorer(ipywidgets.VBox):
-    """Controls over a picture. In a saved notebook a line of text takes its place until the cell runs again."""
+class Live(ipywidgets.VBox):
+    """Widgets in a column. In a saved notebook a line of text, `gone`, takes their place until the cell runs again."""
+
+    gone = "Run this cell to see what it shows."
 
     def _ipython_display_(self) -> None:
-        names = ", ".join(control.description for control in self.children[:-1])
-        display(HTML(GONE.format(names=names)))
+        display(HTML(GONE.format(words=self.gone)))
         view = self._repr_mimebundle_()
         display(view | {"text/plain": ""}, raw=True)  # where no widget can be shown, the line above says enough
 
 
-def explore(figure: Callable[..., Figure], **controls: Sequence) -> Explorer | Markdown:
+def explore(figure: Callable[..., Figure], **controls: Sequence) -> Live | Markdown:
     """A control for each named argument of figure(...), over the picture that it draws; moving one redraws it.
 
     controls: the values an argument may take, `N=range(1, 65)` or `tau=(0.5, 1.0)`; words become a menu, all else a
@@ -59,7 +60,9 @@ def explore(figure: Callable[..., Figure], **controls: Sequence) -> Explorer | M
         control.observe(redraw, names="value")
     redraw()
     box = ipywidgets.Layout(align_items="flex-start")  # else the picture is stretched to the page's width
-    return Explorer([*named.values(), picture], layout=box)
+    column = Live([*named.values(), picture], layout=box)
+    column.gone = f"Run this cell for sliders ({', '.join(named)}) that redraw the figure above."
+    return column
 
 
 @contextmanager
