@@ -150,15 +150,9 @@ class _Stop:
     """
 
     def __init__(self, notebook: str):
-        self.notebook = notebook
-        self.signal, self.client, self._running, self._process, self._interrupts, self._before = (
-            0,
-            None,
-            False,
-            None,
-            0,
-            {},
-        )
+        self.notebook, self.signal, self.client = notebook, 0, None
+        self._running, self._process = False, None  # whether a cell runs; the kernel's process, once interrupted
+        self._interrupts, self._before = 0, {}
 
     def __enter__(self) -> "_Stop":
         if threading.current_thread() is threading.main_thread():
@@ -272,6 +266,8 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
         progress.say(failing_cell(notebook.name, error))
         message = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {message}; see {target}") from error
+    if stop.signal:
+        raise Interrupted(f"{notebook.name}: stopped at its end", stop.signal)
     os.replace(partial, target)
     _tidy(target)
 
