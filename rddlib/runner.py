@@ -27,7 +27,7 @@ from rddlib.distributed import world_size
 from rddlib.errors import Interrupted, UserError
 from rddlib.installation import shipped
 from rddlib.profiles import load_profile
-from rddlib.study import Study, _stopped_with, continue_study, key_of, open_study
+from rddlib.study import Study, stopped_with, continue_study, key_of, open_study
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
@@ -364,7 +364,7 @@ def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: in
     try:
         with (
             concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool,
-            _stopped_with(pool),
+            stopped_with(pool),
         ):
             made = [(name, _make, *where, name) for name in _needed(study, notebooks)]
             ran = [(file.name[:2], run_notebook, file, study.out, parameters) for file in notebooks]

@@ -538,7 +538,7 @@ class Study:
         with (
             concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, (count, threads)) as pool,
             progress.make_bar(label, total) as bar,
-            _stopped_with(pool),
+            stopped_with(pool),
         ):
             bar.set_postfix_str("processes are starting")
             running = {pool.submit(_run_cascade, self.profile, self.out, self.seed, *arm) for arm in waiting}
@@ -602,7 +602,7 @@ class Study:
 
 
 @contextlib.contextmanager
-def _stopped_with(pool: concurrent.futures.ProcessPoolExecutor):
+def stopped_with(pool: concurrent.futures.ProcessPoolExecutor):
     """Where this process is told to stop, its workers are too: each saves a checkpoint first."""
     try:
         yield
