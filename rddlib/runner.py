@@ -27,7 +27,7 @@ from rddlib.distributed import world_size
 from rddlib.errors import Interrupted, UserError
 from rddlib.installation import shipped
 from rddlib.profiles import load_profile
-from rddlib.study import Study, stopped_with, continue_study, key_of, open_study
+from rddlib.study import Study, continue_study, key_of, open_study, stopped_with
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
