@@ -303,6 +303,7 @@ def test_common_noise_is_the_same_for_every_method_and_batch():
     assert abs(float(common_noise((1, 8, 8), 0, 2000, seed=0).std()) - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples():
     """Peak memory of a process that scores 2,000 images and of one that scores 60,000."""
     program = """

@@ -91,6 +91,7 @@ def test_a_dead_kernel_is_named(series):
 # several at a time
 
 
+@pytest.mark.slow
 def test_notebooks_run_at_the_same_time_on_their_share_of_the_cores(series, capfd, monkeypatch):
     monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 4)
     meet = """import os, pathlib, time
@@ -116,6 +117,7 @@ def test_where_one_fails_the_others_end_well_and_no_other_begins(series, capfd):
     assert done == ["02_lasts"] and not (out / "notebooks" / "03_waits.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_what_several_need_is_made_once_and_first(series, capfd):
     cell = (
         "from rddlib.study import open_study\nstudy = open_study(profile, out, seed)\nstudy.teacher()\nprint('got it')"

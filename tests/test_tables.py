@@ -73,7 +73,7 @@ def write(folder, method, steps, seed, fid, part="scores", name="", row=(), **ch
 
 @pytest.fixture
 def digits(tmp_path):
-    """A study's folder with the published digits results, whose receipts are of an older form."""
+    """A study's folder with the published digits results."""
     folder, receipts = tmp_path / "digits", json.loads((RESULTS / "digits_receipts.json").read_text())
     (folder / "scores").mkdir(parents=True)
     with (RESULTS / "digits_seeds.csv").open(newline="") as file:
@@ -135,7 +135,7 @@ def test_digits_rows_are_the_published_summary_in_a_table_of_their_own(digits):
             assert pd.isna(row["fid_spread"])
     why = " ".join(tables[2].lines)
     assert "No row of Table 1 or 2" in why and "digits metric network" in why
-    assert "protocol not recorded" in why and "IS splits not recorded" in why  # the older receipts leave it out
+    assert "protocol torch-fidelity" in why and "IS splits shuffled" in why
 
 
 def test_a_row_names_the_receipts_of_its_files(cifar):
@@ -219,12 +219,17 @@ def test_differently_measured_results_refuse_to_share_a_table(tmp_path, changes,
 
 
 def test_an_old_receipt_does_not_pass_for_a_new_one(digits, tmp_path):
-    old = json.loads((RESULTS / "digits_receipts.json").read_text())["rdd-1-0"]
-    new = {**old, "protocol": "torch-fidelity", "resize": "none", "shuffled": True, "dataset": "digits"}
-    new.pop("steps")
-    write(tmp_path / "new", "rdd", 1, 0, 4.0, **new)
-    said = refused(lambda: comparison(read_measurements([digits, tmp_path / "new"])))
+    """Receipts once left protocol, resize and the splits' order out: what is not recorded is not alike."""
+    new = json.loads((RESULTS / "digits_receipts.json").read_text())["rdd-1-0"]
+    old = {name: value for name, value in new.items() if name not in ("protocol", "resize", "shuffled")}
+    place = tmp_path / "old" / "scores"
+    place.mkdir(parents=True)
+    row = {"method": "rdd", "steps": 1, "seed": 0, "fid": 4.0, "is": 9.0, "samples": 5000, "seconds": 1.0}
+    (place / "rdd.json").write_text(json.dumps({"row": row, "receipt": old}))
+    said = refused(lambda: comparison(read_measurements([digits, tmp_path / "old"])))
     assert "differ in protocol, resize, shuffled)" in said
+    why = " ".join(comparison(read_measurements([tmp_path / "old"]))[2].lines)
+    assert "protocol not recorded" in why and "IS splits not recorded" in why
 
 
 def test_folders_are_not_averaged_with_each_other(tmp_path):
@@ -392,9 +397,11 @@ def test_report_writes_what_it_prints(rdd, digits):
     frame = pd.read_csv(place / "comparison.csv")
     assert set(frame["kind"]) == {"paper", "peer", "measured"}
     row = only(frame, kind="measured", method="RDD", steps=1)
-    assert row["fid"] == pytest.approx(4.09658, rel=1e-5) and row["over"] == "3 seeds"
+    (published,) = pd.read_csv(RESULTS / "digits.csv").query("method == 'rdd' and steps == 1").itertuples()
+    assert row["fid"] == pytest.approx(published.fid_mean, rel=1e-5) and row["over"] == "3 seeds"
     assert all(Path(path).exists() for path in row["receipt_path"].split("\n"))
-    assert "4.10 ± 0.18" in (place / "comparison.md").read_text() and "4.10 ± 0.18" in printed
+    shown = f"{published.fid_mean:.2f} ± {published.fid_spread:.2f}"
+    assert shown in (place / "comparison.md").read_text() and shown in printed
     with Image.open(io.BytesIO((place / "fid_against_steps.png").read_bytes())) as image:
         assert image.width > 800 and image.height > 800
 
