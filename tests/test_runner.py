@@ -183,7 +183,7 @@ def start(out: Path, *options: str) -> subprocess.Popen:
 @pytest.mark.parametrize(
     "number, to_all, jobs, status",
     [
-        (signal.SIGINT, True, "1", 130),
+        pytest.param(signal.SIGINT, True, "1", 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, "1", 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, True, "2", 130, marks=pytest.mark.slow),
     ],
