@@ -28,6 +28,7 @@ from rddlib.errors import Interrupted, UserError
 from rddlib.installation import shipped
 from rddlib.profiles import load_profile
 from rddlib.study import Study, continue_study, key_of, open_study, stopped_with
+from rddlib.training.stopping import HeedsSignals
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
@@ -142,7 +143,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
     return Executed(notebook.stem, target, seconds)
 
 
-class _Stop:
+class _Stop(HeedsSignals):
     """SIGINT and SIGTERM while a notebook runs: its kernel is interrupted, so that a training saves; no cell follows.
 
     A kernel is in a process group of its own, where a terminal's Ctrl-C does not reach it, and it heeds a signal only
@@ -152,17 +153,7 @@ class _Stop:
     def __init__(self, notebook: str):
         self.notebook, self.signal, self.client = notebook, 0, None
         self._running, self._process = False, None  # whether a cell runs; the kernel's process, once interrupted
-        self._interrupts, self._before = 0, {}
-
-    def __enter__(self) -> "_Stop":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._interrupts = 0
 
     def _note(self, number: int, frame) -> None:
         self._interrupts += number == signal.SIGINT

@@ -5,6 +5,7 @@ import json
 import time
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ GIVEN = {"sampler": "none: given images", "steps": 0, "evaluations": 0, "clip": 
          "training_precision": UNKNOWN, "training_seed": UNKNOWN}  # fmt: skip
 
 
-class Images:
+class Images(ABC):
     """Images to score: `len`, `shape` (C, H, W), `name`, and `batch(start, stop)` -> uint8, or floats in [-1, 1].
 
     provenance: what a receipt says of how they were made; sha256: of their pixels, where they are given and not drawn.
@@ -42,11 +43,11 @@ class Images:
     shape: tuple[int, int, int]
     provenance: dict = GIVEN
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def batch(self, start: int, stop: int) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def batch(self, start: int, stop: int) -> Tensor: ...
 
     @property
     def identity(self) -> str:

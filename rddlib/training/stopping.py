@@ -11,17 +11,13 @@ from rddlib.distributed import world_size
 AGREE_EVERY = 10  # iterations between the processes' exchanges: each makes them wait for each other
 
 
-class StopRequests:
-    """with StopRequests(device) as stop: ... if signal := stop.requested(number): save, then leave.
+class HeedsSignals:
+    """A context in which SIGINT and SIGTERM come to `_note`; outside a program's main thread they stay as they are."""
 
-    A second SIGINT acts at once, as it would have without this, but not where several processes run, since their launcher
-    may pass one on that they have had already. Outside a program's main thread signals stay as they are.
-    """
+    _before: dict = {}
 
-    def __init__(self, device: torch.device):
-        self.device, self._signal, self._before = device, 0, {}
-
-    def __enter__(self) -> "StopRequests":
+    def __enter__(self):
+        self._before = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
@@ -31,6 +27,17 @@ class StopRequests:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class StopRequests(HeedsSignals):
+    """with StopRequests(device) as stop: ... if signal := stop.requested(number): save, then leave.
+
+    A second SIGINT acts at once, as it would have without this, but not where several processes run, since their launcher
+    may pass one on that they have had already. Outside a program's main thread signals stay as they are.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self._signal = device, 0
 
     def _note(self, number: int, frame) -> None:
         self._signal = number
