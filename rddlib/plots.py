@@ -130,14 +130,6 @@ def error_figure(steps: Sequence[int], errors: dict[str, Sequence[float]], title
     return figure
 
 
-def loss_figure(history: Sequence[dict], title: str) -> Figure:
-    """A training loss against iterations."""
-    figure, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
-    ax.semilogy([h["step"] for h in history], [h["loss"] for h in history], color="#0072B2")
-    ax.set(xlabel="iteration", ylabel="loss", title=title)
-    return figure
-
-
 def matrices_figure(matrices: dict[str, Tensor], title: str, label: str, shared: bool = True) -> Figure:
     """Square matrices side by side on one colour scale (or one each)."""
     figure, axes = plt.subplots(1, len(matrices), figsize=(3 * len(matrices) + 0.6, 3), layout="constrained")
