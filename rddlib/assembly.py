@@ -6,14 +6,14 @@ from rddlib.extractor import FeatureExtractor
 from rddlib.extractor import build_extractor as build_extractor_by_name
 from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict
-from rddlib.schedule import CosineSchedule
+from rddlib.schedule import make_schedule
 from rddlib.unet import UNet
 
 
 def build_denoiser(profile: Profile) -> Denoiser:
     """The U-Net with its parametrisation and schedule."""
     base = profile.base
-    return Denoiser(UNet(profile.unet), CosineSchedule(base.schedule_offset), base.prediction)
+    return Denoiser(UNet(profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
 
 
 def build_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:
@@ -36,7 +36,7 @@ def objective_numbers(profile: Profile, method: str, steps: int) -> dict:
         raise UserError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
     loss = profile.loss
     cfd = {"temperature": profile.distill.temperatures[halving_of(profile, steps)], "dual": loss.dual,
-           "predictions": loss.predictions}  # fmt: skip
+           "predictions": loss.predictions, "cfd": loss.cfd}  # fmt: skip
     others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *cfd}
     return {
         "pd": {},
@@ -50,5 +50,5 @@ def build_objective(profile: Profile, method: str, steps: int, extractor: Featur
     """What a student of `steps` steps minimises by `method`, one of METHODS; all but "pd" need the extractor."""
     numbers = objective_numbers(profile, method, steps)
     if method == "pd":
-        return PD(CosineSchedule(profile.base.schedule_offset))
+        return PD(make_schedule(profile.base.schedule, profile.base.schedule_offset))
     return {"cfd": CFD, "rcfd": RCFD, "rdd": RDD}[method](extractor, **numbers)

@@ -1,12 +1,13 @@
 """Classifiers as feature extractors: the eyes through which CFD and the relational losses compare images."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EXTRACTORS = ("small_resnet", "resnet18", "densenet201")
+EXTRACTORS = ("small_resnet", "resnet18", "resnet50", "densenet201")
 MAPS = ("conv", "relu")
 
 
@@ -78,8 +79,8 @@ def _small_resnet(image_channels: int, width: int = 48) -> tuple[nn.Module, nn.M
     return trunk, nn.BatchNorm2d(2 * width), 2 * width
 
 
-class _LastBlockBeforeReLU(nn.Module):
-    """torchvision's BasicBlock without its final ReLU, which FeatureExtractor applies itself."""
+class _BeforeReLU(nn.Module):
+    """torchvision's BasicBlock or Bottleneck without its final ReLU, which FeatureExtractor applies itself."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -87,18 +88,21 @@ class _LastBlockBeforeReLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         b = self.block
-        return b.bn2(b.conv2(F.relu(b.bn1(b.conv1(h))))) + (h if b.downsample is None else b.downsample(h))
+        out = b.bn2(b.conv2(F.relu(b.bn1(b.conv1(h)))))
+        if hasattr(b, "conv3"):
+            out = b.bn3(b.conv3(F.relu(out)))
+        return out + (h if b.downsample is None else b.downsample(h))
 
 
-def _resnet18(image_channels: int) -> tuple[nn.Module, nn.Module, int]:
-    """torchvision's ResNet18 with a 3x3 stride-1 stem and no max-pooling: 32 px images give a 512 x 4 x 4 map."""
-    from torchvision.models import resnet18
+def _resnet(name: str, channels: int, image_channels: int) -> tuple[nn.Module, nn.Module, int]:
+    """torchvision's ResNet with a 3x3 stride-1 stem and no max-pooling: 32 px images give a [channels, 4, 4] map."""
+    from torchvision import models
 
-    net = resnet18(weights=None)
-    net.layer4[-1] = _LastBlockBeforeReLU(net.layer4[-1])
+    net = getattr(models, name)(weights=None)
+    net.layer4[-1] = _BeforeReLU(net.layer4[-1])
     stem = nn.Conv2d(image_channels, 64, 3, padding=1, bias=False)
     trunk = nn.Sequential(stem, net.bn1, nn.ReLU(), net.layer1, net.layer2, net.layer3, net.layer4)
-    return trunk, nn.Identity(), 512
+    return trunk, nn.Identity(), channels
 
 
 def _densenet201(image_channels: int) -> tuple[nn.Module, nn.Module, int]:
@@ -117,9 +121,9 @@ def build_extractor(name: str, image_channels: int, num_classes: int, map_at: st
     """An untrained extractor by name: one of EXTRACTORS. Raises ValueError for another name."""
     if name not in EXTRACTORS:
         raise ValueError(f"extractor is {name!r}, expected one of {EXTRACTORS}")
-    trunk, norm, channels = {"small_resnet": _small_resnet, "resnet18": _resnet18, "densenet201": _densenet201}[name](
-        image_channels
-    )
+    make = {"small_resnet": _small_resnet, "resnet18": partial(_resnet, name, 512),
+            "resnet50": partial(_resnet, name, 2048), "densenet201": _densenet201}[name]  # fmt: skip
+    trunk, norm, channels = make(image_channels)
     return FeatureExtractor(trunk, norm, channels, num_classes, map_at)
 
 

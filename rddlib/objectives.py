@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from rddlib.losses import (
     cfd_loss,
     diversity_loss,
     entropy_loss,
+    ii_p2p_loss,
     is_p2p_loss,
     m_p2p_loss,
     pd_loss,
@@ -31,6 +32,7 @@ RELEASED_SWITCHES = {
     "head_free": "the projection head learns at a constant rate and unclipped, while the student has a schedule and clipping",
 }
 WEIGHTS = ("fixed", "balanced")
+RELATIONS = ("is_p2p", "ii_p2p")
 
 
 class Loss(NamedTuple):
@@ -54,6 +56,10 @@ class Objective(nn.Module, ABC):
 
     weights: dict[str, float]
     shares: Mapping[str, float] = {}
+
+    def wants(self, name: str) -> bool:
+        """Whether a term counts: one of weight 0 need not be computed."""
+        return self.weights[name] != 0
 
     @abstractmethod
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -172,16 +178,22 @@ class CFD(_Frozen, Objective):
 
     extractor: frozen here, and no part of this module's state; temperature: tau of the teacher's features, in (0, 1] as
     the papers have it; dual: tau on both sides, times tau^2 (Eq. 8, Sun et al. 2023); predictions: compare the
-    classifier's logits instead of its pooled features (Figures 4 and 5 there).
+    classifier's logits instead of its pooled features (Figures 4 and 5 there); cfd: weight, for subclasses with more terms.
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, temperature: float, *, dual: bool = False, predictions: bool = False
+        self,
+        extractor: FeatureExtractor,
+        temperature: float,
+        *,
+        dual: bool = False,
+        predictions: bool = False,
+        cfd: float = 1.0,
     ):
         super().__init__()
         self._hold("extractor", extractor)
         self.temperature, self.dual, self.predictions = temperature, dual, predictions
-        self.weights = {"cfd": 1.0}
+        self.weights = {"cfd": cfd}
 
     def features(self, x_student: Tensor, x_teacher: Tensor) -> tuple[Features, Features]:
         """The student's features, differentiable, and the teacher's."""
@@ -193,8 +205,13 @@ class CFD(_Frozen, Objective):
         chosen = "logits" if self.predictions else "pooled"
         return cfd_loss(getattr(student, chosen), getattr(teacher, chosen), self.temperature, dual=self.dual)
 
+    def _terms(self, **makers: Callable[[], Tensor]) -> dict[str, Tensor]:
+        """Those that count, made in order."""
+        return {name: make() for name, make in makers.items() if self.wants(name)}
+
     def terms(self, x_student, x_teacher, t, generator):
-        return {"cfd": self.cfd(*self.features(x_student, x_teacher))}
+        student, teacher = self.features(x_student, x_teacher)
+        return self._terms(cfd=lambda: self.cfd(student, teacher))
 
 
 class RCFD(CFD):
@@ -202,15 +219,17 @@ class RCFD(CFD):
 
     def __init__(self, extractor: FeatureExtractor, temperature: float, beta: float, gamma: float, **options):
         super().__init__(extractor, temperature, **options)
-        self.weights = {"cfd": 1.0, "entropy": beta * gamma, "diversity": beta * (1 - gamma)}
+        self.weights |= {"entropy": beta * gamma, "diversity": beta * (1 - gamma)}
+        if not any(self.weights.values()):
+            raise ValueError("all weights are 0: nothing would be learnt")
 
     def terms(self, x_student, x_teacher, t, generator):
         student, teacher = self.features(x_student, x_teacher)
-        return {
-            "cfd": self.cfd(student, teacher),
-            "entropy": entropy_loss(student.logits),
-            "diversity": diversity_loss(all_gather_grad(student.logits)),
-        }
+        return self._terms(
+            cfd=lambda: self.cfd(student, teacher),
+            entropy=lambda: entropy_loss(student.logits),
+            diversity=lambda: diversity_loss(all_gather_grad(student.logits)),
+        )
 
 
 def projection_head(channels: int) -> nn.Sequential:
@@ -228,7 +247,9 @@ class RDD(CFD):
 
     alpha, beta: weights; temperature: tau of CFD; tau_is, tau_m: of the relations; queue_size: N_q rows; draws: V rows
     compared with; per_image: K pixels pushed of each map. The queue is filled after each update, so the first iteration
-    has none and leaves M_P2P out. Over several processes the relations span all of them.
+    has none and leaves M_P2P out. Over several processes the relations span all of them. A term of weight 0 is left out,
+    and without M_P2P there is neither projection head nor queue. relation: "ii_p2p" puts L_II_P2P (Eq. 6) in the place of
+    L_IS_P2P; impl: of rddlib.losses.is_p2p_loss.
 
     weights: "fixed", alpha and beta multiply the losses; "balanced", they say how large the gradients of IS_P2P and M_P2P
     at the student's image should be as a share of CFD's. released: names of RELEASED_SWITCHES to follow instead of the
@@ -247,22 +268,30 @@ class RDD(CFD):
         queue_size: int = 20_000,
         draws: int = 2048,
         per_image: int = 1,
+        relation: str = "is_p2p",
+        impl: str = "auto",
         weights: str = "fixed",
         released: Collection[str] = (),
         **options,
     ):
         super().__init__(extractor, temperature, **options)
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights is {weights!r}, expected one of {WEIGHTS}")
+        for name, value, known in (("weights", weights, WEIGHTS), ("relation", relation, RELATIONS)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {known}")
         unknown = set(released) - RELEASED_SWITCHES.keys()
         if unknown:
             raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_SWITCHES)}")
         self.tau_is, self.tau_m, self.draws, self.per_image = tau_is, tau_m, draws, per_image
-        self.weights = {"cfd": 1.0, "is_p2p": alpha, "m_p2p": beta}
-        self.shares = {"is_p2p": alpha, "m_p2p": beta} if weights == "balanced" else {}
-        self.released = frozenset(released)
-        self.head = projection_head(extractor.channels)
-        self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
+        self.relation, self.impl, self.released = relation, impl, frozenset(released)
+        relational = {relation: alpha, "m_p2p": beta}
+        self.weights |= relational
+        if not self.weights["cfd"] and not alpha:
+            raise ValueError("cfd and alpha are 0: M_P2P alone has nothing to compare with while the queue is empty")
+        self.shares = {name: share for name, share in relational.items() if share} if weights == "balanced" else {}
+        self.head, self.queue = None, None
+        if self.wants("m_p2p"):
+            self.head = projection_head(extractor.channels)
+            self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
         self._map_teacher: Tensor | None = None
 
     def terms(self, x_student, x_teacher, t, generator):
@@ -270,14 +299,24 @@ class RDD(CFD):
         # The head too sees every rank's maps: one batch statistic, and the same gradient for its weights everywhere.
         map_student, map_teacher = all_gather_grad(student.map), all_gather_grad(teacher.map)
         related = (student.map, teacher.map) if "local_batch" in self.released else (map_student, map_teacher)
-        terms = {"cfd": self.cfd(student, teacher), "is_p2p": is_p2p_loss(*related, self.tau_is)}
+        terms = self._terms(
+            cfd=lambda: self.cfd(student, teacher), **{self.relation: lambda: self._relations(*related)}
+        )
+        if self.queue is None:
+            return terms
         self._map_teacher = map_teacher
         if "queue_push" in self.released:
             self._push(generator)
         if len(self.queue):
             embeddings = self.queue.sample(self.draws, generator)  # [V, C]
-            terms["m_p2p"] = m_p2p_loss(self.head(map_student), map_teacher, embeddings, self.tau_m)
+            head = self.head(map_student)
+            terms["m_p2p"] = m_p2p_loss(head, map_teacher, embeddings, self.tau_m, impl=self.impl)
         return terms
+
+    def _relations(self, map_student: Tensor, map_teacher: Tensor) -> Tensor:
+        if self.relation == "ii_p2p":
+            return ii_p2p_loss(map_student, map_teacher, self.tau_is)
+        return is_p2p_loss(map_student, map_teacher, self.tau_is, impl=self.impl)
 
     def _push(self, generator: torch.Generator) -> None:
         if self._map_teacher is not None:
@@ -290,4 +329,4 @@ class RDD(CFD):
 
     def status(self) -> dict[str, Tensor]:
         """Rows in the queue when the terms were made: 0 says why they lack M_P2P."""
-        return {"queue_rows": torch.tensor(float(len(self.queue)))}
+        return {} if self.queue is None else {"queue_rows": torch.tensor(float(len(self.queue)))}

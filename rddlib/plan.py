@@ -16,14 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rddlib.bench.process import aligned, free_memory, in_child, in_use, number, release_memory, reset_peak
+from rddlib.bench.process import aligned, free_memory, in_child, number
 from rddlib.bench.stages import Stage, config_of, each_step
 from rddlib.errors import UserError
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 from rddlib.profiles import METHODS, Profile, load_profile
 from rddlib.sampling import ddim_sample
 from rddlib.training import chosen_precision, prepared, training_device
-from rddlib.training.hardware import peak_memory
+from rddlib.training.hardware import in_use, peak_memory, release_memory, reset_peak
 
 SAMPLING = "sampling"
 FIRST = 2  # images of the first probe
@@ -230,10 +230,14 @@ def make_plan(
     jobs = jobs_of(loaded, Study(loaded, out).arms())
     for index, job in enumerate(jobs, start=1):
         progress(f"[{index}/{len(jobs)}] probing {job.name}, about {seconds:g} s")
-        request = {"profile": profile, "overrides": overrides or {}, "kind": job.kind, "batch": job.batch,
-                   "seconds": seconds}  # fmt: skip
-        rows.append(_row(job, in_child(probe, request, threads=threads, timeout=120 + 20 * seconds)))
+        rows.append(probed(job, profile, overrides or {}, seconds, threads))
     return Plan(rows, shutil.disk_usage(_existing(out)).free, memory)
+
+
+def probed(job: Job, profile: str, overrides: dict[str, str], seconds: float, threads: int) -> Row:
+    """A stage's costs, measured for about `seconds` in a process of its own with so many threads."""
+    request = {"profile": profile, "overrides": overrides, "kind": job.kind, "batch": job.batch, "seconds": seconds}
+    return _row(job, in_child(probe, request, threads=threads, timeout=120 + 20 * seconds))
 
 
 def _existing(folder: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import functools
+import json
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -11,7 +13,9 @@ import yaml
 from rddlib.data import DataConfig
 from rddlib.errors import UserError
 from rddlib.extractor import EXTRACTORS, MAPS
-from rddlib.objectives import RELEASED_SWITCHES, WEIGHTS
+from rddlib.losses import IMPLEMENTATIONS
+from rddlib.objectives import RELATIONS, RELEASED_SWITCHES, WEIGHTS
+from rddlib.schedule import SCHEDULES
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.unet import UNetConfig
 
@@ -28,19 +32,22 @@ class BaseConfig:
     """The base model: how it is trained, and on which grid its teacher role starts.
 
     train; prediction: what the network outputs, "x", "eps" or "v"; snr_max: upper clip of the SNR weight (0: none);
-    steps: of the DDIM sampler that progressive distillation starts from; schedule_offset: s of the cosine.
+    steps: of the DDIM sampler that progressive distillation starts from; schedule: one of rddlib.schedule.SCHEDULES,
+    "continuous" as in the papers or "discrete" as in the released code; schedule_offset: s of the cosine.
     """
 
     train: TrainConfig
     prediction: str = "x"
     snr_max: float = 0.0
     steps: int = 1024
+    schedule: str = "continuous"
     schedule_offset: float = 0.008
 
     def __post_init__(self):
         _check(self.prediction in ("x", "eps", "v"), f"prediction is {self.prediction!r}, expected x, eps or v")
         _check(self.snr_max == 0 or self.snr_max >= 1, f"snr_max is {self.snr_max}, expected 0 (none) or at least 1")
         _check(self.steps >= 2, f"steps is {self.steps}, expected at least 2")
+        _check(self.schedule in SCHEDULES, f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
         _check(self.schedule_offset >= 0, f"schedule_offset is {self.schedule_offset}, expected at least 0")
 
 
@@ -57,17 +64,24 @@ class HalvingConfig:
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """The classifier whose features are distilled: name, train, shift (augmentation, pixels), map_at (which map)."""
+    """The classifier whose features are distilled: name, train, shift (augmentation, pixels), map_at (which map).
+
+    seed: another one gives another classifier of the same kind; classes: it is shown no images of others (empty: all).
+    """
 
     train: TrainConfig
     name: str = "densenet201"
     shift: int = 1
     map_at: str = "conv"
+    seed: int = 0
+    classes: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check(self.name in EXTRACTORS, f"name is {self.name!r}, expected one of {EXTRACTORS}")
         _check(self.map_at in MAPS, f"map_at is {self.map_at!r}, expected one of {MAPS}")
         _check(self.shift >= 0, f"shift is {self.shift}, expected at least 0")
+        _check(len(set(self.classes)) == len(self.classes) and min(self.classes, default=0) >= 0,
+               f"classes is {self.classes}, expected different ones, from 0 on")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,10 @@ class DistillConfig:
 class LossConfig:
     """Weights, temperatures and variants.
 
-    alpha, beta, tau_is, tau_m, queue_size, draws, per_image: of RDD (Eq. 7-10, Feng et al. 2024). weights: "fixed", or
+    cfd: weight of CFD where other terms stand beside it; a term of weight 0 is left out. alpha, beta, tau_is, tau_m,
+    queue_size, draws, per_image: of RDD (Eq. 7-10, Feng et al. 2024). relation: which relations alpha weighs, "is_p2p"
+    across the images of a batch or "ii_p2p" within each (Eq. 6), both at tau_is. impl: how the relational losses are
+    computed, of rddlib.losses.is_p2p_loss. weights: "fixed", or
     "balanced" for alpha and beta to say the size of the gradients as a share of CFD's. released: where to follow the
     released code instead of the paper, names of RELEASED_SWITCHES. rcfd_beta, rcfd_gamma: of RCFD (Eq. 7, Sun et al.
     2023). dual: CFD's temperature on both sides (Eq. 8 there). predictions: CFD on class predictions instead of features.
@@ -100,6 +117,7 @@ class LossConfig:
     infinite feature.
     """
 
+    cfd: float = 1.0
     alpha: float = 1.0
     beta: float = 0.1
     tau_is: float = 1.0
@@ -107,6 +125,8 @@ class LossConfig:
     queue_size: int = 20_000
     draws: int = 2048
     per_image: int = 1
+    relation: str = "is_p2p"
+    impl: str = "auto"
     rcfd_beta: float = 0.003
     rcfd_gamma: float = 0.75
     weights: str = "fixed"
@@ -119,11 +139,16 @@ class LossConfig:
     def __post_init__(self):
         for name in ("tau_is", "tau_m"):
             _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("alpha", "beta", "rcfd_beta", "watch"):
+        for name in ("cfd", "alpha", "beta", "rcfd_beta", "watch"):
             _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
         for name in ("queue_size", "draws", "per_image"):
             _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        _check(self.weights in WEIGHTS, f"weights is {self.weights!r}, expected one of {WEIGHTS}")
+        for name, known in (("weights", WEIGHTS), ("relation", RELATIONS), ("impl", IMPLEMENTATIONS)):
+            _check(getattr(self, name) in known, f"{name} is {getattr(self, name)!r}, expected one of {known}")
+        _check(
+            self.weights == "fixed" or self.cfd > 0,
+            "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0",
+        )
         unknown = set(self.released) - RELEASED_SWITCHES.keys()
         _check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
         _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
@@ -315,18 +340,56 @@ def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
     Raises UserError for an unknown profile or field (naming the nearest), a value of the wrong type or out of range.
     """
     if name not in PROFILES:
-        raise UserError(f"unknown profile {name!r}{_nearest(name, PROFILES)}: known are {', '.join(PROFILES)}")
-    profile, changes = PROFILES[name](), {}
-    for key, text in (overrides or {}).items():
+        raise UserError(f"unknown profile {name!r}{nearest(name, PROFILES)}: known are {', '.join(PROFILES)}")
+    return changed(PROFILES[name](), overrides or {})
+
+
+def changed(profile: Profile, overrides: dict[str, str]) -> Profile:
+    """The profile with fields replaced, all at once, since they may depend on each other. Raises as `load_profile`."""
+    changes: dict = {}
+    for key, text in overrides.items():
         _collect(changes, profile, key.split("."), text, key)
     try:
-        return _rebuilt(profile, changes)  # all at once: fields may depend on each other
+        return _rebuilt(profile, changes)
     except ValueError as error:
         given = " ".join(f"{key}={text}" for key, text in overrides.items())
         raise UserError(f"--set {given}: {error}") from error
 
 
-def _nearest(word: str, known) -> str:
+def set_apart(profile: Profile) -> dict[str, str]:
+    """The overrides that make this profile of the one whose name it has."""
+
+    def leaves(config, path: str = ""):
+        for f in fields(config):
+            value = getattr(config, f.name)
+            yield from leaves(value, f"{path}{f.name}.") if is_dataclass(value) else [(path + f.name, value)]
+
+    own = dict(leaves(PROFILES[profile.name]()))
+    return overrides_of(profile, {key: value for key, value in leaves(profile) if value != own[key]})
+
+
+def parse_value(profile: Profile, key: str, text: str):
+    """What `text` means for the field "section.field", in that field's type. Raises UserError as `load_profile` does."""
+    changes: dict = {}
+    _collect(changes, profile, key.split("."), text, key)
+    while isinstance(changes, dict):
+        changes = next(iter(changes.values()))
+    return changes
+
+
+def overrides_of(profile: Profile, changes: dict[str, object]) -> dict[str, str]:
+    """{"section.field": value} as `load_profile` takes it; one value for a field of several stands for all of them."""
+    texts = {}
+    for key, value in changes.items():
+        current = functools.reduce(getattr, key.split("."), profile)
+        if isinstance(current, tuple) and not isinstance(value, tuple):
+            value = (value,) * max(1, len(current))
+        texts[key] = json.dumps(value)
+    return texts
+
+
+def nearest(word: str, known) -> str:
+    """A hint at what was meant, where something known is close to the word; else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -336,7 +399,7 @@ def _collect(changes: dict, config, path: list[str], text: str, key: str) -> Non
     known = {f.name: f for f in fields(config) if f.name != "name" or not isinstance(config, Profile)}
     head, rest = path[0], path[1:]
     if head not in known:
-        raise UserError(f"--set {key}: no field {head!r}{_nearest(head, known)}; known are {', '.join(known)}")
+        raise UserError(f"--set {key}: no field {head!r}{nearest(head, known)}; known are {', '.join(known)}")
     current = getattr(config, head)
     if is_dataclass(current) != bool(rest):
         what = (

@@ -20,7 +20,7 @@ from rddlib.extractor import MetricNetwork, accuracy
 from rddlib.losses import truncated_snr_weight
 from rddlib.objectives import Objective, microscope
 from rddlib.sampling import ddim_sample, two_step_target
-from rddlib.schedule import CosineSchedule, Schedule, expand_to
+from rddlib.schedule import Schedule, expand_to, make_schedule, name_of
 from rddlib.training import RunConfig, Step, TrainConfig, Trainer, prepared, stream, training_device
 from rddlib.unet import UNet, UNetConfig
 
@@ -42,7 +42,7 @@ def describe(denoiser: Denoiser) -> dict:
     """What `load_denoiser` needs to know besides the tensors."""
     network = denoiser.network
     return {"unet": dataclasses.asdict(network.config), "prediction": denoiser.prediction,
-            "schedule_offset": denoiser.schedule.offset}  # fmt: skip
+            "schedule": name_of(denoiser.schedule), "schedule_offset": denoiser.schedule.offset}  # fmt: skip
 
 
 def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
@@ -56,7 +56,8 @@ def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
                         "file")  # fmt: skip
     model = info["model"]
     config = {name: tuple(value) if isinstance(value, list) else value for name, value in model["unet"].items()}
-    denoiser = Denoiser(UNet(UNetConfig(**config)), CosineSchedule(model["schedule_offset"]), model["prediction"])
+    schedule = make_schedule(model.get("schedule", "continuous"), model["schedule_offset"])
+    denoiser = Denoiser(UNet(UNetConfig(**config)), schedule, model["prediction"])
     try:
         denoiser.load_state_dict(tensors)
     except RuntimeError as error:

@@ -87,6 +87,19 @@ class DiscreteCosineSchedule:
 
 
 Schedule = CosineSchedule | DiscreteCosineSchedule
+SCHEDULES = {"continuous": CosineSchedule, "discrete": DiscreteCosineSchedule}  # the paper's, the released code's
+
+
+def make_schedule(name: str, offset: float = 0.008) -> Schedule:
+    """A schedule by name, one of SCHEDULES, with the cosine's offset. Raises ValueError for another name."""
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](offset=offset)
+
+
+def name_of(schedule: Schedule) -> str:
+    """Under which name of SCHEDULES a schedule is made."""
+    return next(name for name, kind in SCHEDULES.items() if isinstance(schedule, kind))
 
 
 def expand_to(coefficient: Tensor, images: Tensor) -> Tensor:

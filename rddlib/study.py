@@ -46,6 +46,7 @@ from rddlib.profiles import METHODS, Profile, as_dict, load_profile
 from rddlib.recipes import describe, distill, provenance, train_base, train_classifier
 from rddlib.sampling import ddim_sample
 from rddlib.training import Checkpoints, TrainConfig, chosen_precision, prepared, stream, training_device
+from rddlib.training.hardware import peak_memory, release_memory, reset_peak
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 STUDY_FILE = "study.json"
@@ -182,6 +183,13 @@ class Study:
         self.device = training_device()
         join()
 
+    def varied(self, profile: Profile) -> "Study":
+        """The study of other numbers in the same folder, where it shares what does not depend on them."""
+        other = Study(profile, self.out, self.seed)
+        if profile.data == self.profile.data and profile.unet.image_size == self.profile.unet.image_size:
+            other.dataset = self.dataset
+        return other
+
     # data and fixed parts
 
     @cached_property
@@ -233,11 +241,15 @@ class Study:
 
     @staticmethod
     def _timed(config: TrainConfig, train: Callable[[], nn.Module]) -> tuple[nn.Module, dict]:
-        """(trained module, facts): how long this took and in which precision (the last stretch of a resumed run)."""
-        began = time.perf_counter()
+        """(trained module, facts): how long this took, in which precision, and the bytes that it held at most beside what
+        was held before (of a resumed run, its last stretch)."""
+        device = training_device()
+        release_memory()
+        before, began = reset_peak(str(device)), time.perf_counter()
         module = train()
-        precision = str(chosen_precision(config.precision, training_device())).removeprefix("torch.")
-        facts = {"seconds": time.perf_counter() - began, "precision": precision}
+        precision = str(chosen_precision(config.precision, device)).removeprefix("torch.")
+        facts = {"seconds": time.perf_counter() - began, "precision": precision,
+                 "peak_memory": peak_memory(device) - before}  # fmt: skip
         return module, facts | ({"model": describe(module)} if isinstance(module, Denoiser) else {})
 
     def _denoiser(self, tensors: dict | None = None) -> Denoiser:
@@ -316,9 +328,11 @@ class Study:
             if not self.dataset.num_classes:
                 raise UserError(f"{self.dataset.name} has no classes to train an extractor with: sort its images into "
                                 "a folder for each class")  # fmt: skip
-            untrained, split, test = self._seeded(self._new_extractor, 4), self._split("extractor"), self._split("test")
+            other = (config.seed,) if config.seed else ()
+            untrained, test = self._seeded(self._new_extractor, 4, *other), self._split("test")
+            split = self._split("extractor").of_classes(config.classes)
             network, facts = self._timed(config.train, lambda: train_classifier(
-                untrained.to(self.device), lambda out: out.logits, split, config.train, stream(self.seed, 5),
+                untrained.to(self.device), lambda out: out.logits, split, config.train, stream(self.seed, 5, *other),
                 shift=config.shift, label=f"extractor {config.name}", files=files, run=self.profile.run,
             ))  # fmt: skip
             return network, {**facts, "test_accuracy": accuracy(lambda images: network(images).logits, test)}
@@ -424,12 +438,43 @@ class Study:
 
     # scores
 
-    def _model(self, method: str, steps: int, seed: int) -> tuple:
+    def lineage(self, method: str, steps: int, seed: int) -> list[tuple]:
+        """The artefacts that an arm needs, ancestors first, as arguments of `facts`."""
+        p, top = self.profile, self.profile.base.steps
+        last = p.halving.teacher_steps if method in METHODS else top
+        teachers = [("teacher", n) for n in self._powers(top // 2, max(last, steps if method == "pd" else last))]
+        students = [("student", method, n, seed) for n in self._powers(last // 2, steps)] if method in METHODS else []
+        extractor = [("extractor",)] if students and method != "pd" else []
+        return [("base",), *teachers, *extractor, *students]
+
+    @staticmethod
+    def _powers(first: int, last: int) -> list[int]:
+        """first, first/2, ..., last."""
+        return [first >> k for k in range(first.bit_length()) if first >> k >= last]
+
+    def training(self, stage: str, *arguments) -> TrainConfig:
+        """How an artefact, given as to `facts`, is trained."""
+        p = self.profile
+        if stage == "student":
+            return replace(p.distill.train, iterations=p.distill.iterations[halving_of(p, arguments[1])])
+        return {"base": p.base, "teacher": p.halving, "extractor": p.extractor}[stage].train
+
+    def make(self, stage: str, *arguments) -> None:
+        """Make an artefact, given as to `facts`, unless it is there."""
+        {"base": self.base, "teacher": self.teacher, "extractor": self.extractor, "student": self.student}[stage](
+            *arguments
+        )
+
+    def model(self, method: str, steps: int, seed: int) -> tuple:
         """Which artefact draws an arm's images, as arguments of `facts`."""
         if method in SAMPLERS:
             return ("base",)
         teacher = method == "pd" and steps == self.profile.halving.teacher_steps
         return ("teacher", steps) if teacher else ("student", method, steps, seed)
+
+    def model_key(self, method: str, steps: int, seed: int) -> str:
+        """A hash of all that the arm's model depends on, known before it is trained."""
+        return key_of(self._facts_of(*self.model(method, steps, seed)))
 
     def check_arm(self, method: str, steps: int) -> None:
         """Raise UserError where no model of this study draws by `method` in `steps` steps."""
@@ -437,7 +482,7 @@ class Study:
             find_sampler(method, steps)
         elif method not in METHODS:
             raise UserError(f"unknown --method {method}: known are {', '.join(dict.fromkeys((*SAMPLERS, *METHODS)))}")
-        self._facts_of(*self._model(method, steps, self.profile.seeds[0]))
+        self._facts_of(*self.model(method, steps, self.profile.seeds[0]))
 
     @cached_property
     def metric_network(self) -> Network:
@@ -459,17 +504,18 @@ class Study:
         own = self.profile.evaluation.network == "extractor"
         return key_of(self._extractor_facts()) if own else self.metric_network.sha256
 
-    def _score_path(self, method: str, steps: int, seed: int) -> Path:
-        stage, *arguments = self._model(method, steps, seed)
-        facts, evaluation = self._facts_of(stage, *arguments), as_dict(self.profile.evaluation)
+    def score_path(self, method: str, steps: int, seed: int) -> Path:
+        """Where an arm's score lies, once measured: named by a hash of all that it depends on."""
+        evaluation = as_dict(self.profile.evaluation)
         config = {name: evaluation[name] for name in ("samples", "seed", "clip", "metrics", "protocol")}
-        key = key_of({"model": key_of(facts), "steps": steps, "evaluation": config, "network": self._network_key})
+        model = self.model_key(method, steps, seed)
+        key = key_of({"model": model, "steps": steps, "evaluation": config, "network": self._network_key})
         return self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
 
     def _measured(self, method: str, steps: int, seed: int) -> dict:
         """{"row", "receipt"} of one arm: measured now, or read from scores/. Arms that differ in the seed alone have one
         "lineage"."""
-        path = self._score_path(method, steps, seed)
+        path = self.score_path(method, steps, seed)
         with locked(path):
             if not agreed(path.exists()):
                 write_record(path, self._measure(method, steps, seed, path.parent))
@@ -478,7 +524,7 @@ class Study:
     def drawn(self, method: str, steps: int, seed: int, samples: int = 0, noise: int | None = None) -> DrawnImages:
         """An arm's images to score, drawn from common noise; samples, noise (its seed): default the profile's."""
         config, denoiser = self.profile.evaluation, self.denoiser(method, steps, seed)
-        made = provenance(denoiser, self.facts(*self._model(method, steps, seed)))
+        made = provenance(denoiser, self.facts(*self.model(method, steps, seed)))
         sampler = method if method in SAMPLERS else "ddim"
         return DrawnImages(
             denoiser, samples or config.samples, steps, seed=config.seed if noise is None else noise, clip=config.clip,
@@ -492,7 +538,7 @@ class Study:
             images, self.dataset, network=self.metric_network, metrics=config.metrics, protocol=config.protocol,
             batch_size=min(config.batch_size, config.samples), folder=folder, device=self.device,
         )  # fmt: skip
-        lineage = key_of(self._facts_of(*self._model(method, steps, self.profile.seeds[0])))
+        lineage = self.model_key(method, steps, self.profile.seeds[0])
         return row_of(result, method=method, steps=steps, seed=seed, lineage=lineage)
 
     def score(self, method: str, steps: int, seed: int) -> dict:
@@ -554,7 +600,7 @@ class Study:
             print(f"{label}: {count.value} it in {time.perf_counter() - began:.1f} s", flush=True)
 
     def _done(self, method: str, seed: int) -> bool:
-        return all(self._score_path(*arm).exists() for arm in self.arms() if arm[0] == method and arm[2] == seed)
+        return all(self.score_path(*arm).exists() for arm in self.arms() if arm[0] == method and arm[2] == seed)
 
     def results(self) -> pd.DataFrame:
         """Every arm's score, as a table with COLUMNS, also written to results.csv; what is missing is trained."""
@@ -565,7 +611,7 @@ class Study:
 
     def scored(self) -> pd.DataFrame:
         """The rows of results that have been measured so far."""
-        done = [arm for arm in self.arms() if self._score_path(*arm).exists()]
+        done = [arm for arm in self.arms() if self.score_path(*arm).exists()]
         return pd.DataFrame([self.score(*arm) for arm in done], columns=COLUMNS)
 
     def check(self) -> None:

@@ -3,19 +3,15 @@
 `python -m rddlib.bench MODULE:FUNCTION '{...}'` is that fresh interpreter: it prints what the function makes of the job.
 """
 
-import contextlib
-import ctypes
-import gc
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 
 import torch
 
-from rddlib.training.hardware import peak_memory, proc_field
+from rddlib.training.hardware import proc_field
 
 MIB = 2**20
 
@@ -45,35 +41,6 @@ def free_memory(device: str) -> int | None:
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     return proc_field("/proc/meminfo", "MemAvailable")
-
-
-def release_memory() -> None:
-    """Give back what is no longer used: on a CPU the allocator would otherwise hold it, and it would count."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # only the GNU C library has it
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def reset_peak(device: str) -> int:
-    """Forget the peak so far; bytes in use now."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return in_use(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-        return in_use(device)
-    except OSError:
-        return peak_memory(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
-
-
-def in_use(device: str) -> int:
-    """Bytes in use now; 0 where the system does not tell."""
-    if device.startswith("cuda"):
-        return torch.cuda.memory_allocated(device)
-    return proc_field("/proc/self/status", "VmRSS") or 0
 
 
 def aligned(heads: Sequence[str], body: Sequence[Sequence[str]], words: Collection[int]) -> str:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from rddlib.cli import bench, images, report, study, training
+from rddlib.cli import ablate, bench, images, report, study, training
 from rddlib.errors import Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Relational Diffusion Distillation: study it, reproduce it, use it.",
 )  # fmt: skip
-for _command in (study.study, study.plan, training.train, training.extractor, training.distill, images.sample,
+for _command in (study.study, study.plan, training.train, training.extractor, training.distill, ablate.ablate, images.sample,
                  images.evaluate):  # fmt: skip
     app.command()(_command)
 app.command()(report.report)

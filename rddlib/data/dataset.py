@@ -54,6 +54,20 @@ class ImageDataset:
         images = self.images.to(device) if self.images.nbytes <= RESIDENT_BYTES else self.images
         return replace(self, images=images, labels=self.labels.to(device))
 
+    def of_classes(self, classes: Sequence[int]) -> "ImageDataset":
+        """Its images of these classes only, with the labels they have; all of them where `classes` is empty.
+
+        Raises UserError for a class that it does not have.
+        """
+        if not classes:
+            return self
+        if unknown := sorted(set(classes) - set(range(self.num_classes))):
+            raise UserError(
+                f"{self.name} has no class {', '.join(map(str, unknown))}: choose from 0 to {self.num_classes - 1}"
+            )
+        rows = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0]
+        return replace(self, images=self.images[rows.to(self.images.device)], labels=self.labels[rows], checksum="")
+
     @cached_property
     def sha256(self) -> str:
         """Of the pixel values: which images a number was measured against."""

@@ -19,9 +19,10 @@ temperatures; within `finite_checks()` also NonFiniteError for NaN or infinite i
 from rddlib.losses.checks import NonFiniteError, finite_checks
 from rddlib.losses.perceptual import load_lpips, perceptual_loss, stage_perceptual_loss
 from rddlib.losses.pointwise import cfd_loss, diversity_loss, entropy_loss, pd_loss, truncated_snr_weight
-from rddlib.losses.relations import ii_p2p_loss, is_p2p_loss, m_p2p_loss
+from rddlib.losses.relations import IMPLEMENTATIONS, ii_p2p_loss, is_p2p_loss, m_p2p_loss
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "NonFiniteError",
     "cfd_loss",
     "diversity_loss",

@@ -11,6 +11,7 @@ from rddlib.losses import chunked
 from rddlib.losses.checks import check_maps, check_same, check_tensor
 from rddlib.losses.numerics import kl, no_autocast, unit
 
+IMPLEMENTATIONS = ("auto", "reference", "chunked")
 SMALL = 2**18  # entries of a relation matrix up to which the reference form is as fast and its memory no matter
 
 
@@ -97,8 +98,8 @@ def _m_p2p_reference(map_student: Tensor, map_teacher: Tensor, embeddings: Tenso
 
 
 def _pick(impl: str, chunk: int | None, entries: int) -> str:
-    if impl not in ("auto", "reference", "chunked"):
-        raise ValueError(f"impl is {impl!r}, expected 'auto', 'reference' or 'chunked'")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is {impl!r}, expected one of {IMPLEMENTATIONS}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}, expected at least 1 image")
     if impl == "auto":

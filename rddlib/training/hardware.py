@@ -1,6 +1,8 @@
 """What the machine offers a training: device, precision, memory format, compilation."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -83,6 +85,35 @@ def peak_memory(device: torch.device | str) -> int:
     import resource  # absent on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def release_memory() -> None:
+    """Give back what is no longer used: on a CPU the allocator would otherwise hold it, and it would count."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # only the GNU C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def reset_peak(device: str) -> int:
+    """Forget the peak so far; bytes in use now."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return in_use(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        return in_use(device)
+    except OSError:
+        return peak_memory(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
+
+
+def in_use(device: str) -> int:
+    """Bytes in use now; 0 where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated(device)
+    return proc_field("/proc/self/status", "VmRSS") or 0
 
 
 def proc_field(path: str, field: str) -> int | None:

@@ -1,0 +1,167 @@
+"""Who performs a sweep's tasks: this process, several on this machine, or dask's workers anywhere.
+
+A task has a label and perform(), which says in a few words what came out; it may be handed to another process. Tasks are
+independent: one that fails, or whose process dies, leaves the others.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rddlib import progress
+from rddlib.errors import Interrupted, UserError
+from rddlib.study import stopped_with
+
+ATTEMPTS = 3  # of a task whose process dies
+CLUSTER_EXTRA = "--scheduler needs an extra: pip install 'rddlib[cluster]'"
+
+
+class Task(Protocol):
+    label: str
+
+    def perform(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a task: what came out or, with `failed`, what went wrong, in a line; seconds that it took."""
+
+    task: Task
+    said: str
+    seconds: float
+    failed: bool = False
+
+
+Report = Callable[[Outcome], None]
+Engine = Callable[[Sequence[Task], Report], None]
+
+
+def attempt(task: Task) -> Outcome:
+    """The task's outcome; only being told to stop is not held back."""
+    began = time.perf_counter()
+    try:
+        said, failed = task.perform(), False
+    except Exception as error:  # whatever it is, the other tasks go on
+        said, failed = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", True
+    return Outcome(task, (said.splitlines() or [""])[0], time.perf_counter() - began, failed)
+
+
+def in_turn(tasks: Sequence[Task], report: Report) -> None:
+    """One after another, here."""
+    for task in tasks:
+        report(attempt(task))
+
+
+def on_this_machine(jobs: int) -> Engine:
+    """`jobs` processes at a time, each with its share of the cores, and of several GPUs one in turn.
+
+    A task whose process dies is tried again, up to ATTEMPTS times. Raises UserError for jobs < 1.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: give at least 1")
+    if jobs == 1:
+        return in_turn
+
+    def engine(tasks: Sequence[Task], report: Report) -> None:
+        waiting, died = list(tasks), Counter()
+        while waiting:
+            waiting = _until_broken(waiting, jobs, report, died)
+
+    return engine
+
+
+def _until_broken(tasks: list[Task], jobs: int, report: Report, died: Counter) -> list[Task]:
+    """Perform the tasks; what is left of them where a process dies, which takes its whole pool with it."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // jobs)
+    start = (threads, torch.cuda.device_count(), context.Value("q", 0), context.Value("q", 0))
+    waiting, running = list(tasks), {}
+    with (
+        concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, start) as pool,
+        stopped_with(pool),
+    ):
+        while waiting or running:
+            try:
+                while waiting and len(running) < jobs:  # no more: what runs when a process dies is then known
+                    future = pool.submit(attempt, waiting[0])
+                    running[future] = waiting.pop(0)
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    report(future.result())
+                    del running[future]
+            except BrokenProcessPool:
+                return _tried_again([*running.values()], report, died) + waiting
+    return []
+
+
+def _tried_again(tasks: list[Task], report: Report, died: Counter) -> list[Task]:
+    died.update(tasks)
+    for task in tasks:
+        if died[task] >= ATTEMPTS:
+            said = f"its process died {ATTEMPTS} times, out of memory by the look of it: give fewer --jobs"
+            report(Outcome(task, said, 0.0, failed=True))
+    return [task for task in tasks if died[task] < ATTEMPTS]
+
+
+def _start_worker(threads: int, gpus: int, started, iterations) -> None:
+    """Quiet, since several share a terminal, whose Ctrl-C reaches every process: the first one passes it on as SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    torch.set_num_threads(threads)
+    progress.report_to(iterations)
+    if gpus > 1:
+        with started.get_lock():
+            mine, started.value = started.value % gpus, started.value + 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[mine] if visible else str(mine)
+
+
+def _stop(number: int, frame) -> None:
+    raise Interrupted("interrupted", number)
+
+
+def on_cluster(address: str) -> Engine:
+    """dask.distributed's workers at a scheduler's address, which see the same folder; a task each, and where workers offer
+    the resource GPU, a GPU each. Raises UserError where dask is missing or no scheduler answers."""
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError as error:
+        raise UserError(CLUSTER_EXTRA) from error
+
+    def engine(tasks: Sequence[Task], report: Report) -> None:
+        try:
+            client = Client(address, timeout=10)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no dask scheduler at {address}: start one with dask scheduler, or correct --scheduler"
+            ) from error
+        with client:
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
+            futures = {
+                client.submit(attempt, task, pure=False, retries=ATTEMPTS, resources=resources): task for task in tasks
+            }
+            try:
+                for future in as_completed(futures):
+                    report(_outcome_of(future, futures[future]))
+            except (KeyboardInterrupt, Interrupted):
+                client.cancel(list(futures))
+                raise
+
+    return engine
+
+
+def _outcome_of(future, task: Task) -> Outcome:
+    try:
+        return future.result()
+    except Exception as error:  # its worker died too often, or dask gave it up
+        return Outcome(task, f"{type(error).__name__}: its worker died or was lost", 0.0, failed=True)
