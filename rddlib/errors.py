@@ -12,5 +12,8 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
+        super().__init__(message, signal)  # both, so that it passes from one process to another
+        self.message, self.signal = message, signal
+
+    def __str__(self) -> str:
+        return self.message

@@ -25,7 +25,8 @@ def conduct(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]:
 
     Tables of all that has been measured by then are written at the end, also where it is told to stop.
     """
-    runs = [run for key, run in shard_of(list(sweep.runs.items()), shard) if key in sweep.waiting()]
+    waiting = sweep.waiting()
+    runs = [run for key, run in shard_of(list(sweep.runs.items()), shard) if key in waiting]
     mark_version(sweep.base.out)
     try:
         failed = _perform(engine, sweep.ancestors(runs), "needed first") + _perform(engine, runs, "runs")

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -64,7 +63,8 @@ def in_turn(tasks: Sequence[Task], report: Report) -> None:
 def on_this_machine(jobs: int) -> Engine:
     """`jobs` processes at a time, each with its share of the cores, and of several GPUs one in turn.
 
-    A task whose process dies is tried again, up to ATTEMPTS times. Raises UserError for jobs < 1.
+    A process that dies takes its pool with it; whatever ran is then tried again alone, up to ATTEMPTS times in all, so that
+    only the culprit is given up. Raises UserError for jobs < 1.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
@@ -72,23 +72,19 @@ def on_this_machine(jobs: int) -> Engine:
         return in_turn
 
     def engine(tasks: Sequence[Task], report: Report) -> None:
-        waiting, died = list(tasks), Counter()
+        waiting = list(tasks)
         while waiting:
-            waiting = _until_broken(waiting, jobs, report, died)
+            suspects, waiting = _until_one_dies(waiting, jobs, report)
+            for task in suspects:
+                _alone(task, jobs, report)
 
     return engine
 
 
-def _until_broken(tasks: list[Task], jobs: int, report: Report, died: Counter) -> list[Task]:
-    """Perform the tasks; what is left of them where a process dies, which takes its whole pool with it."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // jobs)
-    start = (threads, torch.cuda.device_count(), context.Value("q", 0), context.Value("q", 0))
+def _until_one_dies(tasks: list[Task], jobs: int, report: Report) -> tuple[list[Task], list[Task]]:
+    """Perform the tasks; ([], []) or, where a process dies, (what ran, what had not begun)."""
     waiting, running = list(tasks), {}
-    with (
-        concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, start) as pool,
-        stopped_with(pool),
-    ):
+    with _pool(min(jobs, len(tasks)), jobs) as pool, stopped_with(pool):
         while waiting or running:
             try:
                 while waiting and len(running) < jobs:  # no more: what runs when a process dies is then known
@@ -96,26 +92,40 @@ def _until_broken(tasks: list[Task], jobs: int, report: Report, died: Counter) -
                     running[future] = waiting.pop(0)
                 done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
+                    if isinstance(future.exception(), Interrupted):  # somebody told that process to stop
+                        waiting.append(running.pop(future))
+                        continue
                     report(future.result())
                     del running[future]
             except BrokenProcessPool:
-                return _tried_again([*running.values()], report, died) + waiting
-    return []
+                return list(running.values()), waiting
+    return [], []
 
 
-def _tried_again(tasks: list[Task], report: Report, died: Counter) -> list[Task]:
-    died.update(tasks)
-    for task in tasks:
-        if died[task] >= ATTEMPTS:
-            said = f"its process died {ATTEMPTS} times, out of memory by the look of it: give fewer --jobs"
-            report(Outcome(task, said, 0.0, failed=True))
-    return [task for task in tasks if died[task] < ATTEMPTS]
+def _alone(task: Task, jobs: int, report: Report) -> None:
+    """Perform a task by which or beside which a process died, with nothing beside it."""
+    for _ in range(ATTEMPTS - 1):
+        if not any(_until_one_dies([task], jobs, report)):
+            return
+    report(Outcome(task, f"its process died {ATTEMPTS} times, out of memory by the look of it", 0.0, failed=True))
+
+
+def _pool(processes: int, jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    """That many processes, each with a share of the cores as one of `jobs`."""
+    context = multiprocessing.get_context("spawn")
+    start = (
+        max(1, torch.get_num_threads() // jobs),
+        torch.cuda.device_count(),
+        context.Value("q", 0),
+        context.Value("q", 0),
+    )
+    return concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, start)
 
 
 def _start_worker(threads: int, gpus: int, started, iterations) -> None:
-    """Quiet, since several share a terminal, whose Ctrl-C reaches every process: the first one passes it on as SIGTERM."""
+    """Quiet, since several share a terminal, whose Ctrl-C reaches every process: the first one passes it on as SIGTERM,
+    which a training heeds and which ends all else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(threads)
     progress.report_to(iterations)
     if gpus > 1:
@@ -123,10 +133,6 @@ def _start_worker(threads: int, gpus: int, started, iterations) -> None:
             mine, started.value = started.value % gpus, started.value + 1
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[mine] if visible else str(mine)
-
-
-def _stop(number: int, frame) -> None:
-    raise Interrupted("interrupted", number)
 
 
 def on_cluster(address: str) -> Engine:

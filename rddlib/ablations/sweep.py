@@ -69,6 +69,12 @@ class Run:
         return "FID " + ", ".join(f"{row['fid']:.3g}" for row in rows)
 
 
+def _teacher(profile: Profile) -> tuple:
+    """The artefact that all students start from."""
+    steps = profile.halving.teacher_steps
+    return ("teacher", steps) if steps < profile.base.steps else ("base",)
+
+
 def _lineage(study: Study, method: str, steps: int, seed: int) -> list[tuple]:
     teacher = study.profile.halving.teacher_steps
     return study.lineage("pd", teacher, seed) if method == "teacher" else study.lineage(method, steps, seed)
@@ -181,12 +187,10 @@ class Sweep:
 
     def ancestors(self, runs: Iterable[Run]) -> list[Ancestor]:
         """The teachers and extractors among the missing, for runs to share: what a teacher comes from is made with it."""
-        missing = self.missing(runs).values()
-        last = self.base.profile.halving.teacher_steps
         return [
             Ancestor(run.profile, run.out, run.study_seed, stage, f"{stage[0]} for {run.label}")
-            for run, stage in missing
-            if stage in (("teacher", last), ("extractor",))
+            for run, stage in self.missing(runs).values()
+            if stage in (("extractor",), _teacher(run.profile))
         ]
 
     # results
