@@ -27,6 +27,9 @@ STYLES = {
     "pndm": dict(color="#CC79A7", marker="p", linestyle=":"),
     "dpm-solver": dict(color="#56B4E9", marker="X", linestyle=":"),
 }
+SCORE_NAMES = {
+    "fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall",
+}  # fmt: skip
 NAMES = {
     "ddim": "DDIM", "pd": "PD", "cfd": "CFD", "rcfd": "RCFD", "rdd": "RDD", "pndm": "PNDM", "dpm-solver": "DPM-Solver",
 }  # fmt: skip

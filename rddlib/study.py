@@ -103,18 +103,20 @@ def _read_record(record: Path) -> dict:
         raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
 
 
-def prepare_folder(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool = False) -> None:
-    """Make `out` this study's folder, or check that it is; of several processes the first does it for all.
+def prepare_folder(
+    out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool = False, look_only: bool = False
+) -> None:
+    """Make `out` this study's folder, or check that it is (or, look_only, could be); the first of several processes does it.
 
     Raises UserError where it holds something else, or a study of another configuration (unless update).
     """
     join()
     if rank() == 0:
-        _prepare(out, profile, overrides, seed, update)
+        _prepare(out, profile, overrides, seed, update, look_only)
     wait()
 
 
-def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool) -> None:
+def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool, look_only: bool) -> None:
     config, record = _plain(profile, seed), out / STUDY_FILE
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
@@ -133,7 +135,8 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and no study made it: choose another --out")
     text = json.dumps({"profile": profile.name, "overrides": overrides, "seed": seed, "config": config}, indent=1)
-    write_atomically(record, text + "\n")
+    if not look_only:
+        write_atomically(record, text + "\n")
 
 
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> "Study":
@@ -156,11 +159,12 @@ def continue_study(
     seed: int = 0,
     update: bool = False,
     check: Callable[["Study"], object] = lambda study: None,
+    look_only: bool = False,
 ) -> "Study":
     """The study in `out`, with what was set when it was started and what is set now.
 
-    check(study) may raise UserError too, before anything is written. Raises UserError where the folder holds something
-    else, or something set now would change its numbers (unless update).
+    check(study) may raise UserError too, before anything is written; look_only: nothing is written at all. Raises UserError
+    where the folder holds something else, or something set now would change its numbers (unless update).
     """
     record = out / STUDY_FILE
     before = _read_record(record) if record.exists() else {"overrides": {}}
@@ -170,22 +174,22 @@ def continue_study(
     study = Study(load_profile(profile, overrides), out, seed)
     study.check()
     check(study)
-    prepare_folder(out, study.profile, overrides, seed, update)
+    prepare_folder(out, study.profile, overrides, seed, update, look_only)
     return study
 
 
 class Study:
     """profile: its numbers; out: its folder; seed: of base model, extractor and halvings (the last halvings, in which
-    the methods compete, take theirs from profile.seeds)."""
+    the methods compete, take theirs from profile.seeds); scores: where in its folder scores lie."""
 
-    def __init__(self, profile: Profile, out: Path, seed: int = 0):
-        self.profile, self.out, self.seed = profile, Path(out), seed
+    def __init__(self, profile: Profile, out: Path, seed: int = 0, scores: str = "scores"):
+        self.profile, self.out, self.seed, self.scores = profile, Path(out), seed, Path(out) / scores
         self.device = training_device()
         join()
 
-    def varied(self, profile: Profile) -> "Study":
-        """The study of other numbers in the same folder, where it shares what does not depend on them."""
-        other = Study(profile, self.out, self.seed)
+    def varied(self, profile: Profile, scores: str) -> "Study":
+        """The study of other numbers in the same folder, sharing what does not depend on them; its scores lie apart."""
+        other = Study(profile, self.out, self.seed, scores)
         if profile.data == self.profile.data and profile.unet.image_size == self.profile.unet.image_size:
             other.dataset = self.dataset
         return other
@@ -510,7 +514,7 @@ class Study:
         config = {name: evaluation[name] for name in ("samples", "seed", "clip", "metrics", "protocol")}
         model = self.model_key(method, steps, seed)
         key = key_of({"model": model, "steps": steps, "evaluation": config, "network": self._network_key})
-        return self.out / "scores" / f"{method}-{steps}-{seed}-{key}.json"
+        return self.scores / f"{method}-{steps}-{seed}-{key}.json"
 
     def _measured(self, method: str, steps: int, seed: int) -> dict:
         """{"row", "receipt"} of one arm: measured now, or read from scores/. Arms that differ in the seed alone have one

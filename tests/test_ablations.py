@@ -195,6 +195,15 @@ def test_a_wrong_shard_is_refused(text):
         shard_of([], text)
 
 
+def test_a_change_that_does_not_touch_a_model_leaves_its_numbers_the_study_s_own(tmp_path):
+    study = smoke(tmp_path)
+    points = {p.setting.name: p for p in Sweep(study, [ABLATIONS["classifier"], ABLATIONS["losses"]], [0]).points}
+    assert points["small_resnet"].study is study and points["PD"].study is study  # K is no number of CFD's
+    folders = {name: {path.parent.relative_to(tmp_path).as_posix() for path in point.run.paths(point.study)} for name, point in
+               points.items()}  # fmt: skip
+    assert folders["small_resnet"] == {"scores"} and folders["resnet18"] == {"ablations/scores"}
+
+
 # done for real, tiny
 
 
@@ -211,6 +220,7 @@ def test_a_sweep_measures_all_its_points_once_and_leaves_a_tidy_table(tiny, caps
     assert list(table) == COLUMNS and len(table) == 6
     assert set(table["setting"]) == {"alpha = 0.5", "alpha = 2", "CFD"} and set(table["steps"]) == {4}
     assert table[["fid", "pfd", "is", "iterations", "batch", "train_seconds", "peak_mib"]].notna().all().all()
+    assert (tiny.out / "ablations/pair.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     receipts = json.loads((tiny.out / "ablations/pair_receipts.json").read_text())
     assert set(table["record"]) == set(receipts) and all(r["samples"] == 80 for r in receipts.values())
     row = table.query("setting == 'CFD' and seed == 1").iloc[0]
@@ -289,6 +299,10 @@ def test_costs_are_measured_once_for_a_folder(tiny, tmp_path, monkeypatch):
         return Row(job, seconds=0.25 * len(asked))
 
     monkeypatch.setattr("rddlib.ablations.costs.probed", probed)
+    measured_costs(tiny.profile, tmp_path, lambda line: None)
+    assert not list(tmp_path.iterdir())  # no study's folder: a look leaves nothing
+    asked.clear()
+    (tmp_path / "study.json").write_text("{}")
     costs = measured_costs(tiny.profile, tmp_path, lambda line: None)
     assert set(costs) == set(asked) == {"base", "halving", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"}
     assert measured_costs(tiny.profile, tmp_path, lambda line: None) == costs and len(asked) == 8
@@ -307,6 +321,19 @@ def test_the_list_names_every_ablation_with_its_paper_and_its_costs():
 
 
 # the command
+
+
+def test_a_dry_run_says_the_plan_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    from rddlib.cli import main
+
+    costs = dict.fromkeys(("base", "halving", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"), 1.0)
+    monkeypatch.setattr("rddlib.ablations.costs.measured_costs", lambda *_: costs)
+    main(["ablate", "losses", "budget", "--profile", "smoke", "--dry-run", "--out", str(tmp_path / "study")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["ablation", "paper", "settings", "runs", "done", "to", "do", "iterations", "time"]
+    assert re.match(r"losses +Table 3, Feng et al. 2024 +6 +18 +0 +18 ", lines[1])
+    assert re.match(r"budget +ours +5 +9 +0 +0 ", lines[2])  # all costs alike: equal time is equal iterations
+    assert lines[3].startswith("total") and not (tmp_path / "study").exists()
 
 
 def test_unknown_ablations_are_named_with_the_nearest():

@@ -156,7 +156,7 @@ def wait_for(condition, process, seconds=300):
 
 def test_a_killed_worker_leaves_a_sweep_that_ends_complete(tmp_path, undisturbed):
     process = start(tmp_path / "study", "--jobs", "2")
-    wait_for(lambda: list((tmp_path / "study/scores").glob("rdd-4-*.json")), process)
+    wait_for(lambda: list((tmp_path / "study").rglob("scores/rdd-4-*.json")), process)
     victim = wait_for(lambda: children(process.pid), process)[0]
     os.kill(victim, signal.SIGKILL)
     ended(process)
@@ -166,11 +166,11 @@ def test_a_killed_worker_leaves_a_sweep_that_ends_complete(tmp_path, undisturbed
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, undisturbed):
     process = start(tmp_path / "study", "--jobs", "2")
-    wait_for(lambda: list((tmp_path / "study/scores").glob("*.json")), process)
+    wait_for(lambda: list((tmp_path / "study").rglob("scores/*.json")), process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "goes on where this stopped" in errors and "Traceback" not in errors, errors
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study/scores").glob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("scores/*.json")}
     assert 0 < len(before) < RUNS
     ended(start(tmp_path / "study", "--jobs", "2"))
     same_numbers(whole_table(tmp_path / "study"), undisturbed)
@@ -208,7 +208,7 @@ def test_dask_s_workers_share_the_tasks_and_failures_leave_the_others(cluster, t
 @pytest.mark.slow
 def test_a_sweep_on_dask_ends_complete_though_a_worker_is_killed(cluster, tmp_path, undisturbed):
     process = start(tmp_path / "study", "--scheduler", cluster.scheduler_address)
-    wait_for(lambda: list((tmp_path / "study/scores").glob("*.json")), process)
+    wait_for(lambda: list((tmp_path / "study").rglob("scores/*.json")), process)
     workers = [worker.process.pid for worker in cluster.workers.values()]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)

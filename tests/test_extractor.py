@@ -21,7 +21,7 @@ def test_every_profile_builds_its_extractor(name):
     assert features.pooled.shape == (2, channels) and features.logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "densenet201"])
+@pytest.mark.parametrize("name", EXTRACTORS)
 def test_map_before_and_after_the_relu(name):
     conv, relu = (build_extractor(name, 1, 10, map_at).eval() for map_at in ("conv", "relu"))
     relu.load_state_dict(conv.state_dict())
@@ -33,10 +33,11 @@ def test_map_before_and_after_the_relu(name):
     torch.testing.assert_close(before.logits, after.logits)
 
 
-def test_resnet18_is_torchvisions_but_for_the_stem():
-    from torchvision.models import resnet18
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnets_are_torchvisions_but_for_the_stem(name):
+    from torchvision import models
 
-    ours, theirs = build_extractor("resnet18", 3, 10).eval(), resnet18(num_classes=10).eval()
+    ours, theirs = build_extractor(name, 3, 10).eval(), getattr(models, name)(num_classes=10).eval()
     theirs.conv1, theirs.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 32, 32)

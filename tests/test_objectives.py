@@ -6,6 +6,7 @@ from rddlib.losses import (
     cfd_loss,
     diversity_loss,
     entropy_loss,
+    ii_p2p_loss,
     is_p2p_loss,
     m_p2p_loss,
     pd_loss,
@@ -182,3 +183,58 @@ def test_released_push_comes_before_the_loss(extractor, images):
 def test_unknown_switches_are_refused(extractor):
     with pytest.raises(ValueError, match="released names"):
         rdd(extractor, released=["queue"])
+
+
+def test_a_term_of_weight_0_is_left_out_with_all_that_it_needs(extractor, images):
+    x_S, x_T = images
+    f_S, f_T = extractor(x_S), extractor(x_T)
+    cfd = cfd_loss(f_S.pooled, f_T.pooled, 0.9)
+    within = rdd(extractor, alpha=0.5, beta=0.0)
+    assert within.head is None and within.queue is None and not list(within.parameters()) and within.status() == {}
+    loss = within(x_S, x_T, T, torch.Generator())
+    torch.testing.assert_close(loss.total, cfd + 0.5 * is_p2p_loss(f_S.map, f_T.map, 0.7))
+    within.after_step(torch.Generator())
+
+    remembering, shared = rdd(extractor, alpha=0.0), torch.Generator().manual_seed(1)
+    assert set(remembering(x_S, x_T, T, shared).terms) == {"cfd"}
+    remembering.after_step(shared)
+    assert set(remembering(x_S, x_T, T, shared).terms) == {"cfd", "m_p2p"}
+
+    regular = RCFD(extractor, 0.95, beta=0.5, gamma=1.0, cfd=0.0)(x_S, x_T, T, torch.Generator())
+    assert set(regular.terms) == {"entropy"} and regular.total == 0.5 * entropy_loss(f_S.logits)
+    double = RCFD(extractor, 0.9, beta=0.0, gamma=1.0, cfd=2.0)(x_S, x_T, T, torch.Generator())
+    torch.testing.assert_close(double.total, 2 * cfd)
+
+
+def test_relations_within_images_can_take_the_place_of_those_across(extractor, images):
+    x_S, x_T = images
+    objective = rdd(extractor, beta=0.0, relation="ii_p2p")
+    loss, f_S, f_T = objective(x_S, x_T, T, torch.Generator()), extractor(x_S), extractor(x_T)
+    expected = ii_p2p_loss(f_S.map, f_T.map, 0.7)
+    assert loss.terms["ii_p2p"] == expected and "is_p2p" not in loss.terms
+    torch.testing.assert_close(loss.total, cfd_loss(f_S.pooled, f_T.pooled, 0.9) + 2.0 * expected)
+    assert rdd(extractor, relation="ii_p2p", weights="balanced").shares == {"ii_p2p": 2.0, "m_p2p": 0.5}
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_both_forms_of_the_losses_give_one_total(extractor, images, impl):
+    totals = []
+    for form in ("auto", impl):
+        torch.manual_seed(0)
+        objective, shared = rdd(extractor, impl=form), torch.Generator().manual_seed(1)
+        objective(*images, T, shared)
+        objective.after_step(shared)
+        totals.append(objective(*images, T, shared).total)
+    torch.testing.assert_close(*totals, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights, words", [
+    (dict(cfd=0.0, alpha=0.0, beta=0.0), "cfd and alpha are 0"),
+    (dict(cfd=0.0, alpha=0.0), "while the queue is empty"),
+    (dict(relation="across"), "relation is 'across'"),
+])  # fmt: skip
+def test_an_objective_that_could_not_learn_is_refused(extractor, weights, words):
+    with pytest.raises(ValueError, match=words):
+        rdd(extractor, **weights)
+    with pytest.raises(ValueError, match="all weights are 0"):
+        RCFD(extractor, 0.9, beta=0.0, gamma=0.5, cfd=0.0)

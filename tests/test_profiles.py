@@ -11,7 +11,7 @@ from rddlib.assembly import build_denoiser, build_extractor, build_objective
 from rddlib.data import ImageDataset
 from rddlib.errors import UserError
 from rddlib.objectives import CFD, PD, RCFD, RDD
-from rddlib.profiles import METHODS, PROFILES, as_dict, load_profile
+from rddlib.profiles import METHODS, PROFILES, as_dict, changed, load_profile, overrides_of, set_apart
 from rddlib.recipes import distill, train_base, train_classifier
 from rddlib.study import Study
 
@@ -140,3 +140,33 @@ def test_every_profile_takes_a_step_of_each_kind(name, shrink):
     assert len(objective.queue) == 2 * profile.loss.per_image
     changed = [not torch.equal(a, b) for a, b in zip(base.parameters(), student.parameters(), strict=True)]
     assert any(changed) and all(torch.isfinite(p).all() for p in student.parameters())
+
+
+def test_overrides_tell_a_profile_apart_from_the_one_of_its_name():
+    texts = {"loss.alpha": "7", "distill.temperatures": "[1, 0.5, 1]", "data.flip": "true", "loss.released": "[queue_draw]",
+             "base.schedule": "discrete", "extractor.classes": "[1, 2]"}  # fmt: skip
+    profile = load_profile("digits", texts)
+    assert set_apart(profile).keys() == texts.keys() and load_profile("digits", set_apart(profile)) == profile
+    assert set_apart(load_profile("cifar10")) == {}
+
+
+def test_one_value_stands_for_all_of_a_field_of_several():
+    profile = load_profile("digits")
+    made = overrides_of(profile, {"distill.temperatures": 0.5, "loss.released": ("queue_rows",), "unet.attention": 8})
+    assert changed(profile, made).distill.temperatures == (0.5, 0.5, 0.5)
+    assert changed(profile, made).loss.released == ("queue_rows",) and changed(profile, made).unet.attention == (8,)
+
+
+@pytest.mark.parametrize("key, text, words", [
+    ("loss.relation", "across", "expected one of ('is_p2p', 'ii_p2p')"),
+    ("loss.impl", "fast", "expected one of"),
+    ("base.schedule", "linear", "continuous, discrete"),
+    ("extractor.classes", "[1, 1]", "expected different ones"),
+    ("loss.cfd", "-1", "expected at least 0"),
+])  # fmt: skip
+def test_ablations_fields_are_checked(key, text, words):
+    with pytest.raises(UserError) as refused:
+        load_profile("digits", {key: text})
+    assert words in str(refused.value)
+    with pytest.raises(UserError, match="cfd must be above 0"):
+        load_profile("digits", {"loss.cfd": "0", "loss.weights": "balanced"})

@@ -17,6 +17,7 @@ from rddlib.evaluation import summarise
 from rddlib.profiles import load_profile
 from rddlib.report import put_formulas, take_formulas
 from rddlib.runner import _alone_in, check_parameters, collapse_carriage_returns, notebook_files, run_study, selected
+from rddlib.schedule import DiscreteCosineSchedule
 from rddlib.study import COLUMNS, Study, continue_study, open_study, prepare_folder
 
 
@@ -33,8 +34,10 @@ def test_smoke_study_leaves_all_it_promises(smoke_run):
     for name in ("pd", "cfd", "rcfd", "rdd"):
         assert {4, 2, 1} <= set(results[results["method"] == name]["steps"])
     assert (out / "grid.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert len(list((out / "checkpoints").glob("*.safetensors"))) == 3 + 12  # base, extractor, PD to 8; 4 x 3 students
-    assert len(list((out / "notebooks").glob("*.ipynb"))) == len(notebook_files()) == 6
+    assert (
+        len(list((out / "checkpoints").glob("*.safetensors"))) == 3 + 12 + 1
+    )  # base, extractor, PD to 8; 4 x 3 students; notebook 07's
+    assert len(list((out / "notebooks").glob("*.ipynb"))) == len(notebook_files()) == 7
     receipts = [json.loads(p.read_text()) for p in (out / "scores").glob("*.json")]
     assert len(receipts) == len(results) and all(len(r["receipt"]["checkpoint_sha256"]) == 64 for r in receipts)
 
@@ -211,7 +214,7 @@ def test_summary_is_mean_spread_and_minimum():
 
 def test_selection_of_notebooks():
     assert [p.name[:2] for p in selected("3,05")] == ["03", "05"]
-    assert [p.name[:2] for p in selected(start="5")] == ["05", "06"]
+    assert [p.name[:2] for p in selected(start="5")] == ["05", "06", "07"]
     for arguments in (("9",), ("", "12"), ("x",)):
         with pytest.raises(UserError, match="there are 01"):
             selected(*arguments)
@@ -253,3 +256,37 @@ def test_a_later_command_keeps_what_was_set_before(tmp_path):
         continue_study("smoke", {"loss.alpha": "4"}, tmp_path / "a")
     with pytest.raises(UserError, match="holds a study of the profile smoke"):
         continue_study("digits", {}, tmp_path / "a")
+
+
+def test_an_extractor_s_seed_and_classes_make_another_one(tmp_path):
+    tiny = {"extractor.train.iterations": "2"}
+    plain, seeded, partial = (Study(load_profile("smoke", tiny | more), tmp_path) for more in
+                              ({}, {"extractor.seed": "1"}, {"extractor.classes": "[0, 3]"}))  # fmt: skip
+    weights = [study.extractor().fc.weight for study in (plain, seeded, partial)]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    split = plain._split("extractor").of_classes((0, 3))
+    assert set(split.labels.tolist()) == {0, 3} and len(split) == sum(
+        label in (0, 3) for label in plain._split("extractor").labels.tolist()
+    )
+    with pytest.raises(UserError, match="no class 10: choose from 0 to 9"):
+        Study(load_profile("smoke", tiny | {"extractor.classes": "[10]"}), tmp_path).extractor()
+
+
+def test_a_model_on_the_released_grid_is_read_back_on_it(tmp_path):
+    from rddlib.recipes import load_denoiser
+
+    study = Study(load_profile("smoke", {"base.schedule": "discrete", "base.train.iterations": "1"}), tmp_path)
+    base = study.base()
+    read, info = load_denoiser(study.path_of("base"))
+    assert base.schedule == read.schedule == DiscreteCosineSchedule() and info["model"]["schedule"] == "discrete"
+    assert study.objective("pd", 4).schedule == DiscreteCosineSchedule()
+    assert info["peak_memory"] > 0
+
+
+def test_the_lineage_of_an_arm_is_all_that_it_needs(tmp_path):
+    study = Study(load_profile("smoke"), tmp_path)
+    halved = [("base",), ("teacher", 8)]
+    assert study.lineage("ddim", 4, 0) == [("base",)] and study.lineage("pd", 8, 0) == halved
+    assert study.lineage("pd", 2, 1) == [*halved, ("student", "pd", 4, 1), ("student", "pd", 2, 1)]
+    assert study.lineage("rdd", 4, 0) == [*halved, ("extractor",), ("student", "rdd", 4, 0)]
+    assert study.training("student", "rdd", 1, 0).iterations == 6 and study.training("base").iterations == 60

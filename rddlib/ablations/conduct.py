@@ -1,4 +1,4 @@
-"""A sweep from beginning to end: what its runs share, then the runs, then tables and receipts."""
+"""A sweep from beginning to end: what its runs share, then the runs, then tables, receipts and figures."""
 
 import time
 from collections.abc import Sequence
@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from rddlib import progress
 from rddlib.ablations.catalogue import ABLATIONS
 from rddlib.ablations.engines import Engine, Outcome, Task
+from rddlib.ablations.figures import ablation_figure
 from rddlib.ablations.sweep import Sweep, mark_version
+from rddlib.checkpoint import write_atomically
 from rddlib.errors import UserError
 from rddlib.plan import human_time
+from rddlib.plots import to_png
 
 
 def shard_of(tasks: Sequence[Task], text: str) -> list[Task]:
@@ -23,7 +26,7 @@ def shard_of(tasks: Sequence[Task], text: str) -> list[Task]:
 def conduct(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]:
     """Do what is missing of a sweep's runs, or of a part of them, with a line for each; the outcomes that failed.
 
-    Tables of all that has been measured by then are written at the end, also where it is told to stop.
+    Tables and figures of all that has been measured by then are written at the end, also where it is told to stop.
     """
     waiting = sweep.waiting()
     runs = [run for key, run in shard_of(list(sweep.runs.items()), shard) if key in waiting]
@@ -31,7 +34,7 @@ def conduct(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]:
     try:
         failed = _perform(engine, sweep.ancestors(runs), "needed first") + _perform(engine, runs, "runs")
     finally:
-        write_tables(sweep)
+        write_results(sweep)
     return failed
 
 
@@ -54,10 +57,12 @@ def _perform(engine: Engine, tasks: list[Task], what: str) -> list[Outcome]:
     return failed
 
 
-def write_tables(sweep: Sweep) -> None:
-    """A table and its receipts for each ablation that has rows; one of all where all were asked for."""
+def write_results(sweep: Sweep) -> None:
+    """A table, its receipts and a figure for each ablation that has rows; one table of all where all were asked for."""
     for ablation in sweep.ablations:
-        if len(sweep.table(ablation.name)):
-            sweep.write(ablation.name, ablation.name)
+        table = sweep.table(ablation.name)
+        if len(table):
+            figure = ablation_figure(ablation, table, sweep.base.profile, sweep.base.metric)
+            write_atomically(sweep.write(ablation.name, ablation.name).with_suffix(".png"), to_png(figure))
     if {ablation.name for ablation in sweep.ablations} == set(ABLATIONS):
         sweep.write("all")

@@ -15,6 +15,7 @@ from rddlib.errors import UserError
 from rddlib.installation import hardware
 from rddlib.plan import SAMPLING, Job, human_time, probed
 from rddlib.profiles import METHODS, PROFILES, Profile, changed, set_apart
+from rddlib.study import STUDY_FILE
 
 COSTS_FILE = "costs.json"
 KINDS = {"base": "base", "teacher": "halving", "extractor": "extractor"}  # of artefacts; students' kind is their method
@@ -24,8 +25,8 @@ SECONDS = 4.0  # of measuring, for each kind
 def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of an iteration by kind (base, halving, extractor, METHODS, sampling), at the profile's own numbers.
 
-    Measured once for a folder, with one thread in a process of its own, and kept there: a sweep that depends on them then
-    does not change when it goes on. On a GPU, of that GPU. Raises UserError where a kind could not be measured.
+    Measured once for a study's folder, with one thread in a process of its own, and kept there: a sweep that depends on them
+    then does not change when it goes on. On a GPU, of that GPU. Raises UserError where a kind could not be measured.
     """
     path = out / ABLATIONS_FOLDER / COSTS_FILE
     if path.exists():
@@ -47,7 +48,8 @@ def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> d
             )
         costs[job.kind] = row.seconds
     facts = {"seconds": costs, "threads": 1, "hardware": hardware(), "torch": torch.__version__}
-    write_atomically(path, json.dumps(facts, indent=1) + "\n")
+    if (out / STUDY_FILE).exists():
+        write_atomically(path, json.dumps(facts, indent=1) + "\n")
     return costs
 
 

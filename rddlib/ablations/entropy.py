@@ -23,7 +23,7 @@ def entropy_path(study: Study, method: str, steps: int, seed: int) -> Path:
     evaluation = study.profile.evaluation
     facts = {"model": study.model_key(*_arm(study, method, steps, seed)), "steps": steps, "clip": evaluation.clip,
              "samples": evaluation.samples, "noise": evaluation.seed, "extractor": study.path_of("extractor").name}  # fmt: skip
-    return study.out / "scores" / f"entropy-{method}-{steps}-{seed}-{key_of(facts)}.json"
+    return study.out / "ablations/entropies" / f"{method}-{steps}-{seed}-{key_of(facts)}.json"
 
 
 def entropy_record(study: Study, method: str, steps: int, seed: int) -> dict:

@@ -25,6 +25,7 @@ COLUMNS = [
     "iterations", "batch", "train_seconds", "peak_mib", "record",
 ]  # fmt: skip
 ABLATIONS_FOLDER = "ablations"
+SCORES_APART = f"{ABLATIONS_FOLDER}/scores"  # of changed numbers: rdd report shows the study's own alone
 VERSION_FILE = "sweep.json"
 
 
@@ -38,6 +39,7 @@ class Run:
     profile: Profile
     out: Path
     study_seed: int
+    scores: str
     method: str
     steps: tuple[int, ...]
     seed: int
@@ -46,7 +48,7 @@ class Run:
 
     @property
     def study(self) -> Study:
-        return Study(self.profile, self.out, self.study_seed)
+        return Study(self.profile, self.out, self.study_seed, self.scores)
 
     def paths(self, study: Study) -> list[Path]:
         """The files of its numbers."""
@@ -137,15 +139,26 @@ class Sweep:
 
     def _point(self, ablation: Ablation, setting: Setting, seed: int) -> Point:
         study = self._study(setting)
-        run = Run(study.profile, study.out, study.seed, setting.method, self._steps(ablation, setting), seed,
-                  ablation.measures, f"{ablation.name}: {setting.name}, seed {seed}")  # fmt: skip
-        return Point(ablation, setting, run, study, key_of({"files": [path.name for path in run.paths(study)]}))
+        run = self._run(study, ablation, setting, seed)
+        names = [path.name for path in run.paths(study)]
+        if study is not self.base:  # what the change does not touch has the study's own numbers
+            own = self._run(self.base, ablation, setting, seed)
+            if [path.name for path in own.paths(self.base)] == names:
+                study, run = self.base, own
+        return Point(ablation, setting, run, study, key_of({"files": names}))
+
+    def _run(self, study: Study, ablation: Ablation, setting: Setting, seed: int) -> Run:
+        scores = study.scores.relative_to(study.out).as_posix()
+        return Run(study.profile, study.out, study.seed, scores, setting.method, self._steps(ablation, setting), seed,
+                   ablation.measures, f"{ablation.name}: {setting.name}, seed {seed}")  # fmt: skip
 
     def _study(self, setting: Setting) -> Study:
         changes = tuple(setting.changes.items())
         if changes not in self._studies:
             profile = changed(self.base.profile, dict(setting.changes))
-            self._studies[changes] = self.base.varied(profile) if changes else self.base
+            self._studies[changes] = (
+                self.base if profile == self.base.profile else self.base.varied(profile, SCORES_APART)
+            )
             self._studies[changes].check()
         return self._studies[changes]
 
@@ -183,7 +196,7 @@ class Sweep:
         return found
 
     def _study_of(self, run: Run) -> Study:
-        return next(point.study for point in self.points if point.run.profile == run.profile)
+        return next(point.study for point in self.points if point.study.profile == run.profile)
 
     def ancestors(self, runs: Iterable[Run]) -> list[Ancestor]:
         """The teachers and extractors among the missing, for runs to share: what a teacher comes from is made with it."""

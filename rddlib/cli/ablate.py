@@ -47,16 +47,20 @@ def ablate(
       rdd ablate all --profile cifar10 --shard 3/8
       rdd ablate all --profile cifar10 --scheduler tcp://node1:8786
     """
+    from rddlib.ablations.conduct import shard_of
     from rddlib.ablations.costs import catalogue
+    from rddlib.ablations.engines import on_cluster, on_this_machine
 
     if listed:
         print(catalogue(seeds))
         return
-    sweep = _sweep(names, profile, seeds, axis, method, whole, out, parse_overrides(settings), seed, update)
+    shard_of([], shard)  # wrong words first: all else takes longer
+    engine = on_cluster(scheduler) if scheduler else on_this_machine(jobs)
+    sweep = _sweep(names, profile, seeds, axis, method, whole, out, parse_overrides(settings), seed, update, dry_run)
     if dry_run:
         _say_plan(sweep, jobs)
-        return
-    _run(sweep, jobs, shard, scheduler)
+    else:
+        _run(sweep, engine, shard)
 
 
 def _parsed_axes(texts: list[str] | None) -> dict[str, str]:
@@ -88,7 +92,7 @@ def _chosen(names, profile, axes: dict[str, str], method: str, whole: bool) -> l
     return [replace(ablation, whole=whole or ablation.whole) for ablation in chosen]
 
 
-def _sweep(names, profile, seeds, axis, method, whole, out: Path | None, overrides, seed, update):
+def _sweep(names, profile, seeds, axis, method, whole, out: Path | None, overrides, seed, update, look_only):
     from rddlib.ablations import Sweep, check_version
     from rddlib.ablations.costs import measured_costs
     from rddlib.study import continue_study, default_out
@@ -103,7 +107,7 @@ def _sweep(names, profile, seeds, axis, method, whole, out: Path | None, overrid
         _ = Sweep(study, made, range(seeds)).points  # each setting must fit, before anything is written
         study.check_scoring()
 
-    study = continue_study(profile, overrides, folder, seed, update, check)
+    study = continue_study(profile, overrides, folder, seed, update, check, look_only)
     needs = any(ablation.name == "budget" for ablation in made)
     costs = measured_costs(study.profile, folder, say) if needs else None
     return Sweep(study, made, range(seeds), costs)
@@ -118,15 +122,13 @@ def _say_plan(sweep, jobs: int) -> None:
           "profile's own numbers; what several ablations share counts with the first.")  # fmt: skip
 
 
-def _run(sweep, jobs: int, shard: str, scheduler: str) -> None:
+def _run(sweep, engine, shard: str) -> None:
     from rddlib.ablations import conduct
-    from rddlib.ablations.engines import on_cluster, on_this_machine
 
-    engine = on_cluster(scheduler) if scheduler else on_this_machine(jobs)
     failed = conduct(sweep, engine, shard)
     for outcome in failed:
         say(f"rdd: {outcome.task.label} failed: {outcome.said}")
-    print(f"Tables: {sweep.folder}")
+    print(f"Tables and figures: {sweep.folder}")
     if failed:
         say(f"rdd: {len(failed)} failed, the others are done; the same command tries them again")
         sys.exit(1)

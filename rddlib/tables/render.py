@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rddlib.plots import SCORE_NAMES
 from rddlib.tables.build import COLUMNS, Table
 from rddlib.tables.measurements import SCORES
 
@@ -18,7 +19,6 @@ _PEERS_NOTE = (
 )
 _WIDE = {"paper": ["note"], "peer": ["note"], "measured": ["receipts", "folder"]}
 _FORMS = {"fid": ".2f", "is": ".2f", "pfd": ".3f", "kid": ".5f", "precision": ".3f", "recall": ".3f"}
-_NAMES = {"fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall"}
 
 
 def as_frame(tables: Sequence[Table]) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def _measured_cells(rows: Sequence[dict], wide: bool) -> tuple[list[str], list[l
         cells.append(
             line + [row["folder"] if wide else _short(Path(row["folder"]).name, 14)] * (wide or _several(rows))
         )
-    headings = ["steps", "method", "FID", "min", *(_NAMES[score] for score in scores), "over"]
+    headings = ["steps", "method", "FID", "min", *(SCORE_NAMES[score] for score in scores), "over"]
     return headings + ([] if wide else ["receipt", *["folder"] * _several(rows)]), cells
 
 
@@ -154,7 +154,7 @@ def _further(rows: Sequence[dict], scores: Sequence[str]) -> tuple[list[str], li
     """Scores that do not fit beside the others, of the rows that have any."""
     rows = [row for row in rows if any(score in row for score in scores)]
     cells = [[*_arm(row), *(_score(row, score) for score in scores), row["over"]] for row in rows]
-    return ["steps", "method", *(_NAMES[score] for score in scores), "over"], cells
+    return ["steps", "method", *(SCORE_NAMES[score] for score in scores), "over"], cells
 
 
 def _arm(row: dict, wide: bool = False) -> list[str]:

@@ -1,7 +1,7 @@
 """Figure functions of the explorers: each view computes its heavy parts once and returns a function of the controls."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import pandas as pd
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rddlib import plots
+from rddlib.ablations import ABLATIONS, Measured, ablation_figure
 from rddlib.baselines import SAMPLERS, find_sampler
 from rddlib.data import GaussianMixture
 from rddlib.denoiser import as_denoiser
@@ -153,6 +154,16 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
         return plots.image_rows(rows, title)
 
     return same_noise
+
+
+def ablation_view(found: Mapping[str, Measured]) -> Callable[..., Figure]:
+    """Ablations as they were measured, {name: rddlib.ablations.measured(...)}; returns ablation(name), one's figure."""
+
+    def ablation(name: str = next(iter(found))) -> Figure:
+        one = found[name]
+        return ablation_figure(ABLATIONS[name], one.table, one.profile, one.metric)
+
+    return ablation
 
 
 def scores_view(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> Callable[..., Figure]:

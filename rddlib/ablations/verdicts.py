@@ -1,0 +1,230 @@
+"""What the papers claim about each ablation, as comparisons of settings, and what the seeds measured here say of it.
+
+A claim compares pairs of settings, each pair with the same seed, which means the same images, times and noise. It holds
+where the mean difference over its pairs has the claimed sign in every seed, and is reversed where it has the other sign in
+every seed; between the two the seeds disagree.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rddlib.ablations.catalogue import ABLATIONS
+from rddlib.ablations.results import Measured
+from rddlib.errors import UserError
+from rddlib.plots import SCORE_NAMES
+
+HOLDS, REVERSED, UNDECIDED, UNMEASURED = "holds", "reversed", "seeds disagree", "not measured"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """text: what is claimed, by whom; pairs: of settings, the one said to be better (lower) first; score: by which it is
+    said, a column of the table; both: whether pFD, which the papers did not measure, is looked at beside FID."""
+
+    text: str
+    pairs: tuple[tuple[str, str], ...]
+    score: str = "fid"
+    both: bool = True
+
+
+def _all_below(text: str, rival: str) -> Callable[[pd.DataFrame], list[Claim]]:
+    """Every setting on the axis is better than one beside it."""
+    return lambda settings: [Claim(text, tuple((name, rival) for name in settings["setting"][settings["x"].notna()]))]
+
+
+def _losses(settings: pd.DataFrame) -> list[Claim]:
+    terms = ("II_P2P", "IS_P2P", "M_P2P", "IS_P2P + M_P2P")
+    each = [Claim(f"{term} beside CFD is better than CFD alone", ((f"CFD + {term}", "CFD"),)) for term in terms]
+    return [
+        Claim("CFD is better than PD", (("CFD", "PD"),)),
+        *each,
+        Claim("relations across images (IS) are better than within (II)", (("CFD + IS_P2P", "CFD + II_P2P"),)),
+        Claim("both relational terms are better than either alone",
+              tuple(("CFD + IS_P2P + M_P2P", f"CFD + {term}") for term in ("IS_P2P", "M_P2P"))),
+    ]  # fmt: skip
+
+
+def _batch(settings: pd.DataFrame) -> list[Claim]:
+    by_form = {form: rows.sort_values("x")["setting"].tolist() for form, rows in settings.groupby("series")}
+    larger = tuple((names[-1], names[0]) for names in by_form.values())
+    chunked = tuple(zip(by_form.get("chunked", []), by_form.get("reference", []), strict=False))
+    return [
+        Claim("the largest batch is better than the smallest", larger),
+        Claim("the largest batch takes more memory than the smallest", tuple((b, a) for a, b in larger), "peak_mib", False),
+        Claim("the chunked form takes less memory at the largest batch (ours)", chunked[-1:], "peak_mib", False),
+    ]  # fmt: skip
+
+
+def _rising(text: str) -> Callable[[pd.DataFrame], list[Claim]]:
+    def claims(settings: pd.DataFrame) -> list[Claim]:
+        names = settings[settings["x"].notna()].sort_values("x")["setting"].tolist()
+        return [Claim(text, ((names[-1], names[0]),)), *_all_below("every value is better than CFD", "CFD")(settings)]
+
+    return claims
+
+
+def _rcfd_losses(settings: pd.DataFrame) -> list[Claim]:
+    alone = ("entropy", "diversity", "entropy + diversity")
+    return [
+        Claim("without CFD both regularisers are worse than PD", tuple(("PD", name) for name in alone)),
+        Claim("beside CFD they are better than CFD alone", (("CFD + entropy + diversity", "CFD"),)),
+    ]
+
+
+def _classifier(settings: pd.DataFrame) -> list[Claim]:
+    names = [name for name in settings["setting"] if name != "PD"]
+    own = names[0]
+    strong = [name for name in names[1:] if "," not in name]
+    return [
+        Claim("every classifier is better than PD", tuple((name, "PD") for name in names)),
+        Claim("a larger classifier is better", tuple((name, own) for name in strong)),
+        Claim(
+            "one that saw half of the classes is still better than PD", tuple((n, "PD") for n in names if "half" in n)
+        ),
+    ]
+
+
+def _tau(settings: pd.DataFrame) -> list[Claim]:
+    axis = settings[settings["x"].notna()]
+    by_series = {series: dict(zip(rows["x"], rows["setting"], strict=True)) for series, rows in axis.groupby("series")}
+    features, predictions = by_series.get("features", {}), by_series.get("predictions", {})
+    both = tuple((features[tau], predictions[tau]) for tau in features if tau in predictions)
+    mild = tuple((features[tau], "PD") for tau in features if 0.9 <= tau <= 1)
+    return [
+        Claim("aligned features are better than aligned predictions", both),
+        Claim("features are better than PD for tau from 0.9 to 1", mild),
+    ]
+
+
+def _dual(settings: pd.DataFrame) -> list[Claim]:
+    names = settings["setting"][settings["x"].notna()].tolist()
+    return [
+        Claim("a temperature on both sides is better than PD", tuple((name, "PD") for name in names)),
+        Claim(
+            "a temperature on the teacher alone is better than on both sides", tuple(("CFD", name) for name in names)
+        ),
+    ]
+
+
+def _released(settings: pd.DataFrame) -> list[Claim]:
+    rest = [name for name in settings["setting"] if name not in ("CFD", "as in the paper")]
+    return [Claim(f"as in the paper is better than: {name}", (("as in the paper", name),)) for name in rest]
+
+
+def _budget(settings: pd.DataFrame) -> list[Claim]:
+    rdd = "RDD, equal iterations"
+    return [
+        Claim(f"RDD is better than {name}", ((rdd, name),))
+        for name in settings["setting"]
+        if not name.startswith("RDD")
+    ]
+
+
+CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
+    "losses": _losses,
+    "batch": _batch,
+    "tau_is": _all_below("every temperature is better than CFD", "CFD"),
+    "tau_m": _all_below("every temperature is better than CFD", "CFD"),
+    "queue_size": _rising("the longest queue is better than the shortest"),
+    "queue_draws": _rising("drawing most rows is better than drawing fewest"),
+    "alpha": _all_below("every weight is better than CFD", "CFD"),
+    "beta": _all_below("every weight is better than CFD", "CFD"),
+    "rcfd_losses": _rcfd_losses,
+    "classifier": _classifier,
+    "cfd_tau": _tau,
+    "cfd_tau_dual": _dual,
+    "released": _released,
+    "budget": _budget,
+}
+
+
+def verdicts(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Each claim about an ablation against its measured rows: claim, score, difference, spread, seeds, pairs, verdict.
+
+    table: of that ablation, with rddlib.ablations.COLUMNS; compared at the fewest steps. difference: mean over pairs and
+    seeds of better minus worse, negative where the claim is right; spread: its standard deviation over seeds; pairs: "5 of
+    6", in how many the claim is right. Raises UserError for a table without rows.
+    """
+    if not len(table):
+        raise UserError(f"nothing of the ablation {name} has been measured: run rdd ablate {name}")
+    if name == "entropy":
+        return pd.DataFrame(_entropy_rows(table))
+    rows = table[table["steps"] == table["steps"].min()]
+    claims = CLAIMS.get(name, lambda settings: [])(rows.drop_duplicates("setting"))
+    found = [_judged(claim, score, rows) for claim in claims for score in _scores(claim, rows)]
+    return pd.DataFrame(found, columns=["claim", "score", "difference", "spread", "seeds", "pairs", "verdict"])
+
+
+def _scores(claim: Claim, rows: pd.DataFrame) -> list[str]:
+    return [claim.score, *["pfd"] * bool(claim.both and rows["pfd"].notna().any())]
+
+
+def _judged(claim: Claim, score: str, rows: pd.DataFrame) -> dict:
+    values = rows.pivot_table(index="seed", columns="setting", values=score)
+    known = [pair for pair in claim.pairs if set(pair) <= set(values.columns)]
+    head = {"claim": claim.text, "score": SCORE_NAMES.get(score, score)}
+    differences = pd.DataFrame({pair: values[pair[0]] - values[pair[1]] for pair in known}).dropna()
+    if differences.empty:
+        return head | {"verdict": UNMEASURED}
+    return head | _told(differences)
+
+
+def _told(differences: pd.DataFrame) -> dict:
+    """Of differences, a row a seed and a column a pair, negative where a claim is right."""
+    by_seed, right = differences.mean(axis=1), int((differences < 0).sum().sum())
+    return {"difference": by_seed.mean(), "spread": by_seed.std(), "seeds": len(by_seed),
+            "pairs": f"{right} of {differences.size}", "verdict": verdict(by_seed)}  # fmt: skip
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """Of one difference a seed, negative where the claim is right."""
+    if all(value < 0 for value in differences):
+        return HOLDS
+    return REVERSED if all(value > 0 for value in differences) else UNDECIDED
+
+
+def _entropy_rows(table: pd.DataFrame) -> list[dict]:
+    """Whether the last prediction's entropy rises as steps fall, for each setting."""
+    last = table[table["t"] == 1 / table["steps"]].pivot_table(
+        index=["setting", "seed"], columns="steps", values="entropy"
+    )
+    rows = []
+    for setting in table["setting"].unique():
+        values = last.loc[setting].dropna(axis=1)
+        fewer_and_more = itertools.pairwise(sorted(values.columns))
+        differences = pd.DataFrame({(a, b): values[b] - values[a] for a, b in fewer_and_more})
+        head = {"claim": f"{setting}: fewer steps, larger entropy of the image", "score": "entropy"}
+        rows.append(head | _told(differences))
+    return rows
+
+
+def told(name: str, measured: Measured) -> str:
+    """An ablation in Markdown: what the paper claims, and what was measured of it."""
+    ablation = ABLATIONS[name]
+    head = f"**{ablation.title}** ({ablation.source}). *Claimed:* {ablation.claim}"
+    return f"{head}\n\n{as_markdown(verdicts(name, measured.table))}"
+
+
+def as_markdown(found: pd.DataFrame) -> str:
+    """Verdicts as a table in Markdown, FID and pFD of a claim in one line."""
+    lines = ["| claim | difference | pairs | verdict |", "|---|---|---|---|"]
+    for claim, rows in found.groupby("claim", sort=False):
+        cells = ("; ".join(f"{row.score} {_difference(row)}" for row in rows.itertuples()),
+                 "; ".join(str(row.pairs) for row in rows.itertuples() if row.verdict != UNMEASURED),
+                 "; ".join(dict.fromkeys(_short(row, rows) for row in rows.itertuples())))  # fmt: skip
+        lines.append(f"| {claim} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(row) -> str:
+    if row.verdict == UNMEASURED:
+        return "-"
+    return f"{row.difference:+.3g}" + (f" ± {row.spread:.2g}" if row.seeds > 1 else "")
+
+
+def _short(row, rows: pd.DataFrame) -> str:
+    """The verdict, with its score where the scores differ in theirs."""
+    return row.verdict if rows["verdict"].nunique() == 1 else f"{row.verdict} ({row.score})"
