@@ -125,6 +125,12 @@ def test_released_has_each_switch_alone_and_all_together():
     assert together.evaluation.protocol == "released" and together.evaluation.clip
 
 
+def test_released_on_imagenet_has_its_own_weight():
+    settings = ABLATIONS["released"].settings(load_profile("imagenet64"))
+    (fixed,) = [s for s in settings if s.name == "alpha fixed at 1"]
+    assert changed(load_profile("imagenet64"), dict(fixed.changes)).loss.alpha == 1
+
+
 def test_equal_time_is_more_iterations_in_proportion_to_what_one_costs():
     profile = load_profile("digits")
     settings = {s.name: s for s in ABLATIONS["budget"].settings(profile, {"pd": 0.1, "cfd": 0.15, "rdd": 0.2})}

@@ -136,3 +136,62 @@ def test_readmes_example_runs(smoke_run, monkeypatch):
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["images"].shape == (16, 1, 8, 8) and names["images"].abs().max() <= 1
+
+
+ABLATIONS_FILE = TOP / "data/results/digits_ablations.csv"
+
+
+def ablation_verdicts():
+    """{ablation: its verdicts} of the published ablations, as the library judges them."""
+    from rddlib.ablations import ABLATIONS, verdicts
+    from rddlib.ablations.results import published
+
+    table = published()
+    return {name: verdicts(name, table[table["ablation"] == name]) for name in ABLATIONS}
+
+
+def ablation_table() -> str:
+    """What became of each ablation's claims, as the README shows it."""
+    from rddlib.ablations import ABLATIONS
+
+    lines = ["| ablation | source | claims | by FID | by pFD |", "|---|---|---|---|---|"]
+    for name, found in ablation_verdicts().items():
+        found = found[found["score"] != "peak_mib"]
+        cells = [_tally(found[found["score"].isin(scores)]) for scores in (("FID", "entropy"), ("pFD",))]
+        lines.append(f"| {name} | {ABLATIONS[name].source} | {found['claim'].nunique()} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _tally(found) -> str:
+    from rddlib.ablations.verdicts import VERDICTS
+
+    counts = [f"{(found['verdict'] == said).sum()} {said}" for said in VERDICTS]
+    return ", ".join(words for words in counts if not words.startswith("0 "))
+
+
+def test_published_ablations_are_whole_and_have_receipts():
+    import json
+
+    import pandas as pd
+
+    from rddlib.ablations import ABLATIONS, COLUMNS
+    from rddlib.ablations.results import PUBLISHED_CHANGES, PUBLISHED_METRIC, published
+    from rddlib.profiles import load_profile
+
+    table, profile = published(), load_profile("digits", PUBLISHED_CHANGES)
+    receipts = json.loads(ABLATIONS_FILE.with_name("digits_ablations_receipts.json").read_text())
+    assert list(table)[: len(COLUMNS)] == COLUMNS and set(table["record"]) == receipts.keys()
+    assert {receipts[record]["metric"] for record in table.loc[table["fid"].notna(), "record"]} == {PUBLISHED_METRIC}
+    for name, ablation in ABLATIONS.items():
+        rows = table[table["ablation"] == name]
+        assert list(dict.fromkeys(rows["setting"])) == [s.name for s in ablation.settings(profile)], name
+        assert (rows.groupby("setting")["seed"].nunique() == 3).all(), name
+        assert rows["fid" if ablation.measures == "scores" else "entropy"].notna().all(), name
+    assert (table.loc[table["ablation"] != "entropy", ["pfd", "is"]].notna()).all(axis=None)
+    commits = {receipt["git_commit"] for receipt in receipts.values()}
+    assert not [commit for commit in commits if "+changes" in commit]
+    assert isinstance(table, pd.DataFrame) and table["steps"].isin((8, 4, 2, 1)).all()
+
+
+def test_readmes_table_of_ablations_is_the_published_one():
+    assert ablation_table() in (TOP / "README.md").read_text()

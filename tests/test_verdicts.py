@@ -7,7 +7,18 @@ import pytest
 
 from rddlib.ablations import ABLATIONS, COLUMNS
 from rddlib.ablations.results import measured, read_table
-from rddlib.ablations.verdicts import CLAIMS, HOLDS, REVERSED, UNDECIDED, UNMEASURED, as_markdown, verdict, verdicts
+from rddlib.ablations.verdicts import (
+    CLAIMS,
+    HOLDS,
+    ON_AVERAGE,
+    REVERSED,
+    REVERSED_ON_AVERAGE,
+    UNDECIDED,
+    UNMEASURED,
+    as_markdown,
+    verdict,
+    verdicts,
+)  # fmt: skip
 from rddlib.errors import UserError
 from rddlib.profiles import load_profile
 
@@ -23,10 +34,12 @@ def table_of(name, fid, pfd=lambda *_: math.nan, seeds=3, profile="digits", step
 
 
 @pytest.mark.parametrize("differences, said", [
-    ([-1, -2, -0.1], HOLDS), ([1, 2, 0.1], REVERSED), ([-1, 2, -3], UNDECIDED), ([-1, 0.0], UNDECIDED), ([-1], HOLDS),
+    ([[-1], [-2], [-0.1]], HOLDS), ([[1], [2], [0.1]], REVERSED), ([[-1], [2], [-3]], UNDECIDED), ([[-1], [0.0]], UNDECIDED),
+    ([[-1]], HOLDS), ([[-1, -2], [-3, -1]], HOLDS), ([[-3, 1], [-2, 1]], ON_AVERAGE), ([[3, -1], [2, -1]], REVERSED_ON_AVERAGE),
+    ([[-3, 1], [-1, 3]], UNDECIDED), ([[1, 0.0]], REVERSED_ON_AVERAGE),
 ])  # fmt: skip
 def test_a_verdict_needs_every_seed(differences, said):
-    assert verdict(differences) == said
+    assert verdict(pd.DataFrame(differences)) == said
 
 
 def test_a_claim_is_judged_by_pairs_of_the_same_seed():

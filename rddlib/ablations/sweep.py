@@ -77,6 +77,13 @@ def _teacher(profile: Profile) -> tuple:
     return ("teacher", steps) if steps < profile.base.steps else ("base",)
 
 
+def _steps(profile: Profile, ablation: Ablation, setting: Setting) -> tuple[int, ...]:
+    """At which numbers of steps a setting is measured, most first."""
+    steps = profile.student_steps if ablation.whole else profile.student_steps[:1]
+    own = ablation.measures == "entropy" and setting.method in ("teacher", "pd")
+    return (profile.halving.teacher_steps, *steps) if own else steps
+
+
 def _lineage(study: Study, method: str, steps: int, seed: int) -> list[tuple]:
     teacher = study.profile.halving.teacher_steps
     return study.lineage("pd", teacher, seed) if method == "teacher" else study.lineage(method, steps, seed)
@@ -149,8 +156,9 @@ class Sweep:
 
     def _run(self, study: Study, ablation: Ablation, setting: Setting, seed: int) -> Run:
         scores = study.scores.relative_to(study.out).as_posix()
-        return Run(study.profile, study.out, study.seed, scores, setting.method, self._steps(ablation, setting), seed,
-                   ablation.measures, f"{ablation.name}: {setting.name}, seed {seed}")  # fmt: skip
+        return Run(study.profile, study.out.resolve(), study.seed, scores, setting.method,
+                   _steps(study.profile, ablation, setting), seed, ablation.measures,
+                   f"{ablation.name}: {setting.name}, seed {seed}")  # fmt: skip
 
     def _study(self, setting: Setting) -> Study:
         changes = tuple(setting.changes.items())
@@ -161,12 +169,6 @@ class Sweep:
             )
             self._studies[changes].check()
         return self._studies[changes]
-
-    def _steps(self, ablation: Ablation, setting: Setting) -> tuple[int, ...]:
-        profile = self.base.profile
-        steps = profile.student_steps if ablation.whole else profile.student_steps[:1]
-        own = ablation.measures == "entropy" and setting.method in ("teacher", "pd")
-        return (profile.halving.teacher_steps, *steps) if own else steps
 
     @cached_property
     def runs(self) -> dict[str, Run]:
@@ -240,14 +242,15 @@ class Sweep:
         if run.method not in METHODS:
             return {}
         stages = [stage for stage in study.lineage(run.method, steps, run.seed) if stage[0] == "student"]
-        facts = [study.facts(*stage) for stage in stages]
         if not stages:
             return {}
+        facts = [study.facts(*stage) for stage in stages]
+        peaks = [fact["peak_memory"] / 2**20 for fact in facts if "peak_memory" in fact]
         return {
             "iterations": sum(study.training(*stage).iterations for stage in stages),
             "batch": study.profile.distill.train.batch_size,
             "train_seconds": round(sum(fact["seconds"] for fact in facts), 2),
-            "peak_mib": round(max(fact.get("peak_memory", 0) for fact in facts) / 2**20, 1),
+            "peak_mib": round(max(peaks), 1) if peaks else None,
         }
 
     def receipts(self, ablation: str = "") -> dict[str, dict]:

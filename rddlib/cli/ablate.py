@@ -1,14 +1,21 @@
 """`rdd ablate`: the papers' ablations and one's own, as sweeps."""
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
 from rddlib.errors import UserError
 from rddlib.progress import say
+
+if TYPE_CHECKING:
+    from rddlib.ablations import Ablation, Sweep
+    from rddlib.ablations.engines import Engine
+    from rddlib.profiles import Profile
 
 
 def ablate(
@@ -50,13 +57,16 @@ def ablate(
     from rddlib.ablations.conduct import shard_of
     from rddlib.ablations.costs import catalogue
     from rddlib.ablations.engines import on_cluster, on_this_machine
+    from rddlib.study import continue_study, default_out
 
     if listed:
         print(catalogue(seeds))
         return
     shard_of([], shard)  # wrong words first: all else takes longer
     engine = on_cluster(scheduler) if scheduler else on_this_machine(jobs)
-    sweep = _sweep(names, profile, seeds, axis, method, whole, out, parse_overrides(settings), seed, update, dry_run)
+    choose = partial(_chosen, names or [], axes=_parsed_axes(axis), method=method, whole=whole)
+    study = partial(continue_study, profile, parse_overrides(settings), out or default_out(profile), seed, update)
+    sweep = _sweep(choose, seeds, study, dry_run)
     if dry_run:
         _say_plan(sweep, jobs)
     else:
@@ -73,10 +83,8 @@ def _parsed_axes(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
-def _chosen(names, profile, axes: dict[str, str], method: str, whole: bool) -> list:
+def _chosen(names: list[str], profile: "Profile", axes: dict[str, str], method: str, whole: bool) -> list["Ablation"]:
     """The ablations that the arguments name, over the values given."""
-    from dataclasses import replace
-
     from rddlib.ablations import ABLATIONS, custom, find_ablation
 
     if not names:
@@ -92,37 +100,34 @@ def _chosen(names, profile, axes: dict[str, str], method: str, whole: bool) -> l
     return [replace(ablation, whole=whole or ablation.whole) for ablation in chosen]
 
 
-def _sweep(names, profile, seeds, axis, method, whole, out: Path | None, overrides, seed, update, look_only):
+def _sweep(choose: Callable, seeds: int, start: Callable, look_only: bool) -> "Sweep":
+    """choose(profile): the ablations; start(check, look_only): the study, once check(study) has nothing against it."""
     from rddlib.ablations import Sweep, check_version
     from rddlib.ablations.costs import measured_costs
-    from rddlib.study import continue_study, default_out
 
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: give at least 1")
-    folder, made = out or default_out(profile), []
 
     def check(study) -> None:
-        check_version(folder)
-        made[:] = _chosen(names, study.profile, _parsed_axes(axis), method, whole)
-        _ = Sweep(study, made, range(seeds)).points  # each setting must fit, before anything is written
+        check_version(study.out)
+        _ = Sweep(study, choose(study.profile), range(seeds)).points  # each setting must fit
         study.check_scoring()
 
-    study = continue_study(profile, overrides, folder, seed, update, check, look_only)
-    needs = any(ablation.name == "budget" for ablation in made)
-    costs = measured_costs(study.profile, folder, say) if needs else None
-    return Sweep(study, made, range(seeds), costs)
+    study = start(check, look_only)
+    ablations = choose(study.profile)
+    needed = look_only or any(ablation.name == "budget" for ablation in ablations)
+    return Sweep(study, ablations, range(seeds), measured_costs(study.profile, study.out, say) if needed else None)
 
 
-def _say_plan(sweep, jobs: int) -> None:
-    from rddlib.ablations.costs import format_plan, measured_costs, plan_of
+def _say_plan(sweep: "Sweep", jobs: int) -> None:
+    from rddlib.ablations.costs import format_plan, plan_of
 
-    costs = measured_costs(sweep.base.profile, sweep.base.out, say)
-    print(format_plan(plan_of(sweep), costs, jobs))
+    print(format_plan(plan_of(sweep), sweep.costs, jobs))
     print(f"Time: at {jobs} at a time on this machine as it is, one thread each, from a short measurement at the\n"
           "profile's own numbers; what several ablations share counts with the first.")  # fmt: skip
 
 
-def _run(sweep, engine, shard: str) -> None:
+def _run(sweep: "Sweep", engine: "Engine", shard: str) -> None:
     from rddlib.ablations import conduct
 
     failed = conduct(sweep, engine, shard)
