@@ -156,7 +156,7 @@ def ablation_table() -> str:
 
     lines = ["| ablation | source | claims | by FID | by pFD |", "|---|---|---|---|---|"]
     for name, found in ablation_verdicts().items():
-        found = found[found["score"] != "peak_mib"]
+        found = found[~found["score"].str.startswith("peak memory")]
         cells = [_tally(found[found["score"].isin(scores)]) for scores in (("FID", "entropy"), ("pFD",))]
         lines.append(f"| {name} | {ABLATIONS[name].source} | {found['claim'].nunique()} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -165,8 +165,8 @@ def ablation_table() -> str:
 def _tally(found) -> str:
     from rddlib.ablations.verdicts import VERDICTS
 
-    counts = [f"{(found['verdict'] == said).sum()} {said}" for said in VERDICTS]
-    return ", ".join(words for words in counts if not words.startswith("0 "))
+    counts = {said: (found["verdict"] == said).sum() for said in VERDICTS}
+    return ", ".join(f"{said}: {count}" for said, count in counts.items() if count)
 
 
 def test_published_ablations_are_whole_and_have_receipts():
@@ -195,3 +195,69 @@ def test_published_ablations_are_whole_and_have_receipts():
 
 def test_readmes_table_of_ablations_is_the_published_one():
     assert ablation_table() in (TOP / "README.md").read_text()
+
+
+def ablation_fragments() -> list[str]:
+    """The README's sentences with numbers from the published ablations."""
+    import pandas as pd
+
+    from rddlib.ablations.results import published
+
+    table = published()
+    rows = table[table["fid"].notna()]
+    means = rows.groupby(["ablation", "setting", "steps"])[["fid", "pfd", "peak_mib", "iterations"]].mean()
+    values = rows.pivot(index="seed", columns=["ablation", "setting", "steps"], values="fid")
+
+    def fid(ablation, setting, steps=4):
+        return f"{means.loc[(ablation, setting, steps), 'fid']:.2f}"
+
+    def pfd(ablation, setting, steps=4):
+        return f"{means.loc[(ablation, setting, steps), 'pfd']:.3f}"
+
+    def gap(ablation, better, worse, steps, digits=2):
+        found = values[ablation, better, steps] - values[ablation, worse, steps]
+        return f"{abs(found.mean()):.{digits}f} ± {found.std():.{digits}f}"
+
+    def iterations(method, what="time"):
+        return f"{means.loc[('budget', f'{method}, equal {what}', 1), 'iterations']:.0f}"
+
+    def mib(form):
+        return f"{means.loc[('batch', f'batch size = 128, {form}', 4), 'peak_mib']:.0f}"
+
+    features = {tau: fid("cfd_tau", f"tau = {tau}, features") for tau in ("0.8", "0.9", "1", "1.2")}
+    terms = {name: gap("losses", f"CFD + {name}", "CFD", 1) for name in ("II_P2P", "IS_P2P", "M_P2P", "IS_P2P + M_P2P")}
+    released = rows[rows["ablation"] == "released"].pivot(index="seed", columns="setting", values="fid")
+    shift = released.sub(released["as in the paper"], axis=0).mean()
+    assert isinstance(shift, pd.Series)
+    return [
+        f"FID is {features['0.9']} at 0.9, {features['1']} at 1, {features['0.8']} at 0.8 and {features['1.2']} at 1.2, with PD at "
+        f"{fid('cfd_tau', 'PD')}",
+        f"by {terms['II_P2P']} and {terms['IS_P2P']} of {fid('losses', 'CFD', 1)}",
+        f"at tau_IS = 0.1 pFD is {pfd('tau_is', 'tau_IS = 0.1')} instead of {pfd('tau_is', 'tau_IS = 1')}",
+        f"at alpha = 100 it is {pfd('alpha', 'alpha = 100')} instead of {pfd('alpha', 'alpha = 1')}",
+        f"by {terms['M_P2P']} at one step",
+        f"{fid('beta', 'beta = 1')} at beta = 1",
+        f"{fid('tau_m', 'tau_M = 0.05')} at tau_M = 0.05, beside {fid('tau_m', 'CFD')} for CFD",
+        f"RDD as in the paper is behind CFD by {terms['IS_P2P + M_P2P']}",
+        f"CFD FIDs of {fid('classifier', 'small_resnet')}, {fid('classifier', 'small_resnet, trained anew (1)')} and "
+        f"{fid('classifier', 'small_resnet, trained anew (2)')}",
+        f"(ResNet18) {fid('classifier', 'resnet18')}",
+        f"half of the classes {fid('classifier', 'small_resnet, half the classes')}",
+        f"FIDs of {fid('rcfd_losses', 'entropy + diversity')} and more",
+        f"FID worse by {gap('rcfd_losses', 'CFD + entropy + diversity', 'CFD', 4, 3)}",
+        f"({fid('batch', 'batch size = 16, chunked')}, {fid('batch', 'batch size = 32, chunked')}, "
+        f"{fid('batch', 'batch size = 64, chunked')}; {fid('batch', 'batch size = 128, chunked')} at 128)",
+        f"takes {mib('reference')} MiB in the literal form and {mib('chunked')} in the chunked one",
+        f"all switches together change FID by {shift['all together']:+.2f} on average",
+        f"the discrete schedule alone by {shift['discrete schedule']:+.2f}",
+        f"in RDD's time PD has an FID of {fid('budget', 'PD, equal time', 1)} after {iterations('PD')} iterations, CFD "
+        f"{fid('budget', 'CFD, equal time', 1)} after {iterations('CFD')}; after RDD's {iterations('RDD', 'iterations')} they have "
+        f"{fid('budget', 'PD, equal iterations', 1)} and {fid('budget', 'CFD, equal iterations', 1)}, and RDD "
+        f"{fid('budget', 'RDD, equal iterations', 1)}",
+    ]
+
+
+def test_readmes_sentences_on_ablations_are_the_published_ones():
+    text = " ".join((TOP / "README.md").read_text().split())
+    missing = [fragment for fragment in ablation_fragments() if fragment not in text]
+    assert not missing, missing

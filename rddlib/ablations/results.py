@@ -50,7 +50,7 @@ def published() -> pd.DataFrame:
 def read_table(path: Path) -> pd.DataFrame:
     """A sweep's table. Raises UserError where it is none."""
     try:
-        table = pd.read_csv(path, keep_default_na=True)
+        table = pd.read_csv(path, dtype={"series": str})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a table: delete it, rdd ablate writes it again") from error
     if missing := [name for name in COLUMNS if name not in table.columns]:

@@ -2,7 +2,7 @@
 
 A claim compares pairs of settings, each pair with the same seed, which means the same images, times and noise. It holds
 where every pair in every seed has the claimed sign, and is reversed where every one has the other; "on average" where not every
-pair has it but the mean over pairs has, in every seed. Else the seeds disagree.
+pair has it but the mean over pairs has, in every seed. Else the seeds disagree, and it is undecided.
 """
 
 import itertools
@@ -16,9 +16,13 @@ from rddlib.ablations.results import Measured
 from rddlib.errors import UserError
 from rddlib.plots import SCORE_NAMES
 
-HOLDS, ON_AVERAGE, UNDECIDED = "holds", "holds on average", "seeds disagree"
-REVERSED_ON_AVERAGE, REVERSED, UNMEASURED = "reversed on average", "reversed", "not measured"
-VERDICTS = (HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, UNMEASURED)
+HOLDS, ON_AVERAGE, UNDECIDED = "holds", "holds on average", "undecided"
+REVERSED_ON_AVERAGE, REVERSED = "reversed on average", "reversed"
+SAME, UNMEASURED = "no difference", "not measured"
+VERDICTS = (HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, SAME, UNMEASURED)
+
+
+NAMES = {**SCORE_NAMES, "peak_mib": "peak memory (MiB)"}
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def _scores(claim: Claim, rows: pd.DataFrame) -> list[str]:
 def _judged(claim: Claim, score: str, rows: pd.DataFrame) -> dict:
     values = rows.pivot_table(index="seed", columns="setting", values=score)
     known = [pair for pair in claim.pairs if set(pair) <= set(values.columns)]
-    head = {"claim": claim.text, "score": SCORE_NAMES.get(score, score)}
+    head = {"claim": claim.text, "score": NAMES[score]}
     differences = pd.DataFrame({pair: values[pair[0]] - values[pair[1]] for pair in known}).dropna()
     if differences.empty:
         return head | {"verdict": UNMEASURED}
@@ -186,6 +190,8 @@ def verdict(differences: pd.DataFrame) -> str:
         return HOLDS
     if (differences > 0).all(axis=None):
         return REVERSED
+    if (differences == 0).all(axis=None):
+        return SAME
     means = differences.mean(axis=1)
     return ON_AVERAGE if (means < 0).all() else REVERSED_ON_AVERAGE if (means > 0).all() else UNDECIDED
 
@@ -206,29 +212,25 @@ def _entropy_rows(table: pd.DataFrame) -> list[dict]:
 
 
 def told(name: str, measured: Measured) -> str:
-    """An ablation in Markdown: what the paper claims, and what was measured of it."""
+    """An ablation in Markdown: what the paper claims, and what was measured of it: for each claim the verdict, the mean
+    difference of better minus worse with its spread over seeds, and how many pairs are as claimed."""
     ablation = ABLATIONS[name]
     head = f"**{ablation.title}** ({ablation.source}). *Claimed:* {ablation.claim}"
     return f"{head}\n\n{as_markdown(verdicts(name, measured.table))}"
 
 
 def as_markdown(found: pd.DataFrame) -> str:
-    """Verdicts as a table in Markdown, FID and pFD of a claim in one line."""
-    lines = ["| claim | difference | pairs | verdict |", "|---|---|---|---|"]
+    """Verdicts as a table in Markdown: a line a claim, a column a score."""
+    scores = list(found["score"].unique())
+    lines = ["| claim | " + " | ".join(f"by {score}" for score in scores) + " |", "|---" * (len(scores) + 1) + "|"]
     for claim, rows in found.groupby("claim", sort=False):
-        cells = ("; ".join(f"{row.score} {_difference(row)}" for row in rows.itertuples()),
-                 "; ".join(str(row.pairs) for row in rows.itertuples() if row.verdict != UNMEASURED),
-                 "; ".join(dict.fromkeys(_short(row, rows) for row in rows.itertuples())))  # fmt: skip
-        lines.append(f"| {claim} | {' | '.join(cells)} |")
+        cells = {row.score: _cell(row) for row in rows.itertuples()}
+        lines.append(f"| {claim} | " + " | ".join(cells.get(score, "") for score in scores) + " |")
     return "\n".join(lines)
 
 
-def _difference(row) -> str:
+def _cell(row) -> str:
     if row.verdict == UNMEASURED:
-        return "-"
-    return f"{row.difference:+.3g}" + (f" ± {row.spread:.2g}" if row.seeds > 1 else "")
-
-
-def _short(row, rows: pd.DataFrame) -> str:
-    """The verdict, with its score where the scores differ in theirs."""
-    return row.verdict if rows["verdict"].nunique() == 1 else f"{row.verdict} ({row.score})"
+        return UNMEASURED
+    spread = f" ± {row.spread:.2g}" if row.seeds > 1 else ""
+    return f"**{row.verdict}**: {row.difference:+.3g}{spread} ({row.pairs})"
