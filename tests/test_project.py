@@ -248,7 +248,7 @@ def ablation_fragments() -> list[str]:
         f"({fid('batch', 'batch size = 16, chunked')}, {fid('batch', 'batch size = 32, chunked')}, "
         f"{fid('batch', 'batch size = 64, chunked')}; {fid('batch', 'batch size = 128, chunked')} at 128)",
         f"takes {mib('reference')} MiB in the literal form and {mib('chunked')} in the chunked one",
-        f"all switches together change FID by {shift['all together']:+.2f} on average",
+        f"All switches together change FID by {shift['all together']:+.2f} on average",
         f"the discrete schedule alone by {shift['discrete schedule']:+.2f}",
         f"in RDD's time PD has an FID of {fid('budget', 'PD, equal time', 1)} after {iterations('PD')} iterations, CFD "
         f"{fid('budget', 'CFD, equal time', 1)} after {iterations('CFD')}; after RDD's {iterations('RDD', 'iterations')} they have "
