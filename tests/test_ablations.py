@@ -154,6 +154,12 @@ def test_a_grid_of_one_s_own_spans_any_fields():
     points = [changed(profile, dict(s.changes)).loss for s in grid.settings(profile)]
     assert [(p.alpha, p.tau_is) for p in points] == [(1, 0.1), (1, 1), (100, 0.1), (100, 1)]
     assert [s.series for s in grid.settings(profile)] == ["0.1", "1", "0.1", "1"]
+    names = [
+        custom(axes, profile, method).name
+        for axes in ({"loss.alpha": "1,2"}, {"loss.alpha": "1,3"})
+        for method in ("rdd", "cfd")
+    ]
+    assert len(set(names)) == 4 and all(re.fullmatch("custom-[0-9a-f]{6}", name) for name in names)  # one table each
 
 
 # runs and keys

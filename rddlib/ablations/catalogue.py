@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from rddlib.errors import UserError
 from rddlib.objectives import RELEASED_SWITCHES
 from rddlib.profiles import METHODS, Profile, nearest, overrides_of, parse_value
+from rddlib.study import key_of
 
 RDD_PAPER, RCFD_PAPER = "Feng et al. 2024", "Sun et al. 2023"
 OVER_PROCESSES = ("local_batch", "same_seed")  # switches that change nothing in a training of one process
@@ -118,7 +119,7 @@ def _values(name: str, text: str, profile: Profile) -> list:
 
 
 def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whole: bool = True) -> Ablation:
-    """A grid over any profile fields, for questions that no paper asked.
+    """A grid over any profile fields, for questions that no paper asked; its name tells it apart from other grids.
 
     Raises UserError for an unknown method or field, a value of the wrong type and an empty grid.
     """
@@ -127,7 +128,10 @@ def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whol
     if not given:
         raise UserError("custom has an empty grid: give it at least one --axis FIELD=VALUE,VALUE")
     axes = tuple(Axis(name, name, _values(name, text, profile)) for name, text in given.items())
-    return Ablation("custom", "", "A grid of your own", "", method=method, axes=axes, whole=whole)
+    name = (
+        f"custom-{key_of({'axes': [(axis.field, axis.values) for axis in axes], 'method': method, 'whole': whole})[:6]}"
+    )
+    return Ablation(name, "", "A grid of your own", "", method=method, axes=axes, whole=whole)
 
 
 # settings that stand beside grids

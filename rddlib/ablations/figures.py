@@ -115,7 +115,7 @@ def _entitle(figure: Figure, ablation: Ablation, table: pd.DataFrame, profile: P
     """A title with the number of seeds in the note, and one legend below all panels, each name once."""
     counts = sorted(set(table.groupby("setting")["seed"].nunique()))
     seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:])) + (" seeds" if counts[-1] > 1 else " seed")
-    over = f": {', '.join(axis.label for axis in ablation.axes)}" if ablation.name == "custom" else ""
+    over = f": {', '.join(axis.label for axis in ablation.axes)}" if not ablation.source else ""
     words = f"{profile.name}, {_steps(sorted(table['steps'].unique(), reverse=True))}; {note.format(seeds)}"
     lines = [textwrap.fill(text, int(13 * figure.get_figwidth())) for text in (ablation.title + over, words)]
     figure.suptitle("\n".join(lines), fontsize=11)
