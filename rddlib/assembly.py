@@ -36,13 +36,14 @@ def objective_numbers(profile: Profile, method: str, steps: int) -> dict:
         raise UserError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
     loss = profile.loss
     cfd = {"temperature": profile.distill.temperatures[halving_of(profile, steps)], "dual": loss.dual,
-           "predictions": loss.predictions, "cfd": loss.cfd}  # fmt: skip
-    others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *cfd}
+           "predictions": loss.predictions}  # fmt: skip
+    weighted = {**cfd, "cfd": loss.cfd}
+    others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *weighted}
     return {
         "pd": {},
         "cfd": cfd,
-        "rcfd": {**cfd, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
-        "rdd": {**cfd, **{name: value for name, value in as_dict(loss).items() if name not in others}},
+        "rcfd": {**weighted, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
+        "rdd": {**weighted, **{name: value for name, value in as_dict(loss).items() if name not in others}},
     }[method]
 
 

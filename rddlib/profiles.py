@@ -149,6 +149,8 @@ class LossConfig:
             self.weights == "fixed" or self.cfd > 0,
             "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0",
         )
+        _check(self.cfd > 0 or (self.alpha > 0 and self.rcfd_beta > 0),
+               "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt")  # fmt: skip
         unknown = set(self.released) - RELEASED_SWITCHES.keys()
         _check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
         _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")

@@ -192,6 +192,8 @@ class Study:
         other = Study(profile, self.out, self.seed, scores)
         if profile.data == self.profile.data and profile.unet.image_size == self.profile.unet.image_size:
             other.dataset = self.dataset
+            if profile.evaluation.network == self.profile.evaluation.network != "extractor":
+                other.metric_network = self.metric_network
         return other
 
     # data and fixed parts
@@ -621,6 +623,10 @@ class Study:
     def check(self) -> None:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
         classes, known = self.profile.unet.num_classes, self.dataset.num_classes
+        if wrong := [k for k in self.profile.extractor.classes if k >= known]:
+            raise UserError(
+                f"extractor.classes has {wrong[0]}, {self.dataset.name} has classes 0 to {known - 1}: leave it out"
+            )
         if classes not in (0, known):
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
         with torch.device("meta"):

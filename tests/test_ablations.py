@@ -2,15 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
-import rddlib
 from rddlib.ablations import ABLATIONS, COLUMNS, Ablation, Axis, Setting, Sweep, conduct, custom, find_ablation
 from rddlib.ablations.catalogue import OVER_PROCESSES, RELEASED_BESIDE_SWITCHES, SCORED_OTHERWISE
 from rddlib.ablations.conduct import shard_of
@@ -261,6 +258,30 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny, monkeypatch
     assert list(pd.read_csv(tiny.out / "ablations/broken.csv")["x"]) == [7.0, 8.0, 9.0]
 
 
+def test_what_needs_something_that_could_not_be_made_is_not_tried(tiny, tmp_path, monkeypatch, capsys):
+    fresh, tried = Study(tiny.profile, tmp_path), []
+
+    def fails(self):
+        raise RuntimeError("no classifier today")
+
+    monkeypatch.setattr(Study, "extractor", fails)
+    monkeypatch.setattr(Study, "teacher", lambda self, steps=None: None)
+    monkeypatch.setattr(Study, "score", lambda self, *arm: tried.append(arm) or {"fid": 1.0})
+    failed = conduct(Sweep(fresh, [ABLATIONS["rcfd_losses"]], [0]), in_turn)
+    assert [outcome.said for outcome in failed] == [
+        "RuntimeError: no classifier today",
+        *["what it needs could not be made"] * 5,
+    ]
+    assert tried == [("pd", 4, 0)]  # which needs none
+
+
+def test_seeds_that_are_not_the_study_s_own_lie_apart(tmp_path):
+    study = smoke(tmp_path)
+    points = Sweep(study, [ABLATIONS["losses"]], [0, 1]).points
+    folders = {(p.setting.name, p.run.seed): p.run.scores for p in points}
+    assert folders["CFD", 0] == "scores" and folders["CFD", 1] == "ablations/scores"  # the profile's seeds are (0,)
+
+
 def test_stopped_it_leaves_the_table_of_what_was_done(tiny):
     stopped = replace(PAIR, name="stopped", axes=(Axis("alpha", "loss.alpha", (0.5, 44.0)),))
 
@@ -354,7 +375,9 @@ def test_unknown_ablations_are_named_with_the_nearest():
         find_ablation("tau_si")
 
 
-def test_another_version_s_sweep_and_a_damaged_record_are_refused(tmp_path):
+def test_another_version_s_sweep_and_a_damaged_record_are_refused(tmp_path, capsys):
+    from rddlib.cli import main
+
     folder = tmp_path / "study"
     (folder / "ablations").mkdir(parents=True)
     for text, words in (
@@ -362,8 +385,8 @@ def test_another_version_s_sweep_and_a_damaged_record_are_refused(tmp_path):
         ("{", "is damaged"),
     ):
         (folder / "ablations/sweep.json").write_text(text)
-        done = subprocess.run([sys.executable, "-m", "rddlib.cli", "ablate", "alpha", "--profile", "smoke", "--out", str(folder)],
-                              capture_output=True, text=True)  # fmt: skip
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+        with pytest.raises(SystemExit) as left:
+            main(["ablate", "alpha", "--profile", "smoke", "--out", str(folder)])
+        errors = capsys.readouterr().err
+        assert left.value.code == 2 and words in errors and errors.count("\n") == 1
         assert sorted(p.name for p in folder.rglob("*")) == ["ablations", "sweep.json"]
-    assert rddlib.__version__ != "0.0.1"

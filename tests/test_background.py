@@ -56,6 +56,7 @@ def test_it_trains_and_the_study_finds_the_model(tmp_path, capsys):
     assert Run(study, "base").progress()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_it_outlives_the_kernel_and_is_found_again(tmp_path, stopping):
     study = study_in(tmp_path / "out", 20_000)
     stopping.append(run := Run(study, "base"))

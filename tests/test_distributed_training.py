@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -62,6 +63,7 @@ def test_two_processes_train_as_one(tmp_path):
     torch.testing.assert_close(fit(tmp_path / "run"), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_command_on_two_processes_makes_one_artefact(tmp_path):
     options = ["--profile", "smoke", "--out", str(tmp_path / "out"), "--set", "base.train.iterations=30"]
     command = [*LAUNCH, "-m", "rddlib.cli", "train", *options, "--set", "run.save_every=0"]

@@ -154,6 +154,7 @@ def wait_for(condition, process, seconds=300):
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_a_sweep_that_ends_complete(tmp_path, undisturbed):
     process = start(tmp_path / "study", "--jobs", "2")
     wait_for(lambda: list((tmp_path / "study").rglob("scores/rdd-4-*.json")), process)
@@ -237,9 +238,15 @@ class Alone(Note):
         return "alone"
 
 
-def test_no_scheduler_is_one_line():
-    with pytest.raises(UserError, match="no dask scheduler at tcp://127.0.0.1:9: start one"):
-        on_cluster("tcp://127.0.0.1:9")([Note(Path(), 1)], lambda outcome: None)
+@pytest.mark.slow
+def test_workers_of_several_threads_are_refused():
+    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, host="127.0.0.1",
+                                 dashboard_address=None, silence_logs=50) as cluster,
+        pytest.raises(UserError, match="start them with --nthreads 1"),
+    ):  # fmt: skip
+        on_cluster(cluster.scheduler_address)
 
 
 def test_in_turn_reports_as_it_goes(tmp_path):

@@ -201,6 +201,7 @@ def smooth_images(count, seed, shift=0.0):
     return to_uint8(torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic"))
 
 
+@pytest.mark.slow
 def test_torch_fidelity_s_command_line_gives_the_same_fid_on_exported_pngs(tmp_path, untrained_inception):
     """Images drawn by a model: streamed here, and read from the PNG files that were exported, by the other program."""
 

@@ -78,6 +78,7 @@ def survive_kills(folder, kills):
     os.write(out, json.dumps({"expected": expected, "results": results, "killed_at": killed_at}).encode())
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(tmp_path):
     done = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -176,6 +176,7 @@ def test_what_cannot_fit_is_not_started(monkeypatch):
     assert "needs more than" in found["note"] and "1.0 MiB are free" in found["note"]
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_smoke_profile(tmp_path, monkeypatch, capsys):
     """Real probes of every stage, here in this process to spare eight starts; tests/test_bench_step.py has real ones."""
     asked = []

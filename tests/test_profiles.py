@@ -163,10 +163,11 @@ def test_one_value_stands_for_all_of_a_field_of_several():
     ("base.schedule", "linear", "continuous, discrete"),
     ("extractor.classes", "[1, 1]", "expected different ones"),
     ("loss.cfd", "-1", "expected at least 0"),
+    ("loss", {"loss.cfd": "0", "loss.alpha": "0"}, "nothing would be learnt"),
 ])  # fmt: skip
 def test_ablations_fields_are_checked(key, text, words):
     with pytest.raises(UserError) as refused:
-        load_profile("digits", {key: text})
+        load_profile("digits", text if isinstance(text, dict) else {key: text})
     assert words in str(refused.value)
     with pytest.raises(UserError, match="cfd must be above 0"):
         load_profile("digits", {"loss.cfd": "0", "loss.weights": "balanced"})

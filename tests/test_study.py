@@ -269,7 +269,9 @@ def test_an_extractor_s_seed_and_classes_make_another_one(tmp_path):
         label in (0, 3) for label in plain._split("extractor").labels.tolist()
     )
     with pytest.raises(UserError, match="no class 10: choose from 0 to 9"):
-        Study(load_profile("smoke", tiny | {"extractor.classes": "[10]"}), tmp_path).extractor()
+        plain._split("extractor").of_classes((10,))
+    with pytest.raises(UserError, match="extractor.classes has 10, digits has classes 0 to 9"):
+        Study(load_profile("smoke", tiny | {"extractor.classes": "[10]"}), tmp_path).check()
 
 
 def test_a_model_on_the_released_grid_is_read_back_on_it(tmp_path):

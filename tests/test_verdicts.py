@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from rddlib.ablations import ABLATIONS, COLUMNS
+from rddlib.ablations import ABLATIONS, COLUMNS, Sweep
 from rddlib.ablations.results import measured, read_table
 from rddlib.ablations.verdicts import (
     CLAIMS,
@@ -22,6 +22,7 @@ from rddlib.ablations.verdicts import (
 )  # fmt: skip
 from rddlib.errors import UserError
 from rddlib.profiles import load_profile
+from rddlib.study import Study
 
 
 def table_of(name, fid, pfd=lambda *_: math.nan, seeds=3, profile="digits", steps=(4,)):
@@ -106,24 +107,39 @@ def test_entropies_are_compared_from_step_count_to_step_count():
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame["entropy"] = frame["entropy"] - frame["steps"] * (1 - frame["t"])
     found = verdicts("entropy", frame)
-    assert list(found["verdict"]) == [HOLDS, REVERSED] and list(found["pairs"]) == ["4 of 4", "0 of 4"]
+    assert list(found["verdict"]) == [HOLDS, REVERSED]
+    assert list(found["pairs"]) == ["2 of 2", "0 of 2"]  # two seeds with one model's numbers are one
 
 
-def test_a_study_s_own_sweep_comes_before_the_published_one(tmp_path):
-    from rddlib.study import Study
-
+def test_a_study_s_own_sweep_comes_before_the_published_one_where_it_is_whole(tmp_path):
     study = Study(load_profile("smoke"), tmp_path)
     published = measured(study, "alpha")
     assert published.source.startswith("data/results") and published.profile.name == "digits"
-    own = table_of("alpha", lambda s, seed: 1.0, seeds=1)
-    (tmp_path / "ablations").mkdir()
-    own.to_csv(tmp_path / "ablations/alpha.csv", index=False)
+    own, file = table_of("alpha", lambda s, seed: 1.0, seeds=1, profile="smoke"), tmp_path / "ablations/alpha.csv"
+    points = Sweep(study, [ABLATIONS["alpha"]], [0]).points
+    own["record"] = [path.stem for point in points for path in point.run.paths(point.study)]
+    file.parent.mkdir()
+    own.to_csv(file, index=False)
     found = measured(study, "alpha")
     assert len(found.table) == len(own) and found.profile.name == "smoke" and found.source == "ablations/alpha.csv"
-    (tmp_path / "ablations/alpha.csv").write_text("a,b\n1,2\n")
+    other = Study(load_profile("smoke", {"distill.train.learning_rate": "1e-4"}), tmp_path)
+    assert measured(other, "alpha").source == published.source  # made with other numbers
+    own[:-1].to_csv(file, index=False)
+    assert measured(study, "alpha").source == published.source  # begun, not ended
+    file.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="lacks the columns ablation"):
         measured(study, "alpha")
     with pytest.raises(UserError, match="nothing of the ablation custom"):
         measured(study, "custom")
     with pytest.raises(UserError, match="cannot be read as a table"):
         read_table(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("kept", [("PD",), ("CFD",), ("PD", "CFD")])
+def test_a_table_that_has_only_begun_is_no_evidence(name, kept):
+    table = table_of(name, lambda s, seed: 1.0 + (s.name == "PD"))
+    begun = table[table["setting"].isin(kept)]
+    if len(begun):
+        about_others = verdicts(name, begun).query("claim != 'CFD is better than PD'")
+        assert (about_others["verdict"] == UNMEASURED).all(), about_others

@@ -115,6 +115,10 @@ def _values(name: str, text: str, profile: Profile) -> list:
     if not words:
         raise UserError(f"--axis {name}={text}: the grid is empty; write values as {name}=1,2")
     found = [parse_value(profile, name, word) for word in words]
+    if len(set(found)) < len(found):
+        raise UserError(
+            f"--axis {name}={text}: a value stands there twice (one value is taken for all of a field of several)"
+        )
     return [value[0] if isinstance(value, tuple) else value for value in found]
 
 

@@ -32,7 +32,10 @@ def conduct(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]:
     runs = [run for key, run in shard_of(list(sweep.runs.items()), shard) if key in waiting]
     mark_version(sweep.base.out)
     try:
-        failed = _perform(engine, sweep.ancestors(runs), "needed first") + _perform(engine, runs, "runs")
+        failed = _perform(engine, sweep.ancestors(runs), "needed first")
+        lacking = {run for outcome in failed for run in sweep.needing(outcome.task, runs)}
+        failed += [Outcome(run, "what it needs could not be made", 0.0, failed=True) for run in runs if run in lacking]
+        failed += _perform(engine, [run for run in runs if run not in lacking], "runs")
     finally:
         write_results(sweep)
     return failed

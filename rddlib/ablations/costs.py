@@ -11,8 +11,9 @@ from rddlib.ablations.catalogue import ABLATIONS, Ablation
 from rddlib.ablations.sweep import ABLATIONS_FOLDER, Sweep
 from rddlib.bench.process import aligned
 from rddlib.checkpoint import write_atomically
+from rddlib.distributed import locked
 from rddlib.errors import UserError
-from rddlib.installation import hardware
+from rddlib.installation import git_commit, hardware
 from rddlib.plan import SAMPLING, Job, human_time, probed
 from rddlib.profiles import METHODS, PROFILES, Profile, changed, set_apart
 from rddlib.study import STUDY_FILE
@@ -29,12 +30,27 @@ def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> d
     Measured once for a study's folder, with one thread in a process of its own, and kept there: a sweep that depends on them
     then does not change when it goes on. On a GPU, of that GPU. Raises UserError where a kind could not be measured.
     """
+    if not (out / STUDY_FILE).exists():
+        return _measure(profile, say)["seconds"]
     path = out / ABLATIONS_FOLDER / COSTS_FILE
-    if path.exists():
-        try:
-            return {str(kind): float(seconds) for kind, seconds in json.loads(path.read_text())["seconds"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
+    with locked(path):  # shards that start together share one measurement
+        if not path.exists():
+            write_atomically(path, json.dumps(_measure(profile, say), indent=1) + "\n")
+    return known_costs(out)
+
+
+def known_costs(out: Path) -> dict[str, float] | None:
+    """What was measured for a folder, None where nothing was. Raises UserError where the file is damaged."""
+    path = out / ABLATIONS_FOLDER / COSTS_FILE
+    if not path.exists():
+        return None
+    try:
+        return {str(kind): float(seconds) for kind, seconds in json.loads(path.read_text())["seconds"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
+
+
+def _measure(profile: Profile, say: Callable[[str], None]) -> dict:
     batches = {"base": profile.base, "halving": profile.halving, "extractor": profile.extractor}
     jobs = [Job(kind, kind, 1, config.train.batch_size) for kind, config in batches.items()]
     jobs += [Job(kind, kind, 1, profile.distill.train.batch_size) for kind in METHODS]
@@ -49,10 +65,13 @@ def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> d
                 f"{job.name} could not be measured here ({row.note}): try rdd plan --profile {profile.name}"
             )
         costs[job.kind] = min(row.seconds, costs.get(job.kind, row.seconds))  # the least disturbed
-    facts = {"seconds": costs, "threads": 1, "hardware": hardware(), "torch": torch.__version__}
-    if (out / STUDY_FILE).exists():
-        write_atomically(path, json.dumps(facts, indent=1) + "\n")
-    return costs
+    return {
+        "seconds": costs,
+        "threads": 1,
+        "hardware": hardware(),
+        "torch": torch.__version__,
+        "git_commit": git_commit(),
+    }
 
 
 def plan_of(sweep: Sweep) -> list[dict]:

@@ -21,6 +21,7 @@ from rddlib.errors import Interrupted, UserError
 from rddlib.study import stopped_with
 
 ATTEMPTS = 3  # of a task whose process dies
+CONNECT_SECONDS = 10
 CLUSTER_EXTRA = "--scheduler needs an extra: pip install 'rddlib[cluster]'"
 
 
@@ -137,22 +138,24 @@ def _start_worker(threads: int, gpus: int, started, iterations) -> None:
 
 def on_cluster(address: str) -> Engine:
     """dask.distributed's workers at a scheduler's address, which see the same folder; a task each, and where workers offer
-    the resource GPU, a GPU each. Raises UserError where dask is missing or no scheduler answers."""
+    the resource GPU, a GPU each. Raises UserError where dask is missing, no scheduler answers, or a worker would do several
+    tasks at a time, whose random numbers would mix."""
     try:
         from distributed import Client, as_completed
     except ModuleNotFoundError as error:
         raise UserError(CLUSTER_EXTRA) from error
 
-    def engine(tasks: Sequence[Task], report: Report) -> None:
+    def connected() -> Client:
         try:
-            client = Client(address, timeout=10)
+            return Client(address, timeout=CONNECT_SECONDS)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"no dask scheduler at {address}: start one with dask scheduler, or correct --scheduler"
             ) from error
-        with client:
-            workers = client.scheduler_info(n_workers=-1)["workers"].values()
-            resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
+
+    def engine(tasks: Sequence[Task], report: Report) -> None:
+        with connected() as client:
+            resources = _resources(client)
             futures = {
                 client.submit(attempt, task, pure=False, retries=ATTEMPTS, resources=resources): task for task in tasks
             }
@@ -163,11 +166,21 @@ def on_cluster(address: str) -> Engine:
                 client.cancel(list(futures))
                 raise
 
+    with connected() as client:  # before anything is written
+        _resources(client)
     return engine
+
+
+def _resources(client) -> dict | None:
+    """What each task asks of its worker: a GPU where there are any. Raises UserError for workers of several threads."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if any(worker["nthreads"] > 1 and worker["resources"].get("GPU") != 1 for worker in workers):
+        raise UserError("a dask worker has several threads: start them with --nthreads 1, a run is a process")
+    return {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
 
 
 def _outcome_of(future, task: Task) -> Outcome:
     try:
         return future.result()
-    except Exception as error:  # its worker died too often, or dask gave it up
-        return Outcome(task, f"{type(error).__name__}: its worker died or was lost", 0.0, failed=True)
+    except Exception as error:  # its worker died too often, or could not do it at all
+        return Outcome(task, f"{type(error).__name__}: {error}".splitlines()[0], 0.0, failed=True)

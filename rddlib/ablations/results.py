@@ -1,12 +1,15 @@
 """Ablations as they were measured: in a study's folder, or the published ones on digits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from rddlib.ablations.sweep import ABLATIONS_FOLDER, COLUMNS
+from rddlib.ablations.catalogue import ABLATIONS
+from rddlib.ablations.costs import known_costs
+from rddlib.ablations.sweep import ABLATIONS_FOLDER, COLUMNS, Sweep
 from rddlib.errors import UserError
 from rddlib.installation import shipped
 from rddlib.profiles import PROFILES, Profile, changed
@@ -30,15 +33,26 @@ class Measured:
 
 
 def measured(study: Study, name: str) -> Measured:
-    """An ablation's rows from the study's own sweeps, else the published ones. Raises UserError where neither has any."""
+    """An ablation's rows from the study's own sweep, where that is whole and of the study's numbers, else the published ones.
+
+    Raises UserError where neither has any.
+    """
     own = study.out / ABLATIONS_FOLDER / f"{name}.csv"
-    if own.exists():
-        return Measured(read_table(own), study.profile, study.metric, f"{ABLATIONS_FOLDER}/{name}.csv")
+    if own.exists() and name in ABLATIONS:
+        rows = read_table(own)
+        if len(rows) and set(rows["record"]) == _records(study, name, sorted(rows["seed"].unique())):
+            return Measured(rows, study.profile, study.metric, f"{ABLATIONS_FOLDER}/{name}.csv")
     table = published()
     rows = table[table["ablation"] == name].reset_index(drop=True)
     if not len(rows):
         raise UserError(f"nothing of the ablation {name} has been measured: run rdd ablate {name}")
     return Measured(rows, changed(PROFILES["digits"](), PUBLISHED_CHANGES), PUBLISHED_METRIC, PUBLISHED)
+
+
+def _records(study: Study, name: str, seeds: Sequence[int]) -> set[str]:
+    """The records that a whole table of this ablation has."""
+    points = Sweep(study, [ABLATIONS[name]], [int(seed) for seed in seeds], known_costs(study.out)).points
+    return {path.stem for point in points for path in point.run.paths(point.study)}
 
 
 @lru_cache

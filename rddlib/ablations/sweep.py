@@ -152,6 +152,9 @@ class Sweep:
             own = self._run(self.base, ablation, setting, seed)
             if [path.name for path in own.paths(self.base)] == names:
                 study, run = self.base, own
+        if study is self.base and seed not in study.profile.seeds:  # the study's tables are of its own seeds
+            study = self._apart
+            run = self._run(study, ablation, setting, seed)
         return Point(ablation, setting, run, study, key_of({"files": names}))
 
     def _run(self, study: Study, ablation: Ablation, setting: Setting, seed: int) -> Run:
@@ -169,6 +172,11 @@ class Sweep:
             )
             self._studies[changes].check()
         return self._studies[changes]
+
+    @cached_property
+    def _apart(self) -> Study:
+        """The study itself, but for where its scores lie."""
+        return self.base.varied(self.base.profile, SCORES_APART)
 
     @cached_property
     def runs(self) -> dict[str, Run]:
@@ -208,6 +216,12 @@ class Sweep:
             if stage in (("extractor",), _teacher(run.profile))
         ]
 
+    def needing(self, ancestor: Ancestor, runs: Iterable[Run]) -> list[Run]:
+        """Those of the runs that need this artefact."""
+        path = Study(ancestor.profile, ancestor.out, ancestor.study_seed).path_of(*ancestor.stage).name
+        lineages = {run: (self._study_of(run), run.lineage(self._study_of(run))) for run in runs}
+        return [run for run, (study, stages) in lineages.items() if path in {study.path_of(*s).name for s in stages}]
+
     # results
 
     def _measured(self, ablation: str) -> list[Point]:
@@ -244,12 +258,13 @@ class Sweep:
         stages = [stage for stage in study.lineage(run.method, steps, run.seed) if stage[0] == "student"]
         if not stages:
             return {}
-        facts = [study.facts(*stage) for stage in stages]
+        facts = [_noted(study.path_of(*stage)) for stage in stages]
+        seconds = [fact["seconds"] for fact in facts if "seconds" in fact]
         peaks = [fact["peak_memory"] / 2**20 for fact in facts if "peak_memory" in fact]
         return {
             "iterations": sum(study.training(*stage).iterations for stage in stages),
             "batch": study.profile.distill.train.batch_size,
-            "train_seconds": round(sum(fact["seconds"] for fact in facts), 2),
+            "train_seconds": round(sum(seconds), 2) if len(seconds) == len(stages) else None,
             "peak_mib": round(max(peaks), 1) if peaks else None,
         }
 
@@ -264,6 +279,14 @@ class Sweep:
         write_atomically(path, self.table(ablation).to_csv(index=False, float_format="%.6g"))
         write_atomically(path.with_name(f"{name}_receipts.json"), json.dumps(receipts, indent=1) + "\n")
         return path
+
+
+def _noted(checkpoint: Path) -> dict:
+    """What is recorded beside a checkpoint, without reading the whole of it; nothing where it was deleted."""
+    try:
+        return json.loads(checkpoint.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def check_version(out: Path) -> None:

@@ -30,7 +30,8 @@ def _main(context: typer.Context) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `rdd`: exit status 0; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM."""
+    """Entry point of `rdd`: exit status 0; 1 where runs of a sweep failed, 2 for bad input, 130 after Ctrl-C, 143 after
+    SIGTERM."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if app(args=arguments, prog_name="rdd", standalone_mode=False) == 128 + signal.SIGINT:  # newer typers' Ctrl-C

@@ -59,6 +59,8 @@ def ablate(
     from rddlib.ablations.engines import on_cluster, on_this_machine
     from rddlib.study import continue_study, default_out
 
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: give at least 1")
     if listed:
         print(catalogue(seeds))
         return
@@ -79,6 +81,8 @@ def _parsed_axes(texts: list[str] | None) -> dict[str, str]:
         name, equals, values = text.partition("=")
         if not equals:
             raise UserError(f"--axis {text}: write it as section.field=value,value")
+        if name.strip() in found:
+            raise UserError(f"--axis {name.strip()} is given twice: write its values in one, as 1,2")
         found[name.strip()] = values
     return found
 
@@ -93,7 +97,8 @@ def _chosen(names: list[str], profile: "Profile", axes: dict[str, str], method: 
         if len(names) > 1:
             raise UserError("custom stands alone: give it to a command of its own")
         return [custom(axes, profile, method, whole)]
-    chosen = [find_ablation(name) for name in (ABLATIONS if "all" in names else dict.fromkeys(names))]
+    found = [find_ablation(name) for name in dict.fromkeys(names) if name != "all"]
+    chosen = list(ABLATIONS.values()) if "all" in names else found
     if axes and len(chosen) > 1:
         raise UserError("--axis needs to know which ablation's: give it with one")
     chosen = [ablation.with_axes(axes, profile) for ablation in chosen] if axes else chosen
@@ -104,9 +109,6 @@ def _sweep(choose: Callable, seeds: int, start: Callable, look_only: bool) -> "S
     """choose(profile): the ablations; start(check, look_only): the study, once check(study) has nothing against it."""
     from rddlib.ablations import Sweep, check_version
     from rddlib.ablations.costs import measured_costs
-
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: give at least 1")
 
     def check(study) -> None:
         check_version(study.out)
