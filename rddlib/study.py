@@ -290,8 +290,7 @@ class Study:
         return self._denoiser(self._made("base", self._base_facts(), make)[0])
 
     def _teacher_facts(self, steps: int) -> dict:
-        halvings = [self.profile.base.steps >> k for k in range(self.profile.base.steps.bit_length())]
-        known = [n for n in halvings if n >= self.profile.halving.teacher_steps]
+        known = self._halved(self.profile.base.steps, self.profile.halving.teacher_steps)
         if steps not in known:
             raise UserError(f"no teacher has {steps} steps: there are {', '.join(map(str, known))}")
         if steps == self.profile.base.steps:
@@ -369,7 +368,7 @@ class Study:
         Raises UserError where the profile has no such halvings.
         """
         profile, middle = self.profile, self.profile.halving.teacher_steps
-        known = [profile.base.steps >> k for k in range(profile.base.steps.bit_length())]
+        known = self._halved(profile.base.steps, 1)
         if objective not in METHODS:
             raise UserError(f"unknown --objective {objective}: known are {', '.join(METHODS)}")
         if start not in known[:-1] or stop not in known or stop >= start:
@@ -448,13 +447,13 @@ class Study:
         """The artefacts that an arm needs, ancestors first, as arguments of `facts`."""
         p, top = self.profile, self.profile.base.steps
         last = p.halving.teacher_steps if method in METHODS else top
-        teachers = [("teacher", n) for n in self._powers(top // 2, max(last, steps if method == "pd" else last))]
-        students = [("student", method, n, seed) for n in self._powers(last // 2, steps)] if method in METHODS else []
+        teachers = [("teacher", n) for n in self._halved(top // 2, max(last, steps if method == "pd" else last))]
+        students = [("student", method, n, seed) for n in self._halved(last // 2, steps)] if method in METHODS else []
         extractor = [("extractor",)] if students and method != "pd" else []
         return [("base",), *teachers, *extractor, *students]
 
     @staticmethod
-    def _powers(first: int, last: int) -> list[int]:
+    def _halved(first: int, last: int) -> list[int]:
         """first, first/2, ..., last."""
         return [first >> k for k in range(first.bit_length()) if first >> k >= last]
 

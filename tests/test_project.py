@@ -172,8 +172,6 @@ def _tally(found) -> str:
 def test_published_ablations_are_whole_and_have_receipts():
     import json
 
-    import pandas as pd
-
     from rddlib.ablations import ABLATIONS, COLUMNS
     from rddlib.ablations.results import PUBLISHED_CHANGES, PUBLISHED_METRIC, published
     from rddlib.profiles import load_profile
@@ -190,7 +188,7 @@ def test_published_ablations_are_whole_and_have_receipts():
     assert (table.loc[table["ablation"] != "entropy", ["pfd", "is"]].notna()).all(axis=None)
     commits = {receipt["git_commit"] for receipt in receipts.values()}
     assert not [commit for commit in commits if "+changes" in commit]
-    assert isinstance(table, pd.DataFrame) and table["steps"].isin((8, 4, 2, 1)).all()
+    assert table["steps"].isin((8, 4, 2, 1)).all()
 
 
 def test_readmes_table_of_ablations_is_the_published_one():
@@ -199,8 +197,6 @@ def test_readmes_table_of_ablations_is_the_published_one():
 
 def ablation_fragments() -> list[str]:
     """The README's sentences with numbers from the published ablations."""
-    import pandas as pd
-
     from rddlib.ablations.results import published
 
     table = published()
@@ -228,7 +224,6 @@ def ablation_fragments() -> list[str]:
     terms = {name: gap("losses", f"CFD + {name}", "CFD", 1) for name in ("II_P2P", "IS_P2P", "M_P2P", "IS_P2P + M_P2P")}
     released = rows[rows["ablation"] == "released"].pivot(index="seed", columns="setting", values="fid")
     shift = released.sub(released["as in the paper"], axis=0).mean()
-    assert isinstance(shift, pd.Series)
     return [
         f"FID is {features['0.9']} at 0.9, {features['1']} at 1, {features['0.8']} at 0.8 and {features['1.2']} at 1.2, with PD at "
         f"{fid('cfd_tau', 'PD')}",
@@ -261,3 +256,27 @@ def test_readmes_sentences_on_ablations_are_the_published_ones():
     text = " ".join((TOP / "README.md").read_text().split())
     missing = [fragment for fragment in ablation_fragments() if fragment not in text]
     assert not missing, missing
+
+
+def test_what_the_readme_says_in_words_of_the_ablations_is_in_the_rows():
+    from rddlib.ablations.results import published
+
+    rows = published().query("fid == fid")
+    first = rows[rows["steps"] == 4].groupby(["ablation", "setting"])[["fid", "pfd"]].mean()
+    tau = rows[rows["ablation"] == "cfd_tau"]
+    features = tau[tau["series"] == "features"].groupby("x")["fid"].mean()
+    assert features.idxmin() == 0.9  # an optimum just below 1
+    fewest = rows[rows["steps"] == rows.groupby("ablation")["steps"].transform("min")]
+    ahead = fewest[fewest["method"] != "pd"].groupby("ablation")["pfd"].min()
+    assert (ahead > first.loc[("losses", "PD"), "pfd"]).all()  # by pFD PD is ahead of all
+    for name, low, high in (("tau_is", "tau_IS = 1", "tau_IS = 0.1"), ("alpha", "alpha = 1", "alpha = 100")):
+        assert first.loc[(name, high), "fid"] <= first.loc[(name, low), "fid"]  # louder, with FID no worse
+    for name, own in (("queue_size", "N_q = 20000"), ("queue_draws", "V = 1024")):
+        axis = first.loc[name].drop("CFD")["fid"]
+        assert (axis - axis[own]).abs().max() < 0.02
+    released = rows[rows["ablation"] == "released"].pivot(index="seed", columns="setting", values="fid")
+    shift = released.drop(columns=["CFD", "as in the paper"]).sub(released["as in the paper"], axis=0)
+    assert (shift["all together"] < 0).sum() == 2
+    alone = shift.drop(columns="all together")
+    assert [name for name in alone if (alone[name] < 0).all() or (alone[name] > 0).all()] == ["queue_push"]
+    assert (shift[["queue_rows", "map after ReLU", "attention"]].mean() < 0).all()
