@@ -1,5 +1,7 @@
 """From a profile's numbers to networks and objectives, untrained: `profiles -> assembly -> study, plan, bench`."""
 
+from dataclasses import replace
+
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
 from rddlib.extractor import FeatureExtractor
@@ -14,6 +16,26 @@ def build_denoiser(profile: Profile) -> Denoiser:
     """The U-Net with its parametrisation and schedule."""
     base = profile.base
     return Denoiser(UNet(profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
+
+
+def conditional_profile(profile: Profile, num_classes: int) -> Profile:
+    """The profile of the study that distils guidance: class-conditional, with the budgets of its section `guidance`.
+
+    Raises UserError for images without classes.
+    """
+    if not num_classes:
+        raise UserError(
+            "guidance is towards a class, and these images have none: sort them into a folder for each class"
+        )
+    g = profile.guidance
+    return replace(
+        profile,
+        unet=replace(profile.unet, num_classes=num_classes, label_dropout=g.label_dropout),
+        base=replace(profile.base, train=g.base, steps=g.steps),
+        halving=replace(profile.halving, train=replace(profile.halving.train, iterations=g.halving)),
+        distill=replace(profile.distill, iterations=g.iterations),
+        evaluation=replace(profile.evaluation, samples=g.samples, baselines=()),
+    )
 
 
 def build_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
-from rddlib.sampling import ddim_sample
+from rddlib.sampling import ddim_sample, stochastic_sample
 from rddlib.schedule import DiscreteCosineSchedule, Schedule
 
-Sampler = Callable[..., Tensor]  # (denoiser, noise, steps, *, y=None, clip=True) -> images [N, C, H, W]
+Sampler = Callable[..., Tensor]  # (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images [N, C, H, W]
 
 LARGEST_BETA = 0.999  # the usual cap (Nichol & Dhariwal 2021): alpha > 0 at t = 1, by which DPM-Solver divides
 LEAST_GRID = 1024  # the papers' number of time steps
@@ -84,12 +84,13 @@ def _run(
     noise: Tensor,
     y: Tensor | None,
     clip: bool,
+    guidance: Tensor | float | None,
     output: Callable[[Tensor, Tensor, int], Tensor] = lambda x, z, index: x,
 ) -> Tensor:
     """Denoise at each of the scheduler's times and let it step; output(x, z, index): what it takes in the place of x."""
     z, size = noise, scheduler.config.num_train_timesteps
     for index in scheduler.timesteps.tolist():
-        x = denoiser(z, (index + 1) / size, y)
+        x = denoiser(z, (index + 1) / size, y, guidance)
         if clip:
             x = x.clamp(-1, 1)
         z = scheduler.step(output(x, z, index), index, z, return_dict=False)[0]
@@ -98,7 +99,13 @@ def _run(
 
 @torch.no_grad()
 def diffusers_ddim_sample(
-    denoiser: Denoiser, noise: Tensor, steps: int, *, y: Tensor | None = None, clip: bool = True
+    denoiser: Denoiser,
+    noise: Tensor,
+    steps: int,
+    *,
+    y: Tensor | None = None,
+    clip: bool = True,
+    guidance: Tensor | float | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eta = 0) by diffusers: a second opinion on `rddlib.sampling.ddim_sample`, at its times.
 
@@ -111,11 +118,19 @@ def diffusers_ddim_sample(
         prediction_type="sample", timestep_spacing="trailing", clip_sample=False,
     )  # fmt: skip
     scheduler.set_timesteps(steps)
-    return _run(scheduler, denoiser, noise, y, clip)
+    return _run(scheduler, denoiser, noise, y, clip, guidance)
 
 
 @torch.no_grad()
-def pndm_sample(denoiser: Denoiser, noise: Tensor, steps: int, *, y: Tensor | None = None, clip: bool = True) -> Tensor:
+def pndm_sample(
+    denoiser: Denoiser,
+    noise: Tensor,
+    steps: int,
+    *,
+    y: Tensor | None = None,
+    clip: bool = True,
+    guidance: Tensor | float | None = None,
+) -> Tensor:
     """F-PNDM (Algorithm 2, Liu et al. 2022): three Runge-Kutta steps of four evaluations each, then linear multistep.
 
     Arguments and result are ddim_sample's; steps >= 4, which cost steps + 9 evaluations. It steps in
@@ -133,12 +148,18 @@ def pndm_sample(denoiser: Denoiser, noise: Tensor, steps: int, *, y: Tensor | No
         alpha_bar = scheduler.alphas_cumprod[index]
         return (z - alpha_bar.sqrt() * x) / (1 - alpha_bar).sqrt()
 
-    return _run(scheduler, denoiser, noise, y, clip, noise_of)
+    return _run(scheduler, denoiser, noise, y, clip, guidance, noise_of)
 
 
 @torch.no_grad()
 def dpm_solver_sample(
-    denoiser: Denoiser, noise: Tensor, steps: int, *, y: Tensor | None = None, clip: bool = True
+    denoiser: Denoiser,
+    noise: Tensor,
+    steps: int,
+    *,
+    y: Tensor | None = None,
+    clip: bool = True,
+    guidance: Tensor | float | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M) (Algorithm 2, Lu et al. 2022): second-order multistep in the log SNR, one evaluation a step.
 
@@ -156,16 +177,18 @@ def dpm_solver_sample(
     scheduler.alphas_cumprod[-1] = torch.maximum(last, (1 - LARGEST_BETA) * before_last)
     scheduler.set_timesteps(steps)
     scheduler.sigmas[-1] = schedule.sigma(0.0) / schedule.alpha(0.0)  # sigma/alpha at the end, t = 0
-    return _run(scheduler, denoiser, noise, y, clip)
+    return _run(scheduler, denoiser, noise, y, clip, guidance)
 
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": ddim_sample,
+    "stochastic": stochastic_sample,
     "diffusers-ddim": diffusers_ddim_sample,
     "pndm": pndm_sample,
     "dpm-solver": dpm_solver_sample,
 }
-LEAST_STEPS = {"ddim": 1, "diffusers-ddim": 1, "pndm": 4, "dpm-solver": 1}
+LEAST_STEPS = {"ddim": 1, "stochastic": 1, "diffusers-ddim": 1, "pndm": 4, "dpm-solver": 1}
+OWN = ("ddim", "stochastic")  # all others are diffusers'
 _WARM_UP = {"pndm": 9}  # evaluations beyond one a step: three Runge-Kutta steps of four
 
 
@@ -180,21 +203,25 @@ def _check_steps(name: str, steps: int) -> None:
 
 
 def find_sampler(name: str, steps: int | None = None) -> Sampler:
-    """The sampler of that name, with ddim_sample's arguments: (denoiser, noise, steps, *, y=None, clip=True) -> images.
+    """The sampler of that name: (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images, as ddim_sample.
 
-    None of them draws random numbers or keeps gradients. Raises UserError at once for an unknown name, for `steps`
+    None of them keeps gradients, and only "stochastic" draws random numbers (or takes them as `fresh`). Raises UserError at
+    once for an unknown name, for `steps`
     (where given) below LEAST_STEPS, and where the sampler needs diffusers and that is missing.
     """
     _check_name(name)
     if steps is not None:
         _check_steps(name, steps)
-    if name != "ddim":
+    if name not in OWN:
         _diffusers("DDIMScheduler")
     return SAMPLERS[name]
 
 
 def evaluations(name: str, steps: int) -> int:
-    """How often the sampler runs the network for each image. Raises UserError for an unknown name or too few steps."""
+    """How often the sampler asks for an x of each image (a guided x may take two of the network's).
+
+    Raises UserError for an unknown name or too few steps.
+    """
     _check_name(name)
     _check_steps(name, steps)
     return steps + _WARM_UP.get(name, 0)

@@ -17,3 +17,7 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return self.message
+
+
+class GuidanceWarning(UserWarning):
+    """A guidance weight outside the range that a model was trained for: it draws, but nobody taught it to."""

@@ -13,11 +13,11 @@ import yaml
 from rddlib.data import DataConfig
 from rddlib.errors import UserError
 from rddlib.extractor import EXTRACTORS, MAPS
-from rddlib.losses import IMPLEMENTATIONS
+from rddlib.losses import IMPLEMENTATIONS, LOSS_WEIGHTS
 from rddlib.objectives import RELATIONS, RELEASED_SWITCHES, WEIGHTS
 from rddlib.schedule import SCHEDULES
 from rddlib.training import RunConfig, TrainConfig
-from rddlib.unet import UNetConfig
+from rddlib.unet import UNetConfig, check_guidance_range
 
 METHODS = ("pd", "cfd", "rcfd", "rdd")
 
@@ -31,13 +31,15 @@ def _check(condition: bool, message: str) -> None:
 class BaseConfig:
     """The base model: how it is trained, and on which grid its teacher role starts.
 
-    train; prediction: what the network outputs, "x", "eps" or "v"; snr_max: upper clip of the SNR weight (0: none);
-    steps: of the DDIM sampler that progressive distillation starts from; schedule: one of rddlib.schedule.SCHEDULES,
-    "continuous" as in the papers or "discrete" as in the released code; schedule_offset: s of the cosine.
+    train; prediction: what the network outputs, "x", "eps" or "v"; weight: of the squared error of x, of
+    rddlib.losses.LOSS_WEIGHTS; snr_max: upper clip of that weight (0: none); steps: of the DDIM sampler that progressive
+    distillation starts from; schedule: one of rddlib.schedule.SCHEDULES, "continuous" as in the papers or "discrete" as in
+    the released code; schedule_offset: s of the cosine.
     """
 
     train: TrainConfig
     prediction: str = "x"
+    weight: str = "truncated"
     snr_max: float = 0.0
     steps: int = 1024
     schedule: str = "continuous"
@@ -45,6 +47,9 @@ class BaseConfig:
 
     def __post_init__(self):
         _check(self.prediction in ("x", "eps", "v"), f"prediction is {self.prediction!r}, expected x, eps or v")
+        _check(self.prediction != "eps" or self.schedule != "continuous",
+               "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides")  # fmt: skip
+        _check(self.weight in LOSS_WEIGHTS, f"weight is {self.weight!r}, expected one of {', '.join(LOSS_WEIGHTS)}")
         _check(self.snr_max == 0 or self.snr_max >= 1, f"snr_max is {self.snr_max}, expected 0 (none) or at least 1")
         _check(self.steps >= 2, f"steps is {self.steps}, expected at least 2")
         _check(self.schedule in SCHEDULES, f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
@@ -157,6 +162,44 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class GuidanceConfig:
+    """Distilling classifier-free guidance, with a class-conditional base model of its own (Meng et al. 2022).
+
+    label_dropout: share of labels that base training leaves out; weights: (w_min, w_max) that stage one learns; base,
+    train: of the base model and of stage one; steps: of the DDIM sampler that stage two starts from (it ends at 1, as the
+    profile's halvings do: by pd down to halving.teacher_steps, below by each objective); halving, iterations: of each
+    halving above and below; stochastic: iterations of each student for the stochastic sampler; objectives: of METHODS,
+    those that are scored; at: the weights w they are scored at; samples: for each score.
+    """
+
+    base: TrainConfig
+    train: TrainConfig
+    halving: int
+    iterations: tuple[int, ...]
+    stochastic: int
+    label_dropout: float = 0.1
+    weights: tuple[float, ...] = (0.0, 4.0)
+    steps: int = 1024
+    objectives: tuple[str, ...] = ("pd", "rdd")
+    at: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    samples: int = 5000
+
+    def __post_init__(self):
+        _check(0 < self.label_dropout < 1, f"label_dropout is {self.label_dropout}, expected above 0 and below 1")
+        _check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
+        check_guidance_range(self.weights)
+        low, high = self.weights
+        _check(bool(self.at) and all(low <= w <= high for w in self.at),
+               f"at is {self.at}, expected weights between {low:g} and {high:g}")  # fmt: skip
+        _check(
+            min(self.halving, self.stochastic, *self.iterations) >= 1, "iterations are expected to be at least 1 each"
+        )
+        _check(bool(self.objectives) and set(self.objectives) <= set(METHODS),
+               f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}")  # fmt: skip
+        _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """samples: generated for each score; batch_size: of sampling; seed: of the common noise, the same for every method;
     clip: hold x in [-1, 1] at each sampling step. network: whose features are compared: "" for digits' own on digits and
@@ -190,12 +233,18 @@ class EvaluationConfig:
         return tuple((name, int(steps)) for name, _, steps in split)
 
 
+def _check_halvings(name: str, steps: int, teacher: int) -> None:
+    ratio = steps / teacher
+    _check(ratio >= 1 and ratio.is_integer() and int(ratio).bit_count() == 1,
+           f"{name} {steps} must be halving.teacher_steps {teacher} times a power of two")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Profile:
     """A whole study. Each field is a section; `rdd study --set section.field=value` changes one number.
 
     run: how this machine trains (checkpoints, logs, memory format, compilation). seeds: of the distillation, one cascade
-    for each; jobs: independent cascades trained at a time, a process and an
+    for each (and of all that guidance distils); jobs: independent cascades trained at a time, a process and an
     equal share of the cores each.
     """
 
@@ -206,6 +255,7 @@ class Profile:
     halving: HalvingConfig
     extractor: ExtractorConfig
     distill: DistillConfig
+    guidance: GuidanceConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -213,15 +263,19 @@ class Profile:
     jobs: int = 2
 
     def __post_init__(self):
-        ratio, teacher = self.base.steps / self.halving.teacher_steps, self.halving.teacher_steps
-        _check(ratio >= 1 and (ratio).is_integer() and int(ratio).bit_count() == 1,
-               f"base.steps {self.base.steps} must be halving.teacher_steps {teacher} times a power of two")  # fmt: skip
+        teacher = self.halving.teacher_steps
+        _check_halvings("base.steps", self.base.steps, teacher)
         _check(teacher == 2 ** len(self.distill.iterations),
                f"halving.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
                f"distill.iterations lists {len(self.distill.iterations)}")  # fmt: skip
         _check(len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
                f"seeds is {self.seeds}, expected at least one, all different")  # fmt: skip
         _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
+        _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
+        _check_halvings("guidance.steps", self.guidance.steps, teacher)
+        _check(len(self.guidance.iterations) == len(self.distill.iterations),
+               f"guidance.iterations lists {len(self.guidance.iterations)} halvings, distill.iterations "
+               f"{len(self.distill.iterations)}: give as many")  # fmt: skip
 
     @property
     def student_steps(self) -> tuple[int, ...]:
@@ -243,6 +297,15 @@ def digits() -> Profile:
         distill=DistillConfig(
             TrainConfig(1, 64, 3e-4, rate="cosine"), iterations=(150, 150, 300), temperatures=(0.9, 1.0, 0.85)
         ),
+        guidance=GuidanceConfig(
+            base=TrainConfig(1500, 64, 2e-3, rate="cosine", warmup=100, ema=0.998),
+            train=TrainConfig(400, 64, 1e-3, rate="cosine", warmup=20),
+            halving=100,
+            iterations=(100, 100, 200),
+            stochastic=100,
+            steps=16,
+            samples=2000,
+        ),
         loss=LossConfig(draws=1024, per_image=4),
         evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
     )
@@ -259,6 +322,16 @@ def smoke() -> Profile:
         halving=replace(full.halving, train=replace(full.halving.train, iterations=4, batch_size=16)),
         extractor=replace(full.extractor, train=replace(full.extractor.train, iterations=40)),
         distill=replace(full.distill, train=replace(full.distill.train, batch_size=16), iterations=(4, 4, 6)),
+        guidance=replace(
+            full.guidance,
+            base=replace(full.guidance.base, iterations=60, batch_size=32),
+            train=replace(full.guidance.train, iterations=10, batch_size=16),
+            halving=4,
+            iterations=(4, 4, 4),
+            stochastic=4,
+            at=(0.0, 2.0),
+            samples=200,
+        ),
         loss=replace(full.loss, queue_size=500, draws=64),
         evaluation=replace(full.evaluation, samples=200, batch_size=100),
     )
@@ -280,6 +353,14 @@ def cifar10() -> Profile:
             TrainConfig(1, 128, 5e-5, rate="cosine"),  # RDD A.2
             iterations=(20_000, 20_000, 40_000),  # RDD A.2
             temperatures=(0.9, 1.0, 0.85),  # RCFD C.4, DenseNet201
+        ),
+        guidance=GuidanceConfig(  # w in [0, 4], 1024 steps: notes on Meng et al., 4.1; the rest, which they leave open, is ours
+            base=TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999),  # as the unconditional one
+            train=TrainConfig(50_000, 128, 5e-5, rate="cosine", warmup=1000),
+            halving=10_000,  # as the unconditional ones
+            iterations=(20_000, 20_000, 40_000),
+            stochastic=20_000,
+            samples=10_000,
         ),
         evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
         run=RunConfig(save_every=300, log_every=100, sample_every=5000),
@@ -305,6 +386,14 @@ def imagenet64() -> Profile:
             iterations=(50_000, 50_000, 100_000),  # RDD A.2
             temperatures=(0.85, 0.85, 0.85),  # RDD 5.2
         ),
+        guidance=replace(  # sources as for CIFAR-10
+            base.guidance,
+            base=TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999),
+            train=TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000),
+            halving=50_000,
+            iterations=(50_000, 50_000, 100_000),
+            stochastic=50_000,
+        ),
         loss=LossConfig(alpha=100.0),  # RDD 5.2
     )
 
@@ -328,6 +417,16 @@ def cifar10_small() -> Profile:
         distill=replace(
             full.distill, train=replace(full.distill.train, learning_rate=1e-4), iterations=(1000, 1000, 2000)
         ),  # fmt: skip
+        guidance=replace(
+            full.guidance,
+            base=replace(full.guidance.base, iterations=20_000, ema=0.999),
+            train=replace(full.guidance.train, iterations=3000, learning_rate=1e-4),
+            halving=500,
+            iterations=(1000, 1000, 2000),
+            stochastic=1000,
+            steps=64,
+            samples=5000,
+        ),
         evaluation=replace(full.evaluation, samples=10_000),
         run=replace(full.run, save_every=60, log_every=25, sample_every=1000),
     )

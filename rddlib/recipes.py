@@ -17,12 +17,12 @@ from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
 from rddlib.extractor import MetricNetwork, accuracy
-from rddlib.losses import truncated_snr_weight
+from rddlib.losses import loss_weight
 from rddlib.objectives import Objective, microscope
-from rddlib.sampling import ddim_sample, two_step_target
+from rddlib.sampling import ddim_sample, stochastic_sample, stochastic_target, two_step_target
 from rddlib.schedule import Schedule, expand_to, make_schedule, name_of
 from rddlib.training import RunConfig, Step, TrainConfig, Trainer, prepared, stream, training_device
-from rddlib.unet import UNet, UNetConfig
+from rddlib.unet import NO_CLASS, UNet, UNetConfig
 
 Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("teacher"): around the work of that part of a step
 
@@ -73,7 +73,10 @@ def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
     facts = info.get("facts", {})
     ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
     config, size = denoiser.network.config, sum(p.numel() for p in denoiser.parameters()) / 1e6
-    model = f"U-Net, {config.channels} channels, {size:.2f}M parameters, {denoiser.prediction} prediction"
+    kinds = [f"{denoiser.prediction} prediction"]
+    kinds += [f"{config.num_classes} classes"] if config.num_classes else []
+    kinds += [f"takes guidance {config.guidance[0]:g} to {config.guidance[1]:g}"] if config.guidance else []
+    model = f"U-Net, {config.channels} channels, {size:.2f}M parameters, {', '.join(kinds)}"
     return {
         "model": model,
         "checkpoint_sha256": info.get("sha256", "not known"),
@@ -87,11 +90,42 @@ def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor |
     return dataset.labels[rows.to(dataset.labels.device)] if denoiser.num_classes else None
 
 
-def _preview(dataset: ImageDataset, steps: int, seed: int, count: int = 64) -> Callable[[Denoiser], Tensor]:
-    """denoiser -> images drawn from the same noise each time, of the first images' classes where there are any."""
-    noise = torch.randn(count, *dataset.images.shape[1:], generator=torch.Generator().manual_seed(stream(seed, 8)))
-    noise, rows = noise.to(training_device()), torch.arange(count) % len(dataset)
-    return lambda denoiser: ddim_sample(denoiser, noise, steps, y=_labels(dataset, rows, denoiser))
+def drop_labels(y: Tensor | None, denoiser: Denoiser, generator: torch.Generator) -> Tensor | None:
+    """Labels [N] as base training shows them: a share of network.config.label_dropout replaced by NO_CLASS."""
+    share = getattr(getattr(denoiser.network, "config", None), "label_dropout", 0.0)
+    if y is None or not share:
+        return y
+    dropped = torch.rand(len(y), generator=generator, device=y.device) < share
+    return y.masked_fill(dropped, NO_CLASS)
+
+
+def draw_guidance(denoiser: Denoiser, count: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    """w [count] uniform over the range that the denoiser takes, float64; None where it takes none."""
+    if not denoiser.guidance:
+        return None
+    low, high = denoiser.guidance
+    return low + (high - low) * torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+
+
+def _preview(
+    dataset: ImageDataset, steps: int, seed: int, stochastic: bool = False, count: int = 64
+) -> Callable[[Denoiser], Tensor]:
+    """denoiser -> images drawn from the same noise each time, of the first images' classes where there are any, guided by
+    the middle of the range where the denoiser takes one."""
+
+    def noise(*number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(stream(seed, 8, *number))
+        return torch.randn(count, *dataset.images.shape[1:], generator=generator).to(training_device())
+
+    def images(denoiser: Denoiser) -> Tensor:
+        y = _labels(dataset, torch.arange(count) % len(dataset), denoiser)
+        middle = sum(denoiser.guidance) / 2 if denoiser.guidance else None
+        if stochastic:
+            return stochastic_sample(denoiser, start, steps, y=y, guidance=middle, fresh=noise)
+        return ddim_sample(denoiser, start, steps, y=y, guidance=middle)
+
+    start = noise()
+    return images
 
 
 def train_base(
@@ -104,9 +138,12 @@ def train_base(
     run: RunConfig | None = None,
     preview_steps: int = 32,
     clock: Clock = untimed,
+    weight: str = "truncated",
 ) -> Denoiser:
-    """Train a denoiser on data: E w_t ||x - x_theta(z_t, t)||^2, t uniform in [0, 1], w_t = clip(SNR, 1, snr_max).
+    """Train a denoiser on data: E w_t ||x - x_theta(z_t, t, y)||^2, t uniform in [0, 1].
 
+    weight: w_t, of rddlib.losses.LOSS_WEIGHTS, held to snr_max where one is given ("truncated": clip(SNR, 1, snr_max)).
+    Labels are dropped as denoiser.network.config.label_dropout says.
     files, run: of rddlib.training.Trainer; preview_steps: of the sampler that draws run.sample_every's grids; clock: sees
     the parts "data" and "student" of each step.
     """
@@ -117,14 +154,80 @@ def train_base(
             x = dataset.batch(step.rows, step.generator)
             t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
             z, y = add_noise(x, t, denoiser.schedule, step.generator), _labels(dataset, step.rows, denoiser)
+            y = drop_labels(y, denoiser, step.generator)
         with clock("student"):
             prediction = model(z, t, y)
-        weight = expand_to(truncated_snr_weight(t, denoiser.schedule, maximum=snr_max), x)
-        total = (weight * (prediction - x) ** 2).mean()
-        return total, {"mse": ((prediction - x) ** 2).mean().detach()}
+        return weighted_error(prediction, x, loss_weight(weight, t, denoiser.schedule, maximum=snr_max))
 
     trainer = Trainer(config, seed, len(dataset), "base model", files, run or RunConfig())
     return trainer.fit(denoiser, loss, preview=_preview(dataset, preview_steps, seed))
+
+
+def weighted_error(prediction: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(mean of weight [N] times the squared error of images [N, C, H, W], {"mse": without the weight})."""
+    squared = (prediction - x) ** 2
+    return (expand_to(weight, x) * squared).mean(), {"mse": squared.mean().detach()}
+
+
+def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser:
+    """A copy of a class-conditional denoiser whose network takes w of [w_min, w_max] as well, but does not heed it yet.
+
+    The new branch (Fourier features of w, added to the time embedding) ends in zeros, so whatever w, its output is the
+    teacher's for the same label; its first layer is drawn from torch's global generator. Without dropout.
+    Raises ValueError where the teacher is no U-Net with classes, trained with label dropout, or the range is wrong.
+    """
+    teacher.check_guidance(0.0)
+    config = dataclasses.replace(teacher.network.config, guidance=tuple(guidance), label_dropout=0.0, dropout=0.0)
+    network = UNet(config)
+    added = network.load_state_dict(teacher.network.state_dict(), strict=False)
+    if added.unexpected_keys or any(not name.startswith("guidance_embedding.") for name in added.missing_keys):
+        raise ValueError("the teacher's network is no U-Net of its own configuration")
+    device = next(teacher.parameters()).device
+    return Denoiser(network, teacher.schedule, teacher.prediction).to(device)
+
+
+def distill_guidance(
+    teacher: Denoiser,
+    student: Denoiser,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    seed: int,
+    snr_max: float | None = None,
+    files: Path | None = None,
+    run: RunConfig | None = None,
+    preview_steps: int = 32,
+    clock: Clock = untimed,
+    weight: str = "truncated",
+) -> Denoiser:
+    """Stage one (Meng et al. 2022): one network that takes w learns what guidance makes of two evaluations of the teacher,
+
+        E w_t ||x_student(z_t, t, y, w) - [(1 + w) x_teacher(z_t, t, y) - w x_teacher(z_t, t, none)]||^2,
+
+    t uniform in [0, 1], w uniform in the student's range, z_t a noised image of class y. student: of `takes_guidance`.
+    The rest is `train_base`'s, the teacher's x not clipped. Returns the student.
+    Raises ValueError for a teacher that cannot be guided, or a student that takes no w.
+    """
+    teacher.check_guidance(0.0)
+    if not student.guidance:
+        raise ValueError("the student takes no guidance weights: make it with takes_guidance(teacher, (w_min, w_max))")
+    run, device = run or RunConfig(), training_device()
+    teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
+    prepared(teacher, run, config.precision)
+
+    def loss(model: nn.Module, step: Step):
+        with clock("data"):
+            x = dataset.batch(step.rows, step.generator)
+            t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
+            w = draw_guidance(student, len(x), step.generator, x.device)
+            z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
+        with clock("teacher"), torch.no_grad():
+            guided = teacher(z, t, y, w)
+        with clock("student"):
+            prediction = model(z, t, y, w)
+        return weighted_error(prediction, guided, loss_weight(weight, t, teacher.schedule, maximum=snr_max))
+
+    trainer = Trainer(config, seed, len(dataset), "guidance, stage one", files, run)
+    return trainer.fit(student, loss, preview=_preview(dataset, preview_steps, seed))
 
 
 def augment(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
@@ -188,11 +291,14 @@ def distill(
     watch: int = 0,
     debug: bool = False,
     clock: Clock = untimed,
+    stochastic: bool = False,
 ) -> Denoiser:
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
     is not clipped in its targets, and the student learns without dropout (Salimans & Ho 2022; the papers say nothing).
+    A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
+    stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
     files, run: of rddlib.training.Trainer. released: of
     rddlib.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
     term's gradient at the student's image and their cosines (rddlib.objectives.microscope) every so many iterations;
@@ -207,6 +313,7 @@ def distill(
     objective.to(device)
     for frozen in (teacher, *objective.frozen()):
         prepared(frozen, run, config.precision)
+    target, teacher_step = (stochastic_target, 1 / steps) if stochastic else (two_step_target, 1 / (2 * steps))
 
     def loss(model: nn.Module, step: Step):
         with clock("data"):
@@ -214,10 +321,11 @@ def distill(
             k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
             t = k.double() / steps
             z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
+            w = draw_guidance(teacher, len(x), step.generator, x.device)
         with clock("teacher"):
-            x_teacher = two_step_target(teacher, z, t, 1 / (2 * steps), y)
+            x_teacher = target(teacher, z, t, teacher_step, y, w)
         with clock("student"):
-            x_student = model(z, t, y)
+            x_student = model(z, t, y, w)
         total, terms = objective(x_student, x_teacher, t, step.shared)
         return total, {**terms, **objective.status(), **(microscope(terms, x_student) if watch and step.logged else {})}
 
@@ -225,14 +333,14 @@ def distill(
         config,
         seed,
         len(dataset),
-        label or f"{2 * steps} to {steps} steps",
+        label or (f"{steps} stochastic steps" if stochastic else f"{2 * steps} to {steps} steps"),
         files,
         dataclasses.replace(run, log_every=watch or run.log_every),
         same_noise="same_seed" in released,
     )
     return trainer.fit(
         student, loss, companion=objective, companion_free="head_free" in released, debug=debug,
-        after_step=lambda step: objective.after_step(step.shared), preview=_preview(dataset, steps, seed),
+        after_step=lambda step: objective.after_step(step.shared), preview=_preview(dataset, steps, seed, stochastic),
     )  # fmt: skip
 
 

@@ -284,7 +284,7 @@ class Study:
             untrained = self._seeded(self._denoiser, 1)
             return self._timed(config.train, lambda: train_base(
                 untrained, self.dataset, config.train, stream(self.seed, 2), snr_max=config.snr_max or None, files=files,
-                run=self.profile.run, preview_steps=min(config.steps, 32),
+                run=self.profile.run, preview_steps=min(config.steps, 32), weight=config.weight,
             ))  # fmt: skip
 
         return self._denoiser(self._made("base", self._base_facts(), make)[0])

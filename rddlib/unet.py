@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TIME_SCALE = 1024  # t in [0, 1] enters the sinusoids as p = 1024 t, the released code's step index
+GUIDANCE_SCALE = 256  # w enters them as p = 256 w: over [0, 4], Meng et al.'s range, as far as t does
+NO_CLASS = -1  # the label of the unconditional model, "none" in classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,9 @@ class UNetConfig:
     image_size: height and width in pixels; image_channels: 1 or 3; channels: width at full resolution;
     multipliers: width of each resolution in units of `channels`, full resolution first; blocks: residual blocks a
     resolution; attention: the resolutions (in pixels) with self-attention; dropout: inside residual blocks;
-    groups: of GroupNorm; num_classes: 0 for an unconditional network.
+    groups: of GroupNorm; num_classes: 0 for an unconditional network; label_dropout: the share of labels that base
+    training replaces by NO_CLASS, above 0 for classifier-free guidance, 0 for a network that knows no NO_CLASS;
+    guidance: (w_min, w_max), the weights that a network distilled from a guided one takes as an input; empty: none.
     """
 
     image_size: int = 32
@@ -29,6 +33,8 @@ class UNetConfig:
     dropout: float = 0.0
     groups: int = 32
     num_classes: int = 0
+    label_dropout: float = 0.0
+    guidance: tuple[float, ...] = ()
 
     def __post_init__(self):
         for name in ("image_size", "image_channels", "channels", "blocks", "groups"):
@@ -48,6 +54,17 @@ class UNetConfig:
             raise ValueError(f"groups {self.groups} does not divide channels {self.channels} x {self.multipliers}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} is outside [0, 1)")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout {self.label_dropout} is outside [0, 1)")
+        check_guidance_range(self.guidance)
+        if (self.label_dropout or self.guidance) and not self.num_classes:
+            raise ValueError("label_dropout and guidance are for class-conditional networks: set num_classes")
+
+
+def check_guidance_range(guidance: tuple[float, ...]) -> None:
+    """Raise ValueError where this is neither empty nor (w_min, w_max)."""
+    if guidance and not (len(guidance) == 2 and -1 <= guidance[0] < guidance[1]):
+        raise ValueError(f"guidance is {list(guidance)}, expected nothing, or w_min and w_max with -1 <= w_min < w_max")
 
 
 def sinusoids(p: Tensor, channels: int) -> Tensor:
@@ -61,6 +78,11 @@ def _zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def _embedding(channels: int, width: int) -> nn.Sequential:
+    """From sinusoids [N, channels] to an embedding [N, width]."""
+    return nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
 
 class SelfAttention(nn.Module):
@@ -113,9 +135,10 @@ class Upsample(nn.Module):
 class UNet(nn.Module):
     """U-Net with skip connections from every block and downsampling of the way down to the way up.
 
-    forward(z, t, y=None): z [N, image_channels, image_size, image_size], t [N] in [0, 1], y [N] class labels for a
-    conditional network -> the same shape as z. What the output means (x, eps or v) is the Denoiser's business.
-    Raises ValueError where y is missing or not wanted.
+    forward(z, t, y=None, w=None): z [N, image_channels, image_size, image_size], t [N] in [0, 1], y [N] class labels
+    (or NO_CLASS, which adds the label embedding's bias alone) for a conditional network, w [N] guidance weights for one
+    distilled from a guided one -> the same shape as z. What the output means (x, eps or v) is the Denoiser's business.
+    Raises ValueError where y or w is missing or not wanted.
     """
 
     def __init__(self, config: UNetConfig):
@@ -123,9 +146,7 @@ class UNet(nn.Module):
         self.config = config
         c = config
         embedding = 4 * c.channels
-        self.time_embedding = nn.Sequential(
-            nn.Linear(c.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.time_embedding = _embedding(c.channels, embedding)
         self.label_embedding = nn.Linear(c.num_classes, embedding) if c.num_classes else None
         self.head = nn.Conv2d(c.image_channels, c.channels, 3, padding=1)
 
@@ -155,21 +176,30 @@ class UNet(nn.Module):
         self.tail = nn.Sequential(
             nn.GroupNorm(c.groups, width), nn.SiLU(), _zeroed(nn.Conv2d(width, c.image_channels, 3, padding=1))
         )
+        self.guidance_embedding = _embedding(c.channels, embedding) if c.guidance else None
+        if self.guidance_embedding is not None:
+            _zeroed(self.guidance_embedding[-1])  # a student starts as its teacher, whatever w is
 
-    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """Time and label embedding [N, 4 * channels]."""
+    def embed(self, t: Tensor, y: Tensor | None, w: Tensor | None = None) -> Tensor:
+        """Time, label and guidance embedding, summed: [N, 4 * channels]."""
         if (y is None) != (self.label_embedding is None):
             raise ValueError(
                 "this U-Net is class-conditional: pass labels y" if y is None else "this U-Net takes no labels y"
             )
-        dtype = self.head.weight.dtype
-        embedding = self.time_embedding(sinusoids(t * TIME_SCALE, self.config.channels).to(dtype))
+        if (w is None) != (self.guidance_embedding is None):
+            raise ValueError("this U-Net takes guidance weights w: pass them" if w is None else
+                             "this U-Net takes no guidance weights w")  # fmt: skip
+        dtype, channels = self.head.weight.dtype, self.config.channels
+        embedding = self.time_embedding(sinusoids(t * TIME_SCALE, channels).to(dtype))
         if y is not None:
-            embedding = embedding + self.label_embedding(F.one_hot(y, self.config.num_classes).to(dtype))
+            one_hot = F.one_hot(y - NO_CLASS, self.config.num_classes + 1)[:, 1:]  # [N, classes], zeros for NO_CLASS
+            embedding = embedding + self.label_embedding(one_hot.to(dtype))
+        if w is not None:
+            embedding = embedding + self.guidance_embedding(sinusoids(w * GUIDANCE_SCALE, channels).to(dtype))
         return embedding
 
-    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        embedding = self.embed(t, y)
+    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
+        embedding = self.embed(t, y, w)
         h = self.head(z)
         skips = [h]
         for layer in self.down:

@@ -68,7 +68,8 @@ class Stage:
         """Train as the profile does but with this config, writing no file; the trained copy. clock: none for "extractor"."""
         p, run = self.profile, replace(run, sample_every=0, tensorboard=False)
         if self.kind == "base":
-            return train_base(self.network, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock)
+            return train_base(self.network, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock,
+                              weight=p.base.weight)  # fmt: skip
         if self.kind == "extractor":
             shift = p.extractor.shift
             return train_classifier(self.network, lambda out: out.logits, self.images, config, 0, shift, run=run)

@@ -6,7 +6,7 @@ import time
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from rddlib.training.hardware import arithmetic
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # what a damaged archive may raise
 NOISE_BLOCK = 100  # images whose noise is drawn together, whatever the batch size
 UNKNOWN = "not known"
-GIVEN = {"sampler": "none: given images", "steps": 0, "evaluations": 0, "clip": False, "labels": UNKNOWN, "noise_seed": UNKNOWN,
+GIVEN = {"sampler": "none: given images", "steps": 0, "evaluations": 0, "guidance": "none", "clip": False, "labels": UNKNOWN, "noise_seed": UNKNOWN,
          "precision": UNKNOWN, "model": UNKNOWN, "weights_sha256": UNKNOWN, "checkpoint_sha256": UNKNOWN, "ema": UNKNOWN,
          "training_precision": UNKNOWN, "training_seed": UNKNOWN}  # fmt: skip
 
@@ -169,6 +169,11 @@ def common_labels(classes: int, start: int, stop: int, seed: int) -> Tensor:
     return _drawn(start, stop, seed, lambda generator: torch.randint(classes, (NOISE_BLOCK,), generator=generator), 2)
 
 
+def fresh_noise(shape: tuple[int, int, int], start: int, stop: int, seed: int, step: int) -> Tensor:
+    """The noise [stop - start, C, H, W] that the stochastic sampler adds to the same images after its step-th step."""
+    return _drawn(start, stop, seed, lambda generator: torch.randn(NOISE_BLOCK, *shape, generator=generator), 3 + step)
+
+
 def _drawn(start: int, stop: int, seed: int, draw: Callable[[torch.Generator], Tensor], kind: int) -> Tensor:
     """Rows start..stop-1 of an endless sequence in which every block follows from (seed, block, kind) alone."""
     first, last = start // NOISE_BLOCK, -(-stop // NOISE_BLOCK)
@@ -176,26 +181,51 @@ def _drawn(start: int, stop: int, seed: int, draw: Callable[[torch.Generator], T
     return torch.cat(blocks)[start - first * NOISE_BLOCK : stop - first * NOISE_BLOCK]
 
 
+def check_conditions(denoiser: Denoiser, guidance: float | None = None, classes: Sequence[int] = ()) -> None:
+    """Raise UserError where the model cannot be guided or draw these classes; warn of guidance beyond its range."""
+    known = denoiser.num_classes
+    if classes and not known:
+        raise UserError("this model is unconditional and draws no chosen classes: leave the classes out")
+    if unknown := sorted(set(classes) - set(range(known))):
+        raise UserError(f"unknown classes {', '.join(map(str, unknown))}: this model has 0 to {known - 1}")
+    if guidance is not None:
+        try:
+            denoiser.check_guidance(guidance)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    elif denoiser.guidance:
+        low, high = denoiser.guidance
+        raise UserError(f"this model takes a guidance weight: give one of {low:g} to {high:g}")
+
+
 class DrawnImages(Images):
     """Images that a denoiser draws when asked for, from common noise; floats in [-1, 1] (beyond, without clip).
 
-    sampler: one of rddlib.baselines.SAMPLERS; made: what a receipt should say of the model (`recipes.provenance`).
+    sampler: one of rddlib.baselines.SAMPLERS; guidance: w, None for none; classes: the labels to draw, in turn, default all
+    at random; made: what a receipt should say of the model (`recipes.provenance`).
     labels(start, stop) are those drawn with, None without classes; `seconds` grows with the time spent.
+    Raises UserError for guidance or classes that the model does not know.
     """
 
     def __init__(self, denoiser: Denoiser, count: int, steps: int, *, seed: int, clip: bool = True,
                  shape: tuple[int, int, int] | None = None, device: torch.device | str = "cpu", name: str = "",
-                 sampler: str = "ddim", made: dict | None = None):  # fmt: skip
+                 sampler: str = "ddim", made: dict | None = None, guidance: float | None = None,
+                 classes: Sequence[int] = ()):  # fmt: skip
+        check_conditions(denoiser, guidance, classes)
         if shape is None:
             config = denoiser.network.config
             shape = (config.image_channels, config.image_size, config.image_size)
         self.denoiser, self.count, self.steps, self.seed, self.clip = denoiser, count, steps, seed, clip
         self.shape, self.device, self._sample, self.seconds = shape, device, find_sampler(sampler, steps), 0.0
+        self.sampler, self.guidance, self.classes = sampler, guidance, tuple(classes)
         self.name = name or f"{sampler}, {steps} step{'s' * (steps > 1)}"
-        tensors, classes = denoiser.state_dict(), denoiser.num_classes
+        tensors, evaluated = denoiser.state_dict(), evaluations(sampler, steps)
+        labels = "drawn at random, all classes alike" if denoiser.num_classes else "none"
         self.provenance = {
-            **GIVEN, "sampler": sampler, "steps": steps, "evaluations": evaluations(sampler, steps), "clip": clip,
-            "labels": "drawn at random, all classes alike" if classes else "none", "noise_seed": seed, "precision": "float32",
+            **GIVEN, "sampler": sampler, "steps": steps, "clip": clip,
+            "evaluations": evaluated if guidance is None else evaluated * denoiser.evaluations,
+            "guidance": "none" if guidance is None else guidance,
+            "labels": f"{', '.join(map(str, classes))} in turn" if classes else labels, "noise_seed": seed, "precision": "float32",
             "weights_sha256": digest(tensors, "") if tensors else UNKNOWN, **(made or {}),
         }  # fmt: skip
 
@@ -217,6 +247,8 @@ class DrawnImages(Images):
         return json.dumps([drawn, len(self)], sort_keys=True)
 
     def labels(self, start: int, stop: int) -> Tensor | None:
+        if self.classes:
+            return torch.tensor(self.classes)[torch.arange(start, stop) % len(self.classes)]
         classes = self.denoiser.num_classes
         return common_labels(classes, start, stop, self.seed) if classes else None
 
@@ -224,8 +256,11 @@ class DrawnImages(Images):
         began, y = time.perf_counter(), self.labels(start, stop)
         noise = common_noise(self.shape, start, stop, self.seed).to(self.device)
         y = None if y is None else y.to(self.device)
+        options: dict = {"y": y, "clip": self.clip, "guidance": self.guidance}
+        if self.sampler == "stochastic":
+            options["fresh"] = lambda k: fresh_noise(self.shape, start, stop, self.seed, k).to(self.device)
         with arithmetic("float32", torch.device(self.device)):
-            images = self._sample(self.denoiser, noise, self.steps, y=y, clip=self.clip)
+            images = self._sample(self.denoiser, noise, self.steps, **options)
         if not images.isfinite().all():
             raise UserError(f"{self.name}: images hold NaN or infinity, so nothing can be scored: check the model")
         self.seconds += time.perf_counter() - began

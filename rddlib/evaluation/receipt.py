@@ -48,6 +48,7 @@ class Receipt:
     sampler: str
     steps: int
     evaluations: int
+    guidance: float | str
     clip: bool
     labels: str
     noise_seed: int | str

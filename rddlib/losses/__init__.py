@@ -18,7 +18,15 @@ temperatures; within `finite_checks()` also NonFiniteError for NaN or infinite i
 
 from rddlib.losses.checks import NonFiniteError, finite_checks
 from rddlib.losses.perceptual import load_lpips, perceptual_loss, stage_perceptual_loss
-from rddlib.losses.pointwise import cfd_loss, diversity_loss, entropy_loss, pd_loss, truncated_snr_weight
+from rddlib.losses.pointwise import (
+    LOSS_WEIGHTS,
+    cfd_loss,
+    diversity_loss,
+    entropy_loss,
+    loss_weight,
+    pd_loss,
+    truncated_snr_weight,
+)
 from rddlib.losses.relations import IMPLEMENTATIONS, ii_p2p_loss, is_p2p_loss, m_p2p_loss
 
 __all__ = [
@@ -35,5 +43,7 @@ __all__ = [
     "pd_loss",
     "perceptual_loss",
     "stage_perceptual_loss",
+    "LOSS_WEIGHTS",
+    "loss_weight",
     "truncated_snr_weight",
 ]

@@ -1,10 +1,37 @@
 """Losses on one image or one pooled feature at a time: PD, CFD, and RCFD's regularisers; `extractor -> losses`."""
 
+import torch
 from torch import Tensor
 
 from rddlib.losses.checks import check_same, check_temperature, check_tensor
 from rddlib.losses.numerics import at_least_float32, kl
 from rddlib.schedule import Schedule
+
+LOSS_WEIGHTS = ("truncated", "x", "eps", "v")
+
+
+def loss_weight(kind: str, t: Tensor, schedule: Schedule, maximum: float | None = None) -> Tensor:
+    """w_t of ||x - x_theta||^2, in float64, of t's shape: which squared error is minimised, whatever the network outputs.
+
+    With SNR = alpha_t^2/sigma_t^2 (Section 4, Salimans & Ho 2022): "x", 1, the error of x; "eps", SNR, that of eps; "v",
+    SNR + 1, that of v ("SNR+1 weighting" there); "truncated", max(SNR, 1), the larger of those of x and eps.
+    t in [0, 1], any shape; maximum: an upper bound, since all but "x" grow without one as t -> 0.
+    Raises TypeError for an integer t, ValueError for another kind and for a maximum below 1.
+    """
+    if kind not in LOSS_WEIGHTS:
+        raise ValueError(f"weight is {kind!r}, expected one of {', '.join(LOSS_WEIGHTS)}")
+    if kind == "truncated":
+        return truncated_snr_weight(t, schedule, maximum)
+    check_tensor("t", t, "[...]")
+    _check_maximum(maximum)
+    snr = schedule.alpha(t).square() / schedule.sigma(t).square()
+    weight = {"x": torch.ones_like(snr), "eps": snr, "v": snr + 1}[kind]
+    return weight if maximum is None else weight.clamp(max=maximum)
+
+
+def _check_maximum(maximum: float | None) -> None:
+    if maximum is not None and not maximum >= 1:
+        raise ValueError(f"maximum is {maximum}, expected at least 1, the weight's lower end")
 
 
 def truncated_snr_weight(t: Tensor, schedule: Schedule, maximum: float | None = None) -> Tensor:
@@ -15,8 +42,7 @@ def truncated_snr_weight(t: Tensor, schedule: Schedule, maximum: float | None = 
     ValueError for a maximum below 1.
     """
     check_tensor("t", t, "[...]")
-    if maximum is not None and not maximum >= 1:
-        raise ValueError(f"maximum is {maximum}, expected at least 1, the weight's lower end")
+    _check_maximum(maximum)
     snr = schedule.alpha(t).square() / schedule.sigma(t).square()
     return snr.clamp(min=1.0, max=maximum)
 
