@@ -9,13 +9,13 @@ from rddlib.extractor import build_extractor as build_extractor_by_name
 from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict
 from rddlib.schedule import make_schedule
-from rddlib.unet import UNet
+from rddlib.unet import UNet, UNetConfig
 
 
-def build_denoiser(profile: Profile) -> Denoiser:
-    """The U-Net with its parametrisation and schedule."""
+def build_denoiser(profile: Profile, unet: UNetConfig | None = None) -> Denoiser:
+    """The U-Net (the profile's own, if no other is given) with its parametrisation and schedule."""
     base = profile.base
-    return Denoiser(UNet(profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
+    return Denoiser(UNet(unet or profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
 
 
 def conditional_profile(profile: Profile, num_classes: int) -> Profile:
@@ -32,8 +32,7 @@ def conditional_profile(profile: Profile, num_classes: int) -> Profile:
         profile,
         unet=replace(profile.unet, num_classes=num_classes, label_dropout=g.label_dropout),
         base=replace(profile.base, train=g.base, steps=g.steps),
-        halving=replace(profile.halving, train=replace(profile.halving.train, iterations=g.halving)),
-        distill=replace(profile.distill, iterations=g.iterations),
+        distill=replace(profile.distill, iterations=g.iterations or profile.distill.iterations),
         evaluation=replace(profile.evaluation, samples=g.samples, baselines=()),
     )
 
@@ -56,13 +55,14 @@ def objective_numbers(profile: Profile, method: str, steps: int) -> dict:
     """What `method`'s objective is built with for a student of `steps` steps, as keyword arguments."""
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+    if method == "pd":
+        return {}
     loss = profile.loss
     cfd = {"temperature": profile.distill.temperatures[halving_of(profile, steps)], "dual": loss.dual,
            "predictions": loss.predictions}  # fmt: skip
     weighted = {**cfd, "cfd": loss.cfd}
     others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *weighted}
     return {
-        "pd": {},
         "cfd": cfd,
         "rcfd": {**weighted, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma},
         "rdd": {**weighted, **{name: value for name, value in as_dict(loss).items() if name not in others}},

@@ -167,16 +167,15 @@ class GuidanceConfig:
 
     label_dropout: share of labels that base training leaves out; weights: (w_min, w_max) that stage one learns; base,
     train: of the base model and of stage one; steps: of the DDIM sampler that stage two starts from (it ends at 1, as the
-    profile's halvings do: by pd down to halving.teacher_steps, below by each objective); halving, iterations: of each
-    halving above and below; stochastic: iterations of each student for the stochastic sampler; objectives: of METHODS,
+    profile's halvings do: by pd down to halving.teacher_steps, below by each objective); iterations: of those below, as
+    distill.iterations (empty: the same); stochastic: of each student for the stochastic sampler; objectives: of METHODS,
     those that are scored; at: the weights w they are scored at; samples: for each score.
     """
 
     base: TrainConfig
     train: TrainConfig
-    halving: int
-    iterations: tuple[int, ...]
     stochastic: int
+    iterations: tuple[int, ...] = ()
     label_dropout: float = 0.1
     weights: tuple[float, ...] = (0.0, 4.0)
     steps: int = 1024
@@ -191,9 +190,7 @@ class GuidanceConfig:
         low, high = self.weights
         _check(bool(self.at) and all(low <= w <= high for w in self.at),
                f"at is {self.at}, expected weights between {low:g} and {high:g}")  # fmt: skip
-        _check(
-            min(self.halving, self.stochastic, *self.iterations) >= 1, "iterations are expected to be at least 1 each"
-        )
+        _check(min((self.stochastic, *self.iterations)) >= 1, "iterations are expected to be at least 1 each")
         _check(bool(self.objectives) and set(self.objectives) <= set(METHODS),
                f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}")  # fmt: skip
         _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
@@ -273,9 +270,9 @@ class Profile:
         _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
         _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_halvings("guidance.steps", self.guidance.steps, teacher)
-        _check(len(self.guidance.iterations) == len(self.distill.iterations),
+        _check(len(self.guidance.iterations) in (0, len(self.distill.iterations)),
                f"guidance.iterations lists {len(self.guidance.iterations)} halvings, distill.iterations "
-               f"{len(self.distill.iterations)}: give as many")  # fmt: skip
+               f"{len(self.distill.iterations)}: give as many, or none for the same")  # fmt: skip
 
     @property
     def student_steps(self) -> tuple[int, ...]:
@@ -298,13 +295,12 @@ def digits() -> Profile:
             TrainConfig(1, 64, 3e-4, rate="cosine"), iterations=(150, 150, 300), temperatures=(0.9, 1.0, 0.85)
         ),
         guidance=GuidanceConfig(
-            base=TrainConfig(1500, 64, 2e-3, rate="cosine", warmup=100, ema=0.998),
-            train=TrainConfig(400, 64, 1e-3, rate="cosine", warmup=20),
-            halving=100,
-            iterations=(100, 100, 200),
-            stochastic=100,
+            base=TrainConfig(1000, 64, 2e-3, rate="cosine", warmup=100, ema=0.998),
+            train=TrainConfig(300, 64, 1e-3, rate="cosine", warmup=20),
+            stochastic=75,
+            iterations=(75, 75, 150),
             steps=16,
-            samples=2000,
+            samples=1000,
         ),
         loss=LossConfig(draws=1024, per_image=4),
         evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
@@ -326,9 +322,8 @@ def smoke() -> Profile:
             full.guidance,
             base=replace(full.guidance.base, iterations=60, batch_size=32),
             train=replace(full.guidance.train, iterations=10, batch_size=16),
-            halving=4,
-            iterations=(4, 4, 4),
             stochastic=4,
+            iterations=(),
             at=(0.0, 2.0),
             samples=200,
         ),
@@ -357,8 +352,6 @@ def cifar10() -> Profile:
         guidance=GuidanceConfig(  # w in [0, 4], 1024 steps: notes on Meng et al., 4.1; the rest, which they leave open, is ours
             base=TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999),  # as the unconditional one
             train=TrainConfig(50_000, 128, 5e-5, rate="cosine", warmup=1000),
-            halving=10_000,  # as the unconditional ones
-            iterations=(20_000, 20_000, 40_000),
             stochastic=20_000,
             samples=10_000,
         ),
@@ -390,8 +383,6 @@ def imagenet64() -> Profile:
             base.guidance,
             base=TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999),
             train=TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000),
-            halving=50_000,
-            iterations=(50_000, 50_000, 100_000),
             stochastic=50_000,
         ),
         loss=LossConfig(alpha=100.0),  # RDD 5.2
@@ -421,8 +412,6 @@ def cifar10_small() -> Profile:
             full.guidance,
             base=replace(full.guidance.base, iterations=20_000, ema=0.999),
             train=replace(full.guidance.train, iterations=3000, learning_rate=1e-4),
-            halving=500,
-            iterations=(1000, 1000, 2000),
             stochastic=1000,
             steps=64,
             samples=5000,

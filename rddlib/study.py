@@ -9,7 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from rddlib.evaluation import (
     DrawnImages,
     Network,
     Reference,
+    check_classes,
     check_fit,
     evaluate,
     find_network,
@@ -47,6 +48,7 @@ from rddlib.recipes import describe, distill, provenance, train_base, train_clas
 from rddlib.sampling import ddim_sample
 from rddlib.training import Checkpoints, TrainConfig, chosen_precision, prepared, stream, training_device
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
+from rddlib.unet import UNetConfig
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 STUDY_FILE = "study.json"
@@ -101,6 +103,11 @@ def _read_record(record: Path) -> dict:
         return found
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
+
+
+def csv_of(table: pd.DataFrame) -> str:
+    """A table of results as it is written."""
+    return table.to_csv(index=False, float_format="%.6g")
 
 
 def prepare_folder(
@@ -187,6 +194,10 @@ class Study:
         self.device = training_device()
         join()
 
+    def __reduce__(self):
+        """Another process makes it again from its numbers, whatever it has loaded here."""
+        return type(self), (self.profile, self.out, self.seed, self.scores.name)
+
     def varied(self, profile: Profile, scores: str) -> "Study":
         """The study of other numbers in the same folder, sharing what does not depend on them; its scores lie apart."""
         other = Study(profile, self.out, self.seed, scores)
@@ -258,8 +269,13 @@ class Study:
                  "peak_memory": peak_memory(device) - before}  # fmt: skip
         return module, facts | ({"model": describe(module)} if isinstance(module, Denoiser) else {})
 
-    def _denoiser(self, tensors: dict | None = None) -> Denoiser:
-        denoiser = build_denoiser(self.profile)
+    @property
+    def unet(self) -> UNetConfig:
+        """The network of teachers and students."""
+        return self.profile.unet
+
+    def _denoiser(self, tensors: dict | None = None, unet: UNetConfig | None = None) -> Denoiser:
+        denoiser = build_denoiser(self.profile, unet or self.unet)
         if tensors is not None:
             denoiser.load_state_dict(tensors)
         denoiser = denoiser.to(self.device).eval().requires_grad_(False)
@@ -278,16 +294,19 @@ class Study:
 
     def base(self) -> Denoiser:
         """The base model: trained on data, sampled by DDIM with any number of steps."""
-        config = self.profile.base
+        return self._trained_base(self._base_facts())
+
+    def _trained_base(self, facts: dict) -> Denoiser:
+        config, unet = self.profile.base, self.profile.unet
 
         def make(files: Path):
-            untrained = self._seeded(self._denoiser, 1)
+            untrained = self._seeded(lambda: self._denoiser(unet=unet), 1)
             return self._timed(config.train, lambda: train_base(
                 untrained, self.dataset, config.train, stream(self.seed, 2), snr_max=config.snr_max or None, files=files,
                 run=self.profile.run, preview_steps=min(config.steps, 32), weight=config.weight,
             ))  # fmt: skip
 
-        return self._denoiser(self._made("base", self._base_facts(), make)[0])
+        return self._denoiser(self._made("base", facts, make)[0], unet)
 
     def _teacher_facts(self, steps: int) -> dict:
         known = self._halved(self.profile.base.steps, self.profile.halving.teacher_steps)
@@ -311,7 +330,7 @@ class Study:
                 label=f"PD {2 * steps} to {steps} steps", files=files, run=self.profile.run,
             ))  # fmt: skip
 
-        return self._denoiser(self._made(f"pd-{steps}", self._teacher_facts(steps), make)[0])
+        return self._denoiser(self._made(self._name_of("teacher", steps), self._teacher_facts(steps), make)[0])
 
     def _extractor_facts(self) -> dict:
         config = {k: v for k, v in as_dict(self.profile.extractor).items() if k != "map_at"}  # does not change weights
@@ -352,11 +371,15 @@ class Study:
 
     def path_of(self, stage: str, *arguments) -> Path:
         """Where an artefact lies: path_of("extractor"), path_of("teacher", 8), path_of("student", "rdd", 1, 0)."""
-        facts = self._facts_of(stage, *arguments)
-        if stage == "teacher" and arguments[0] == self.profile.base.steps:
-            stage, arguments = "base", ()
-        name = {"teacher": lambda steps: f"pd-{steps}", "student": lambda m, n, _: f"{m}-{n}"}.get(stage)
-        return self._path(name(*arguments) if name else stage, facts)
+        return self._path(self._name_of(stage, *arguments), self._facts_of(stage, *arguments))
+
+    def _name_of(self, stage: str, *arguments) -> str:
+        """How the file of an artefact begins."""
+        if stage == "student":
+            return f"{arguments[0]}-{arguments[1]}"
+        if stage == "teacher":
+            return "base" if arguments[0] == self.profile.base.steps else f"pd-{arguments[0]}"
+        return stage
 
     def facts(self, stage: str, *arguments) -> dict:
         """What is recorded in an artefact: facts("extractor")["test_accuracy"]."""
@@ -398,12 +421,16 @@ class Study:
     def _student_facts(self, method: str, steps: int, seed: int) -> dict:
         halving, config = halving_of(self.profile, steps), self.profile.distill
         parent = self._student_facts(method, 2 * steps, seed) if halving else self._teacher_facts(2 * steps)
-        facts = {"method": method, "steps": steps, "seed": seed, "iterations": config.iterations[halving],
-                 "parent": key_of(parent), "numbers": objective_numbers(self.profile, method, steps),
-                 "train": as_dict(replace(config.train, iterations=1))}  # fmt: skip
-        if method != "pd":
-            facts |= {"extractor": key_of(self._extractor_facts()), "map_at": self.profile.extractor.map_at}
-        return facts
+        return {"method": method, "steps": steps, "seed": seed, "iterations": config.iterations[halving],
+                "parent": key_of(parent), "train": as_dict(replace(config.train, iterations=1)),
+                **self._objective_facts(method, steps)}  # fmt: skip
+
+    def _objective_facts(self, method: str, steps: int) -> dict:
+        """What `objective` depends on."""
+        numbers = {"numbers": objective_numbers(self.profile, method, steps)}
+        if method == "pd":
+            return numbers
+        return numbers | {"extractor": key_of(self._extractor_facts()), "map_at": self.profile.extractor.map_at}
 
     def student(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
         """A student of `steps` steps: teacher -> ... -> steps by halvings, every one with this method's objective.
@@ -423,7 +450,8 @@ class Study:
                 run=self.profile.run, released=loss.released, watch=loss.watch, debug=loss.debug,
             ))  # fmt: skip
 
-        return self._denoiser(self._made(f"{method}-{steps}", self._student_facts(method, steps, seed), make)[0])
+        name = self._name_of("student", method, steps, seed)
+        return self._denoiser(self._made(name, self._student_facts(method, steps, seed), make)[0])
 
     def denoiser(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
         """Who draws `method`'s images in `steps` steps: samplers (rddlib.baselines.SAMPLERS) draw with the base model, "pd" at
@@ -477,12 +505,13 @@ class Study:
         teacher = method == "pd" and steps == self.profile.halving.teacher_steps
         return ("teacher", steps) if teacher else ("student", method, steps, seed)
 
-    def model_key(self, method: str, steps: int, seed: int) -> str:
+    def model_key(self, *arm) -> str:
         """A hash of all that the arm's model depends on, known before it is trained."""
-        return key_of(self._facts_of(*self.model(method, steps, seed)))
+        return key_of(self._facts_of(*self.model(*arm)))
 
-    def check_arm(self, method: str, steps: int) -> None:
-        """Raise UserError where no model of this study draws by `method` in `steps` steps."""
+    def check_arm(self, method: str, steps: int, *, classes: Sequence[int] = ()) -> None:
+        """Raise UserError where no model of this study draws by `method` in `steps` steps, or none draws these classes."""
+        check_classes(classes, self.profile.unet.num_classes)
         if method in SAMPLERS:
             find_sampler(method, steps)
         elif method not in METHODS:
@@ -509,50 +538,65 @@ class Study:
         own = self.profile.evaluation.network == "extractor"
         return key_of(self._extractor_facts()) if own else self.metric_network.sha256
 
-    def score_path(self, method: str, steps: int, seed: int) -> Path:
-        """Where an arm's score lies, once measured: named by a hash of all that it depends on."""
+    def score_path(self, *arm) -> Path:
+        """Where an arm's score lies, once measured: named by a hash of all that it depends on.
+
+        arm: of `arms`, (method, steps, seed).
+        """
         evaluation = as_dict(self.profile.evaluation)
         config = {name: evaluation[name] for name in ("samples", "seed", "clip", "metrics", "protocol")}
-        model = self.model_key(method, steps, seed)
-        key = key_of({"model": model, "steps": steps, "evaluation": config, "network": self._network_key})
-        return self.scores / f"{method}-{steps}-{seed}-{key}.json"
+        facts = {"model": self.model_key(*arm), "steps": arm[1], "evaluation": config, "network": self._network_key}
+        return self.scores / f"{'-'.join(map(str, arm))}-{key_of(facts | self._conditions(*arm))}.json"
 
-    def _measured(self, method: str, steps: int, seed: int) -> dict:
+    def _conditions(self, *arm) -> dict:
+        """What besides the model and its steps says how an arm draws: as it is recorded in its row."""
+        return {}
+
+    def _measured(self, *arm) -> dict:
         """{"row", "receipt"} of one arm: measured now, or read from scores/. Arms that differ in the seed alone have one
         "lineage"."""
-        path = self.score_path(method, steps, seed)
+        path = self.score_path(*arm)
         with locked(path):
             if not agreed(path.exists()):
-                write_record(path, self._measure(method, steps, seed, path.parent))
+                write_record(path, self._measure(path.parent, *arm))
         return read_record(path)
 
-    def drawn(self, method: str, steps: int, seed: int, samples: int = 0, noise: int | None = None) -> DrawnImages:
-        """An arm's images to score, drawn from common noise; samples, noise (its seed): default the profile's."""
-        config, denoiser = self.profile.evaluation, self.denoiser(method, steps, seed)
-        made = provenance(denoiser, self.facts(*self.model(method, steps, seed)))
-        sampler = method if method in SAMPLERS else "ddim"
+    def drawn(
+        self,
+        *arm,
+        samples: int = 0,
+        noise: int | None = None,
+        classes: Sequence[int] = (),
+        sampler: str = "",
+        guidance=None,
+    ) -> DrawnImages:
+        """An arm's images to score, drawn from common noise; samples, noise (its seed): default the profile's; classes: the
+        labels to draw, default all; sampler, guidance: of DrawnImages."""
+        (method, steps, seed), config, denoiser = arm[:3], self.profile.evaluation, self.denoiser(*arm)
+        made = provenance(denoiser, self.facts(*self.model(*arm)))
         return DrawnImages(
             denoiser, samples or config.samples, steps, seed=config.seed if noise is None else noise, clip=config.clip,
             shape=self.image_shape, device=self.device, name=f"{method}, {steps} step{'s' * (steps > 1)}, seed {seed}",
-            sampler=sampler, made=made,
+            sampler=sampler or (method if method in SAMPLERS else "ddim"), made=made, guidance=guidance, classes=classes,
         )  # fmt: skip
 
-    def _measure(self, method: str, steps: int, seed: int, folder: Path) -> dict:
-        config, images = self.profile.evaluation, self.drawn(method, steps, seed)
+    def _measure(self, folder: Path, *arm) -> dict:
+        method, steps, seed = arm[:3]
+        config, images = self.profile.evaluation, self.drawn(*arm)
         result = evaluate(
             images, self.dataset, network=self.metric_network, metrics=config.metrics, protocol=config.protocol,
             batch_size=min(config.batch_size, config.samples), folder=folder, device=self.device,
         )  # fmt: skip
-        lineage = self.model_key(method, steps, self.profile.seeds[0])
-        return row_of(result, method=method, steps=steps, seed=seed, lineage=lineage)
+        lineage = self.model_key(method, steps, self.profile.seeds[0], *arm[3:])
+        return row_of(result, method=method, steps=steps, seed=seed, lineage=lineage, **self._conditions(*arm))
 
-    def score(self, method: str, steps: int, seed: int) -> dict:
+    def score(self, *arm) -> dict:
         """One row of results: a dict with COLUMNS (as far as profile.evaluation.metrics asks for them)."""
-        return self._measured(method, steps, seed)["row"]
+        return self._measured(*arm)["row"]
 
-    def receipt(self, method: str, steps: int, seed: int) -> dict:
+    def receipt(self, *arm) -> dict:
         """How that row was measured: the fields of rddlib.evaluation.Receipt."""
-        return self._measured(method, steps, seed)["receipt"]
+        return self._measured(*arm)["receipt"]
 
     def arms(self) -> list[tuple[str, int, int]]:
         """Every (method, steps, seed) of the study's results."""
@@ -571,9 +615,10 @@ class Study:
 
     def train_all(self) -> None:
         """Train and score every cascade, profile.jobs at a time, each in a process of its own with its share of cores."""
-        cascades = {(method, seed) for method, _, seed in self.arms()}
-        longest_first = ["rdd", "ddim", "rcfd", "cfd", "pd", *(set(SAMPLERS) - {"ddim"})]
-        waiting = sorted((c for c in cascades if not self._done(*c)), key=lambda c: (longest_first.index(c[0]), c[1]))
+        cascades = {(arm[0], arm[2]) for arm in self.arms()}
+        longest_first = ["rdd", "ddim", "rcfd", "cfd", "pd"]
+        rank_of = {method: number for number, method in enumerate(longest_first)}
+        waiting = sorted((c for c in cascades if not self._done(*c)), key=lambda c: (rank_of.get(c[0], 9), *c))
         if not waiting:
             return
         self.teacher(), self.extractor()
@@ -582,7 +627,7 @@ class Study:
             for method, seed in waiting:
                 self.cascade(method, seed)
             return
-        total = sum(self.profile.distill.iterations) * sum(method in METHODS for method, _ in waiting)
+        total = sum(self._iterations(method) for method, _ in waiting)
         label = f"{len(waiting)} cascades, {jobs} at a time"
         context = multiprocessing.get_context("spawn")
         count, threads, began = context.Value("q", 0), max(1, torch.get_num_threads() // jobs), time.perf_counter()
@@ -592,7 +637,7 @@ class Study:
             stopped_with(pool),
         ):
             bar.set_postfix_str("processes are starting")
-            running = {pool.submit(_run_cascade, self.profile, self.out, self.seed, *arm) for arm in waiting}
+            running = {pool.submit(_run_cascade, self, *arm) for arm in waiting}
             while running:
                 done, running = concurrent.futures.wait(running, timeout=0.5)
                 if count.value > bar.n:
@@ -604,6 +649,10 @@ class Study:
         if progress.mode() == "line":
             print(f"{label}: {count.value} it in {time.perf_counter() - began:.1f} s", flush=True)
 
+    def _iterations(self, method: str) -> int:
+        """Of all that one cascade trains."""
+        return sum(self.profile.distill.iterations) if method in METHODS else 0
+
     def _done(self, method: str, seed: int) -> bool:
         return all(self.score_path(*arm).exists() for arm in self.arms() if arm[0] == method and arm[2] == seed)
 
@@ -611,13 +660,13 @@ class Study:
         """Every arm's score, as a table with COLUMNS, also written to results.csv; what is missing is trained."""
         self.train_all()
         table = self.scored()
-        write_atomically(self.out / "results.csv", table.to_csv(index=False, float_format="%.6g"))
+        write_atomically(self.out / "results.csv", csv_of(table))
         return table
 
     def scored(self) -> pd.DataFrame:
         """The rows of results that have been measured so far."""
         done = [arm for arm in self.arms() if self.score_path(*arm).exists()]
-        return pd.DataFrame([self.score(*arm) for arm in done], columns=COLUMNS)
+        return pd.DataFrame([self.score(*arm) for arm in done], columns=self.columns)
 
     def check(self) -> None:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
@@ -673,5 +722,5 @@ def _start_worker(count, threads: int) -> None:
     progress.report_to(count)
 
 
-def _run_cascade(profile: Profile, out: Path, seed: int, method: str, distill_seed: int) -> None:
-    Study(profile, out, seed).cascade(method, distill_seed)
+def _run_cascade(study: Study, method: str, seed: int) -> None:
+    study.cascade(method, seed)

@@ -27,9 +27,9 @@ from rddlib.training.hardware import arithmetic
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # what a damaged archive may raise
 NOISE_BLOCK = 100  # images whose noise is drawn together, whatever the batch size
 UNKNOWN = "not known"
-GIVEN = {"sampler": "none: given images", "steps": 0, "evaluations": 0, "guidance": "none", "clip": False, "labels": UNKNOWN, "noise_seed": UNKNOWN,
-         "precision": UNKNOWN, "model": UNKNOWN, "weights_sha256": UNKNOWN, "checkpoint_sha256": UNKNOWN, "ema": UNKNOWN,
-         "training_precision": UNKNOWN, "training_seed": UNKNOWN}  # fmt: skip
+GIVEN = {"sampler": "none: given images", "steps": 0, "evaluations": 0, "guidance": "none", "clip": False,
+         "labels": UNKNOWN, "noise_seed": UNKNOWN, "precision": UNKNOWN, "model": UNKNOWN, "weights_sha256": UNKNOWN,
+         "checkpoint_sha256": UNKNOWN, "ema": UNKNOWN, "training_precision": UNKNOWN, "training_seed": UNKNOWN}  # fmt: skip
 
 
 class Images(ABC):
@@ -181,13 +181,17 @@ def _drawn(start: int, stop: int, seed: int, draw: Callable[[torch.Generator], T
     return torch.cat(blocks)[start - first * NOISE_BLOCK : stop - first * NOISE_BLOCK]
 
 
-def check_conditions(denoiser: Denoiser, guidance: float | None = None, classes: Sequence[int] = ()) -> None:
-    """Raise UserError where the model cannot be guided or draw these classes; warn of guidance beyond its range."""
-    known = denoiser.num_classes
+def check_classes(classes: Sequence[int], known: int) -> None:
+    """Raise UserError where a model of `known` classes cannot draw these."""
     if classes and not known:
         raise UserError("this model is unconditional and draws no chosen classes: leave the classes out")
     if unknown := sorted(set(classes) - set(range(known))):
-        raise UserError(f"unknown classes {', '.join(map(str, unknown))}: this model has 0 to {known - 1}")
+        raise UserError(f"unknown classes {', '.join(map(str, unknown))}: choose from 0 to {known - 1}")
+
+
+def check_conditions(denoiser: Denoiser, guidance: float | None = None, classes: Sequence[int] = ()) -> None:
+    """Raise UserError where the model cannot be guided or draw these classes; warn of guidance beyond its range."""
+    check_classes(classes, denoiser.num_classes)
     if guidance is not None:
         try:
             denoiser.check_guidance(guidance)
@@ -225,7 +229,8 @@ class DrawnImages(Images):
             **GIVEN, "sampler": sampler, "steps": steps, "clip": clip,
             "evaluations": evaluated if guidance is None else evaluated * denoiser.evaluations,
             "guidance": "none" if guidance is None else guidance,
-            "labels": f"{', '.join(map(str, classes))} in turn" if classes else labels, "noise_seed": seed, "precision": "float32",
+            "labels": f"{', '.join(map(str, classes))} in turn" if classes else labels,
+            "noise_seed": seed, "precision": "float32",
             "weights_sha256": digest(tensors, "") if tensors else UNKNOWN, **(made or {}),
         }  # fmt: skip
 
