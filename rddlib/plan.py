@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rddlib.assembly import conditional_profile
 from rddlib.bench.process import aligned, free_memory, in_child, number
-from rddlib.bench.stages import Stage, config_of, each_step
+from rddlib.bench.stages import Stage, classes_of, config_of, each_step
 from rddlib.errors import UserError
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 from rddlib.profiles import METHODS, Profile, load_profile
@@ -87,6 +88,29 @@ def jobs_of(profile: Profile, arms: Sequence[tuple[str, int, int]]) -> list[Job]
               p.distill.train.batch_size, len(p.student_steps) * len(p.seeds), at_once) for method in METHODS),
         Job("samples to score", SAMPLING, sum(steps for _, steps, _ in arms) * -(-evaluation.samples // evaluation.batch_size),
             min(evaluation.batch_size, evaluation.samples)),
+    ]  # fmt: skip
+    return [job for job in jobs if job.iterations]
+
+
+def guided_jobs_of(profile: Profile, arms: Sequence[tuple]) -> list[Job]:
+    """The stages of the study that distils guidance, in the same folder; arms: its (method, steps, seed, w, sampler)."""
+    g, p, seeds = profile.guidance, profile, len(profile.seeds)
+    halvings, batch = (g.steps // p.halving.teacher_steps).bit_length() - 1, p.distill.train.batch_size
+    each = sum(g.iterations or p.distill.iterations)
+    students = {
+        method: {arm[1] for arm in arms if arm[0] == method and arm[4] == "stochastic"} for method in g.objectives
+    }
+    evaluations = sum(steps * (2 if method == "teacher" else 1) for method, steps, *_ in arms) * seeds
+    size = min(p.evaluation.batch_size, g.samples)
+    jobs = [
+        Job("guided: base model", "base", g.base.iterations * seeds, g.base.batch_size, seeds),
+        Job("guided: stage one", "guide", g.train.iterations * seeds, g.train.batch_size, seeds),
+        Job(f"guided: PD {g.steps} to {p.halving.teacher_steps} steps", "halving",
+            halvings * p.halving.train.iterations * seeds, p.halving.train.batch_size, halvings * seeds),
+        *(Job(f"guided: {method.upper()} to 1 step, stochastic", method, (each + len(extra) * g.stochastic) * seeds, batch,
+              (len(p.student_steps) + len(extra)) * seeds, min(p.jobs, len(g.objectives)))
+          for method, extra in students.items()),
+        Job("guided: samples to score", SAMPLING, evaluations * -(-g.samples // size), size),
     ]  # fmt: skip
     return [job for job in jobs if job.iterations]
 
@@ -219,25 +243,34 @@ def make_plan(
     seconds: float = 30.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Probe every stage, each for about `seconds`. progress: called with a line for each. Raises UserError for wrong
+    """Probe every kind of stage, each for about `seconds`. progress: called with a line for each. Raises UserError for wrong
     input."""
-    from rddlib.study import Study  # above this module are only those who want a study's arms
+    from rddlib.guidance import GuidedStudy  # above this module are only those who want a study's arms
+    from rddlib.study import Study
 
     loaded, device, threads = load_profile(profile, overrides), training_device(), torch.get_num_threads()
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
-    memory, rows = free_memory(device.type), []
-    jobs = jobs_of(loaded, Study(loaded, out).arms())
-    for index, job in enumerate(jobs, start=1):
-        progress(f"[{index}/{len(jobs)}] probing {job.name}, about {seconds:g} s")
-        rows.append(probed(job, profile, overrides or {}, seconds, threads))
+    memory, found = free_memory(device.type), {}
+    guided = GuidedStudy(conditional_profile(loaded, classes_of(loaded)), out)
+    jobs = jobs_of(loaded, Study(loaded, out).arms()) + guided_jobs_of(loaded, guided.arms())
+    kinds = dict.fromkeys((job.kind, job.batch) for job in jobs)  # guidance makes a network no slower
+    for index, kind in enumerate(kinds, start=1):
+        job = next(job for job in jobs if (job.kind, job.batch) == kind)
+        progress(f"[{index}/{len(kinds)}] probing {job.name}, about {seconds:g} s")
+        found[kind] = _probed(job, profile, overrides or {}, seconds, threads)
+    rows = [_row(job, found[job.kind, job.batch]) for job in jobs]
     return Plan(rows, shutil.disk_usage(_existing(out)).free, memory)
 
 
 def probed(job: Job, profile: str, overrides: dict[str, str], seconds: float, threads: int) -> Row:
     """A stage's costs, measured for about `seconds` in a process of its own with so many threads."""
+    return _row(job, _probed(job, profile, overrides, seconds, threads))
+
+
+def _probed(job: Job, profile: str, overrides: dict[str, str], seconds: float, threads: int) -> dict:
     request = {"profile": profile, "overrides": overrides, "kind": job.kind, "batch": job.batch, "seconds": seconds}
-    return _row(job, in_child(probe, request, threads=threads, timeout=120 + 20 * seconds))
+    return in_child(probe, request, threads=threads, timeout=120 + 20 * seconds)
 
 
 def _existing(folder: Path) -> Path:

@@ -296,7 +296,7 @@ def digits() -> Profile:
         ),
         guidance=GuidanceConfig(
             base=TrainConfig(1000, 64, 2e-3, rate="cosine", warmup=100, ema=0.998),
-            train=TrainConfig(300, 64, 1e-3, rate="cosine", warmup=20),
+            train=TrainConfig(300, 64, 2e-3, rate="cosine", warmup=20),
             stochastic=75,
             iterations=(75, 75, 150),
             steps=16,

@@ -5,12 +5,13 @@ import sys
 import pytest
 import torch
 
-from rddlib.baselines import LEAST_STEPS, SAMPLERS, evaluations, find_sampler, grid_betas, grid_size
+from rddlib.baselines import LEAST_STEPS, OWN, SAMPLERS, evaluations, find_sampler, grid_betas, grid_size
 from rddlib.data import GaussianMixture
 from rddlib.denoiser import as_denoiser
 from rddlib.errors import UserError
-from rddlib.sampling import ddim_sample
-from rddlib.schedule import CosineSchedule, DiscreteCosineSchedule
+from rddlib.sampling import ddim_sample, stochastic_sample
+from rddlib.schedule import CosineSchedule, DiscreteCosineSchedule, expand_to
+from rddlib.unet import NO_CLASS
 
 CONTINUOUS, DISCRETE = CosineSchedule(), DiscreteCosineSchedule(1024)
 BORROWED = ["diffusers-ddim", "pndm", "dpm-solver"]
@@ -143,7 +144,7 @@ def test_pndm_of_ten_steps_draws_the_right_spread():
 @pytest.mark.parametrize("schedule", [CONTINUOUS, DISCRETE])
 def test_samplers_ask_the_denoiser_at_the_times_of_ddim(steps, schedule):
     expected = [(steps - k) / steps for k in range(steps)]
-    for name in ("ddim", "diffusers-ddim", "dpm-solver"):
+    for name in ("ddim", "stochastic", "diffusers-ddim", "dpm-solver"):
         assert times_of(name, steps, schedule) == pytest.approx(expected, abs=1e-12), name
 
 
@@ -157,8 +158,12 @@ def test_evaluations_are_those_counted(name, steps):
         assert evaluations(name, steps) == len(times_of(name, steps))
 
 
-def test_evaluations_of_ddim_and_pndm():
-    assert evaluations("ddim", 8) == 8 and evaluations("dpm-solver", 12) == 12 and evaluations("pndm", 10) == 19
+def test_evaluations_of_each_kind_of_sampler():
+    assert (
+        evaluations("ddim", 8) == evaluations("stochastic", 8) == 8
+        and evaluations("dpm-solver", 12) == 12
+        and evaluations("pndm", 10) == 19
+    )
 
 
 @needs_diffusers
@@ -174,6 +179,68 @@ def test_class_labels_reach_the_denoiser(name):
     images = find_sampler(name)(as_denoiser(denoise, CONTINUOUS), draw(3), 20, y=y)
     assert len(seen) == evaluations(name, 20) and all(labels is y for labels in seen)
     torch.testing.assert_close(images, (y / 4).double()[:, None, None, None].expand_as(images), atol=0.1, rtol=0)
+
+
+EVERY = [*OWN, *(pytest.param(name, marks=needs_diffusers) for name in BORROWED)]
+
+
+def two_classes(schedule, asked=None):
+    """Exact denoiser of two Gaussians, each a class, and of both together."""
+    both = gaussians(2)
+    parts = [
+        GaussianMixture([1.0], mean.reshape(1, 1, 2, 2), (vectors * values @ vectors.T)[None])
+        for mean, values, vectors in zip(both.means, both.eigenvalues, both.eigenvectors, strict=True)
+    ]
+
+    def denoise(z, t, y):
+        if asked is not None:
+            asked.append(y)
+        kinds = torch.stack([part.denoise(z, t, schedule) for part in (*parts, both)])  # [3, N, C, H, W]
+        return kinds[y % 3, torch.arange(len(z))]  # NO_CLASS, -1, is the last
+
+    return as_denoiser(denoise, schedule, num_classes=2)
+
+
+def run(name, denoiser, count, steps, **options):
+    """Draw, with the same fresh noise each time where the sampler takes some."""
+    if name == "stochastic":
+        g = torch.Generator().manual_seed(2)
+        options["fresh"] = lambda k: torch.randn(count, 1, 2, 2, generator=g, dtype=torch.float64)
+    return find_sampler(name)(denoiser, draw(count), steps, **options)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("schedule", [CONTINUOUS, DISCRETE])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_sampler_guides(name, schedule, clip):
+    denoiser, count, steps, y = two_classes(schedule), 20, 8, torch.arange(20) % 2
+    plain = run(name, denoiser, count, steps, y=y, clip=clip)
+    assert torch.equal(run(name, denoiser, count, steps, y=y, clip=clip, guidance=0.0), plain)
+    for w in (1.5, torch.linspace(-1, 4, count, dtype=torch.float64)):
+
+        def beforehand(z, t, y, w=w):
+            given = expand_to(torch.as_tensor(w).expand(len(z)), z)
+            return (1 + given) * denoiser(z, t, y) - given * denoiser(z, t, torch.full_like(y, NO_CLASS))
+
+        guided = run(name, denoiser, count, steps, y=y, clip=clip, guidance=w)
+        expected = run(name, as_denoiser(beforehand, schedule), count, steps, y=y, clip=clip)
+        torch.testing.assert_close(guided, expected, rtol=0, atol=1e-12)
+        assert (guided - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_guided_x_takes_two_of_the_network_s_evaluations(name):
+    asked = []
+    denoiser, y = two_classes(CONTINUOUS, asked), torch.tensor([0, 1, 1])
+    run(name, denoiser, 3, 10, y=y, guidance=2.0)
+    assert len(asked) == denoiser.evaluations * evaluations(name, 10)
+    assert sum(bool((labels == NO_CLASS).all()) for labels in asked) == evaluations(name, 10)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_sampler_guides_an_unconditional_model(name):
+    with pytest.raises(ValueError, match="unconditional and cannot be guided"):
+        run(name, exact(gaussians(1), CONTINUOUS), 2, 8, guidance=1.0)
 
 
 @needs_diffusers
@@ -220,21 +287,21 @@ def test_too_few_or_too_many_steps_are_refused_in_one_line(name):
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
     for ask in (find_sampler, lambda name: find_sampler(name, 8), lambda name: evaluations(name, 8)):
-        with pytest.raises(
-            UserError, match=r"no sampler 'heun': choose one of ddim, diffusers-ddim, pndm, dpm-solver$"
-        ):
+        known = "ddim, stochastic, diffusers-ddim, pndm, dpm-solver"
+        with pytest.raises(UserError, match=f"no sampler 'heun': choose one of {known}$"):
             ask("heun")
 
 
-def test_our_own_sampler_too_takes_at_least_one_step():
+@pytest.mark.parametrize("name", OWN)
+def test_our_own_samplers_too_take_at_least_one_step(name):
     for ask in (find_sampler, evaluations):
-        with pytest.raises(UserError, match="^ddim got 0 steps: choose at least 1$"):
-            ask("ddim", 0)
+        with pytest.raises(UserError, match=f"^{name} got 0 steps: choose at least 1$"):
+            ask(name, 0)
 
 
-def test_without_diffusers_only_our_own_sampler_is_there(monkeypatch):
+def test_without_diffusers_only_our_own_samplers_are_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert find_sampler("ddim") is ddim_sample
+    assert find_sampler("ddim") is ddim_sample and find_sampler("stochastic") is stochastic_sample
     for name in BORROWED:
         with pytest.raises(UserError, match=r"needs diffusers.*: pip install 'rddlib\[baselines\]'$"):
             find_sampler(name)

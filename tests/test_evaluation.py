@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from rddlib.data import ImageDataset, load_dataset, to_uint8
 from rddlib.denoiser import Denoiser, as_denoiser
-from rddlib.errors import UserError
+from rddlib.errors import GuidanceWarning, UserError
 from rddlib.evaluation import (
     PROTOCOLS,
     DrawnImages,
@@ -39,9 +40,10 @@ from rddlib.evaluation import (
     write_statistics,
 )
 from rddlib.evaluation.features import Shards, complete
+from rddlib.evaluation.images import common_labels, fresh_noise
 from rddlib.evaluation.reference import Reference
 from rddlib.schedule import CosineSchedule
-from rddlib.unet import UNet, UNetConfig
+from rddlib.unet import NO_CLASS, UNet, UNetConfig
 
 EVERYTHING = ("fid", "is", "kid", "pr", "pfd")
 
@@ -302,6 +304,143 @@ def test_common_noise_is_the_same_for_every_method_and_batch():
     assert torch.equal(whole, parts) and len(whole.flatten(1).unique(dim=0)) == 250
     assert not torch.equal(whole, common_noise((1, 2, 2), 0, 250, seed=5))
     assert abs(float(common_noise((1, 8, 8), 0, 2000, seed=0).std()) - 1) < 0.01
+
+
+def test_fresh_noise_is_the_same_for_every_batch_and_another_for_every_step():
+    steps = []
+    for step in range(3):
+        whole = fresh_noise((1, 2, 2), 0, 250, seed=4, step=step)
+        parts = [fresh_noise((1, 2, 2), k, min(k + 33, 250), seed=4, step=step) for k in range(0, 250, 33)]
+        assert torch.equal(whole, torch.cat(parts))
+        steps.append(whole)
+    rows = torch.cat([*steps, common_noise((1, 2, 2), 0, 250, seed=4), fresh_noise((1, 2, 2), 0, 250, seed=5, step=0)])
+    assert len(rows.flatten(1).unique(dim=0)) == 5 * 250
+
+
+# guidance and classes
+
+
+def pulled_to_classes(asked=None, scale=1.0):
+    """Images tell which noise and classes they were drawn with: a quarter of z, and a gray level of 0.2, 0.4 or 0.6."""
+
+    def network(z, t, y):
+        if asked is not None:
+            asked.append(y)
+        return scale * (z / 4 + 0.2 * (y - NO_CLASS)[:, None, None, None])  # no class: 0
+
+    return as_denoiser(network, CosineSchedule(), num_classes=3)
+
+
+def weighing():
+    """A network that takes its weight itself: x = w/4 on every pixel."""
+    network = lambda z, t, y, w: (w.to(z.dtype) / 4)[:, None, None, None].expand_as(z)  # noqa: E731
+    return Denoiser(network, CosineSchedule(), num_classes=3, guidance=(0.0, 4.0))
+
+
+@pytest.mark.parametrize("classes", [(), (2, 0)])
+@pytest.mark.parametrize("guidance", [None, 0.7])
+@pytest.mark.parametrize("sampler", ["ddim", "stochastic"])
+def test_drawn_images_do_not_depend_on_their_batches(sampler, guidance, classes):
+    def images():
+        return DrawnImages(pulled_to_classes(), 230, 3, seed=5, shape=(1, 8, 8), sampler=sampler, guidance=guidance,
+                           classes=classes)  # fmt: skip
+
+    torch.manual_seed(1)
+    whole = images().batch(0, 230)
+    torch.manual_seed(2)  # nothing comes from the global generator
+    parts = images()
+    found = torch.cat([parts.batch(k, min(k + 37, 230)) for k in range(0, 230, 37)])
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+    assert len(whole.flatten(1).unique(dim=0)) == 230
+
+
+def test_the_stochastic_sampler_adds_noise_to_what_ddim_draws():
+    ddim, stochastic = (
+        DrawnImages(pulled_to_classes(), 20, 3, seed=5, shape=(1, 8, 8), sampler=name).batch(0, 20)
+        for name in ("ddim", "stochastic")
+    )
+    assert (ddim - stochastic).abs().amax((1, 2, 3)).min() > 0.05
+
+
+def test_chosen_classes_are_drawn_in_turn():
+    asked = []
+    images = DrawnImages(pulled_to_classes(asked), 8, 2, seed=5, shape=(1, 8, 8), classes=(2, 0, 1))
+    assert images.labels(0, 8).tolist() == [2, 0, 1, 2, 0, 1, 2, 0] and images.labels(4, 7).tolist() == [0, 1, 2]
+    images.batch(4, 7)
+    assert [y.tolist() for y in asked] == [[0, 1, 2]] * 2
+    free = DrawnImages(pulled_to_classes(), 8, 2, seed=5, shape=(1, 8, 8))
+    assert torch.equal(free.labels(2, 8), common_labels(3, 2, 8, seed=5))
+    assert DrawnImages(denoiser_of_classes(), 8, 2, seed=5).labels(0, 8) is None
+
+
+def test_drawn_images_follow_the_weight():
+    def drawn(guidance):
+        denoiser = pulled_to_classes(scale=0.1)
+        return DrawnImages(denoiser, 50, 2, seed=5, shape=(1, 8, 8), classes=(1,), guidance=guidance).batch(0, 50)
+
+    plain, same, without, guided = (drawn(w) for w in (None, 0.0, -1.0, 0.5))
+    assert torch.equal(same, plain) and (plain - without).min() > 0.01 and guided.abs().max() < 1
+    # this network is linear in what it knows of the class, so the images are linear in the weight
+    torch.testing.assert_close(guided - without, 1.5 * (plain - without), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "stochastic"])
+def test_provenance_says_guidance_labels_and_what_they_cost(sampler):
+    asked = []
+    denoiser = pulled_to_classes(asked)
+
+    def provenance(denoiser, **options):
+        images = DrawnImages(denoiser, 5, 4, seed=5, shape=(1, 8, 8), sampler=sampler, **options)
+        asked.clear()
+        images.batch(0, 5)
+        return [images.provenance[name] for name in ("guidance", "labels", "evaluations")]
+
+    assert provenance(denoiser) == ["none", "drawn at random, all classes alike", 4] and len(asked) == 4
+    assert provenance(denoiser, guidance=1.5, classes=(2, 0)) == [1.5, "2, 0 in turn", 8] and len(asked) == 8
+    assert provenance(weighing(), guidance=1.5) == [1.5, "drawn at random, all classes alike", 4]
+    assert provenance(as_denoiser(lambda z, t: z, CosineSchedule())) == ["none", "none", 4]
+
+
+def test_receipts_and_identities_tell_guided_images_from_others(data):
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4, num_classes=10, label_dropout=0.1))
+    denoiser = Denoiser(network, CosineSchedule(), "v").eval().requires_grad_(False)
+    settings = [
+        {},
+        {"guidance": 0.0},
+        {"guidance": 1.0},
+        {"classes": (1,)},
+        {"classes": (1, 2)},
+        {"sampler": "stochastic"},
+    ]
+    assert len({DrawnImages(denoiser, 9, 2, seed=0, **options).identity for options in settings}) == len(settings)
+    images = DrawnImages(pulled_to_classes(), 100, 2, seed=5, shape=(1, 8, 8), guidance=0.5, classes=(2, 0))
+    receipt = dataclasses.asdict(evaluate(images, data).receipt)
+    assert (receipt["guidance"], receipt["labels"], receipt["evaluations"]) == (0.5, "2, 0 in turn", 4)
+
+
+@pytest.mark.parametrize("denoiser, options, words", [
+    (pulled_to_classes, dict(classes=(0, 3, 7)), "unknown classes 3, 7: choose from 0 to 2"),
+    (pulled_to_classes, dict(classes=(NO_CLASS,)), "unknown classes -1: choose from 0 to 2"),
+    (denoiser_of_classes, dict(classes=(0,)), "unconditional and draws no chosen classes: leave the classes out"),
+    (denoiser_of_classes, dict(guidance=1.0), "unconditional and cannot be guided"),
+    (lambda: denoiser_of_classes(10), dict(guidance=1.0), "without label dropout and cannot be guided"),
+    (weighing, {}, "takes a guidance weight: give one of 0 to 4"),
+])  # fmt: skip
+def test_what_a_model_cannot_draw_is_refused_at_once(denoiser, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        DrawnImages(denoiser(), 10, 2, seed=0, shape=(1, 8, 8), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_guidance_beyond_the_range_is_warned_of_and_drawn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DrawnImages(weighing(), 3, 2, seed=0, shape=(1, 8, 8), guidance=4.0).batch(0, 3)
+    with pytest.warns(GuidanceWarning, match="guidance 8 is outside .*, 0 to 4"):
+        images = DrawnImages(weighing(), 3, 2, seed=0, shape=(1, 8, 8), guidance=8.0)
+    with pytest.warns(GuidanceWarning):
+        assert (images.batch(0, 3) == 1).all()
 
 
 @pytest.mark.slow

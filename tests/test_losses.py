@@ -19,6 +19,7 @@ from rddlib.losses import (
     ii_p2p_loss,
     is_p2p_loss,
     load_lpips,
+    loss_weight,
     m_p2p_loss,
     pd_loss,
     perceptual_loss,
@@ -138,6 +139,55 @@ def test_truncated_snr_weight_where_sigma_is_zero():
     assert weight.dtype == torch.float64 and weight[0] == math.inf and weight[2] == 1
     clipped = truncated_snr_weight(t, CosineSchedule(), maximum=1e3)
     assert clipped[0] == 1e3 and clipped[2] == 1 and clipped.isfinite().all()
+
+
+WEIGHT_TIMES = [(CosineSchedule(), t) for t in (1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1.0)] + [
+    (DiscreteCosineSchedule(1024), k / 1024) for k in (0, 1, 100, 512, 1000, 1023, 1024)
+]
+
+
+@pytest.mark.parametrize(
+    "schedule, t", WEIGHT_TIMES, ids=lambda v: f"{v:g}" if isinstance(v, float) else type(v).__name__
+)
+def test_loss_weights_make_the_error_of_x_that_of_each_parametrisation(schedule, t):
+    """Two images of one z_t, each with the noise that it leaves, and the v of both."""
+    t = torch.full((4,), t, dtype=torch.float64)
+    alpha, sigma = (v.reshape(4, 1, 1, 1) for v in (schedule.alpha(t), schedule.sigma(t)))
+    z, images = random(4, 3, 2, 5, seed=2), (random(4, 3, 2, 5), random(4, 3, 2, 5, seed=1))
+    noises = [(z - alpha * x) / sigma for x in images]
+    vs = [alpha * eps - sigma * x for x, eps in zip(images, noises, strict=True)]
+
+    def apart(pair):
+        return (pair[0] - pair[1]).square().sum((1, 2, 3))
+
+    errors = {"x": apart(images), "eps": apart(noises), "v": apart(vs)}
+    errors["truncated"] = torch.maximum(errors["x"], errors["eps"])
+    # z - alpha x and alpha eps - sigma x lose the digits that z and alpha eps have before those that differ
+    lost = 1e-14 / float(alpha.min()) if alpha.min() > 0 else 0
+    for kind, error in errors.items():
+        weight = loss_weight(kind, t, schedule)
+        assert weight.dtype == torch.float64 and weight.shape == t.shape
+        torch.testing.assert_close(weight * errors["x"], error, rtol=1e-12 + lost, atol=0)
+
+
+@pytest.mark.parametrize("kind", losses.LOSS_WEIGHTS)
+def test_a_maximum_holds_every_loss_weight(kind):
+    schedule, t = CosineSchedule(), torch.linspace(0, 1, 101, dtype=torch.float64)
+    free, held = loss_weight(kind, t, schedule), loss_weight(kind, t, schedule, maximum=7.0)
+    assert torch.equal(held, free.clamp(max=7.0)) and held.isfinite().all()
+    assert (held.max() == 7 and free.max() == math.inf) if kind != "x" else (held == 1).all()
+    with pytest.raises(ValueError, match="maximum is 0.5"):
+        loss_weight(kind, t, schedule, maximum=0.5)
+    with pytest.raises(TypeError, match="t has shape"):
+        loss_weight(kind, torch.ones(2).int(), schedule)
+
+
+def test_truncated_is_the_weight_of_the_released_code_and_another_kind_is_refused():
+    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    for schedule in (CosineSchedule(), DiscreteCosineSchedule(1024)):
+        assert torch.equal(loss_weight("truncated", t, schedule, 1e3), truncated_snr_weight(t, schedule, 1e3))
+    with pytest.raises(ValueError, match="weight is 'snr', expected one of truncated, x, eps, v"):
+        loss_weight("snr", t, CosineSchedule())
     assert truncated_snr_weight(t, DiscreteCosineSchedule()).isfinite().all()
     assert pd_loss(torch.zeros(3, 1), torch.ones(3, 1), t, CosineSchedule(), maximum=2.0) == pytest.approx(5 / 3)
 

@@ -12,11 +12,20 @@ from rddlib.extractor import build_extractor
 from rddlib.losses import NonFiniteError
 from rddlib.objectives import PD, RDD
 from rddlib.profiles import digits
-from rddlib.recipes import add_noise, augment, distill, train_base
-from rddlib.sampling import ddim_sample
+from rddlib.recipes import (
+    add_noise,
+    augment,
+    distill,
+    distill_guidance,
+    draw_guidance,
+    drop_labels,
+    takes_guidance,
+    train_base,
+)
+from rddlib.sampling import ddim_sample, two_step_target
 from rddlib.schedule import CosineSchedule
 from rddlib.training import Checkpoints, RunConfig, TrainConfig
-from rddlib.unet import UNet, UNetConfig
+from rddlib.unet import NO_CLASS, UNet, UNetConfig
 
 
 def untrained():
@@ -64,10 +73,10 @@ def test_students_meet_only_the_times_they_sample_at(monkeypatch):
     seen = []
     original = Denoiser.forward
 
-    def spy(self, z, t, y=None):
+    def spy(self, z, t, *conditions):
         if self.training:
             seen.extend(t.tolist())
-        return original(self, z, t, y)
+        return original(self, z, t, *conditions)
 
     monkeypatch.setattr(Denoiser, "forward", spy)
     teacher = untrained()
@@ -177,3 +186,196 @@ def test_a_student_learns_without_dropout_and_the_teacher_keeps_its_own():
     calls.clear()
     distill(teacher, data, 1, Spy(teacher.schedule), config, seed=0)
     assert calls == first and all(m.p == 0.9 for m in teacher.network.modules() if isinstance(m, torch.nn.Dropout))
+
+
+# Classes and guidance
+
+
+def tiny(**options):
+    """A conditional network that has something to say about time and class, untrained as it is."""
+    torch.manual_seed(0)
+    options = {"num_classes": 10, "label_dropout": 0.1, **options}
+    network = UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4, **options))
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):  # the last ones of blocks and of the network begin as zeros
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        if network.label_embedding is not None:
+            network.label_embedding.weight.normal_(std=3.0)
+    return Denoiser(network, CosineSchedule(), "v").eval()
+
+
+def questions(count=64):
+    """z, t, y, w that no training has seen."""
+    g = torch.Generator().manual_seed(99)
+    z = torch.randn(count, 1, 8, 8, generator=g)
+    t, w = (torch.rand(count, generator=g, dtype=torch.float64) for _ in range(2))
+    return z, 0.05 + 0.9 * t, torch.arange(count) % 10, 4 * w
+
+
+def test_a_share_of_the_labels_is_dropped(generator):
+    y = torch.arange(20_000) % 10
+    for share in (0.1, 0.4):
+        shown = drop_labels(y, tiny(label_dropout=share), generator)
+        dropped = shown == NO_CLASS
+        assert float(dropped.double().mean()) == pytest.approx(share, abs=4 * (share * (1 - share) / 20_000) ** 0.5)
+        assert torch.equal(shown[~dropped], y[~dropped])
+        assert torch.bincount(y[dropped]).min() > 0.8 * 2000 * share  # of every class alike
+    assert torch.equal(y, torch.arange(20_000) % 10)
+
+
+def test_without_label_dropout_labels_are_left_alone(generator):
+    y, state = torch.arange(100) % 10, generator.get_state()
+    assert drop_labels(y, tiny(label_dropout=0.0), generator) is y
+    assert drop_labels(None, untrained(), generator) is None
+    assert torch.equal(generator.get_state(), state)  # so that older trainings come out as they did
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_base_training_shows_no_class_as_often_as_asked(monkeypatch, share):
+    seen, data = [], load_dataset("digits")
+    original = Denoiser.forward
+
+    def spy(self, z, t, y=None, w=None):
+        seen.append(y)
+        assert w is None
+        return original(self, z, t, y, w)
+
+    monkeypatch.setattr(Denoiser, "forward", spy)
+    train_base(tiny(label_dropout=share), data, TrainConfig(20, 64, 1e-3), seed=0, snr_max=1e3)
+    labels = torch.cat(seen)
+    assert float((labels == NO_CLASS).double().mean()) == pytest.approx(share, abs=0.05)
+    assert set(labels.tolist()) == set(range(NO_CLASS if share else 0, 10))
+
+
+def test_weights_are_drawn_over_the_whole_range(generator):
+    denoiser = Denoiser(lambda z, t, y, w: z, CosineSchedule(), num_classes=2, guidance=(-0.5, 3.5))
+    w = draw_guidance(denoiser, 4000, generator, torch.device("cpu"))
+    assert w.shape == (4000,) and w.dtype == torch.float64
+    assert -0.5 <= w.min() < -0.48 and 3.48 < w.max() <= 3.5
+    counts = torch.histc(w, 8, -0.5, 3.5)
+    assert (counts - 500).abs().max() < 4 * (500 * 7 / 8) ** 0.5  # uniform: each eighth its share
+    assert draw_guidance(untrained(), 4000, generator, torch.device("cpu")) is None
+
+
+def test_a_stage_one_student_starts_as_its_teacher_whatever_the_weight():
+    teacher, (z, t, y, w) = tiny(dropout=0.3), questions()
+    student = takes_guidance(teacher, (0.0, 4.0))
+    assert student.guidance == (0.0, 4.0) and student.evaluations == 1 and student.num_classes == 10
+    expected = teacher(z, t, y)
+    assert not torch.allclose(expected, teacher(z, t, torch.full_like(y, NO_CLASS)), atol=0.1)
+    student.train()  # without dropout, so this changes nothing
+    for weight in (0.0, 0.5, 4.0, w):
+        assert torch.equal(student(z, t, y, weight), expected)
+    # a copy: training it leaves the teacher as it was
+    with torch.no_grad():
+        student.network.head.weight.zero_()
+    assert torch.equal(teacher(z, t, y), expected)
+
+
+def test_only_a_model_that_can_be_guided_has_a_stage_one():
+    data, config = load_dataset("digits"), TrainConfig(1, 4, 1e-3)
+    for teacher, words in ((untrained(), "unconditional"), (tiny(label_dropout=0.0), "without label dropout")):
+        with pytest.raises(ValueError, match=f"{words}.* cannot be guided"):
+            takes_guidance(teacher, (0.0, 4.0))
+        with pytest.raises(ValueError, match=f"{words}.* cannot be guided"):
+            distill_guidance(teacher, takes_guidance(tiny(), (0.0, 4.0)), data, config, seed=0)
+    with pytest.raises(ValueError, match="w_min and w_max"):
+        takes_guidance(tiny(), (4.0, 0.0))
+    with pytest.raises(ValueError, match=r"takes no guidance weights: make it with takes_guidance"):
+        distill_guidance(tiny(), tiny(), data, config, seed=0)
+
+
+def test_stage_one_learns_what_two_evaluations_say():
+    data, teacher, (z, t, y, w) = load_dataset("digits"), tiny(), questions(256)
+    guided = teacher(z, t, y, w)
+    config = TrainConfig(80, 32, 3e-3, rate="cosine", precision="float32")
+
+    def error(student):
+        return float((student(z, t, y, w) - guided).square().mean())
+
+    torch.manual_seed(1)
+    start = takes_guidance(teacher, (0.0, 4.0))
+    student = distill_guidance(teacher, start, data, config, seed=0, weight="x")
+    print(error(start), error(student))
+    assert error(student) < 0.5 * error(start)
+    # and it heeds the weight, not only a mean of them
+    asked = [float((student(z, t, y, at) - teacher(z, t, y, at)).square().mean()) for at in (0.0, 4.0)]
+    swapped = [float((student(z, t, y, 4.0 - at) - teacher(z, t, y, at)).square().mean()) for at in (0.0, 4.0)]
+    print(asked, swapped)
+    assert asked[0] < swapped[0] and asked[1] < swapped[1]
+
+
+def test_stage_one_is_the_seed_s():
+    data, teacher, config = load_dataset("digits"), tiny(), TrainConfig(4, 8, 1e-3, precision="float32")
+    before = [p.clone() for p in teacher.parameters()]
+
+    def run(seed):
+        torch.manual_seed(1)
+        student = distill_guidance(teacher, takes_guidance(teacher, (0.0, 4.0)), data, config, seed=seed)
+        return torch.cat([p.flatten() for p in student.parameters()])
+
+    first = run(0)
+    assert torch.equal(first, run(0)) and not torch.equal(first, run(1))
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+
+
+def heeding(guidance=(0.0, 4.0)):
+    """A network that takes a weight and heeds it."""
+    student = takes_guidance(tiny(), guidance)
+    with torch.no_grad():
+        student.network.guidance_embedding[-1].weight.normal_(std=0.5)
+    return student.eval()
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_student_of_a_guided_teacher_is_shown_labels_and_weights_and_takes_them(monkeypatch, stochastic):
+    seen, teacher, data = {True: [], False: []}, heeding((0.5, 3.0)), load_dataset("digits")
+    original = Denoiser.forward
+
+    def spy(self, z, t, y=None, w=None):
+        seen[self.training].append((y, w))
+        return original(self, z, t, y, w)
+
+    monkeypatch.setattr(Denoiser, "forward", spy)
+    student = distill(teacher, data, 2, PD(teacher.schedule), TrainConfig(6, 32, 1e-3), seed=0, stochastic=stochastic)
+    assert student.guidance == (0.5, 3.0) and student.network.config == teacher.network.config
+    assert len(seen[True]) == 6 and len(seen[False]) == 12  # two steps of the teacher for one of the student
+    for k, (y, w) in enumerate(seen[True]):
+        for labels, weights in seen[False][2 * k : 2 * k + 2]:
+            assert torch.equal(labels, y) and torch.equal(weights, w)
+    labels, weights = (torch.cat(column) for column in zip(*seen[True], strict=True))
+    assert set(labels.tolist()) == set(range(10))  # none dropped
+    assert 0.5 <= weights.min() < 0.6 and 2.9 < weights.max() <= 3.0
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_stochastic_students_learn_double_steps_and_a_single_last_one(monkeypatch, guided):
+    teacher, data, asked, told = heeding() if guided else tiny(), load_dataset("digits"), [], []
+    original = Denoiser.forward
+
+    def spy(self, *question):
+        if self.training:
+            asked.append(question)
+        return original(self, *question)
+
+    class Spy(PD):
+        def terms(self, x_student, x_teacher, t, generator):
+            told.append((x_teacher, t))
+            return super().terms(x_student, x_teacher, t, generator)
+
+    steps, config = 3, TrainConfig(3, 32, 1e-3, precision="float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(Denoiser, "forward", spy)
+        distill(teacher, data, steps, Spy(teacher.schedule), config, seed=0, stochastic=True)
+    assert len(asked) == len(told) == 3
+    for (z, t, y, w), (x_teacher, times) in zip(asked, told, strict=True):
+        assert torch.equal(t, times) and set(t.tolist()) == {1 / 3, 2 / 3, 1.0} and (w is None) != guided
+        last = t == 1 / 3
+        rows = [z[last], t[last], y[last], w[last] if guided else None]
+        torch.testing.assert_close(x_teacher[last], teacher(*rows), rtol=1e-4, atol=1e-4)
+        z, t, y, w = z[~last], t[~last], y[~last], w[~last] if guided else None
+        expected = two_step_target(teacher, z, t, 1 / steps, y, w)
+        torch.testing.assert_close(x_teacher[~last], expected, rtol=1e-4, atol=1e-4)
+        halving = two_step_target(teacher, z, t, 1 / (2 * steps), y, w)
+        assert not torch.allclose(x_teacher[~last], halving, rtol=1e-2, atol=1e-2)  # twice as long as a halving's

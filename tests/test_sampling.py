@@ -3,8 +3,16 @@ import torch
 
 from rddlib.data import GaussianMixture
 from rddlib.denoiser import Denoiser, as_denoiser
-from rddlib.sampling import ddim_sample, ddim_step, two_step_target
+from rddlib.sampling import (
+    ddim_sample,
+    ddim_step,
+    noise_step,
+    stochastic_sample,
+    stochastic_target,
+    two_step_target,
+)
 from rddlib.schedule import CosineSchedule, DiscreteCosineSchedule, expand_to
+from rddlib.unet import NO_CLASS
 
 SCHEDULE = CosineSchedule()
 
@@ -139,12 +147,295 @@ def test_target_carries_no_gradient():
     assert not two_step_target(exact(mixture()), z, 0.5, 0.25).requires_grad
 
 
-def test_unknown_parametrisation_is_refused():
-    with pytest.raises(ValueError, match="prediction"):
-        Denoiser(lambda z, t: z, SCHEDULE, "score")
-
-
 def test_any_callable_with_labels_is_a_denoiser():
     denoiser = as_denoiser(lambda z, t, y: z * y[:, None, None, None], SCHEDULE)
     z, y = torch.ones(2, 1, 2, 2), torch.tensor([2, 3])
     assert denoiser(z, 0.5, y)[:, 0, 0, 0].tolist() == [2, 3]
+
+
+# Noise added on the way
+
+
+def gaussian_step(s, t, schedule):
+    """noise_step's mean factor and variance, found by asking it."""
+    one, none = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    assert noise_step(none, s, t, schedule, none) == 0
+    factor, spread = (noise_step(z, s, t, schedule, eps).item() for z, eps in ((one, none), (none, one)))
+    return factor, spread**2
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
+@pytest.mark.parametrize(
+    "s, u, t", [(0, 0.25, 0.5), (0.125, 0.25, 0.375), (0.5, 0.75, 1), (0, 0.5, 1), (0.25, 0.25, 1)]
+)
+def test_two_noisings_are_one(schedule, s, u, t):
+    (f1, v1), (f2, v2), (factor, variance) = (gaussian_step(a, b, schedule) for a, b in ((s, u), (u, t), (s, t)))
+    assert f1 * f2 == pytest.approx(factor, rel=1e-13, abs=1e-16)
+    assert f2**2 * v1 + v2 == pytest.approx(variance, rel=1e-13)
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
+def test_noising_a_noised_image_gives_the_rates_of_the_later_time(schedule):
+    for s, t in [(0, 0.25), (0.25, 0.5), (0.0, 1.0), (0.875, 1.0), (0.375, 0.375)]:
+        factor, variance = gaussian_step(s, t, schedule)
+        assert factor * float(schedule.alpha(s)) == pytest.approx(float(schedule.alpha(t)), rel=1e-14, abs=1e-16)
+        noise = factor**2 * float(schedule.sigma(s)) ** 2 + variance
+        assert noise == pytest.approx(float(schedule.sigma(t)) ** 2, rel=1e-14)
+    assert gaussian_step(0.375, 0.375, schedule) == (1, 0)  # no time, no noise
+    if isinstance(schedule, CosineSchedule):
+        assert gaussian_step(0.5, 1, schedule) == (0, 1)  # nothing but fresh noise is left
+
+
+def test_each_image_is_noised_from_its_own_time_to_its_own():
+    z, eps = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    s, t = torch.tensor([0.0, 0.3, 0.5]).double(), torch.tensor([0.2, 0.3, 1.0]).double()
+    alone = [noise_step(z[n : n + 1], float(s[n]), float(t[n]), SCHEDULE, eps[n : n + 1]) for n in range(3)]
+    torch.testing.assert_close(noise_step(z, s, t, SCHEDULE, eps), torch.cat(alone), rtol=1e-14, atol=1e-15)
+
+
+# The stochastic sampler
+
+
+def fixed_noise(shape, seen=None):
+    """fresh(k) of a stochastic sampler: the same each time."""
+
+    def fresh(k):
+        if seen is not None:
+            seen.append(k)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(100 + k), dtype=torch.float64)
+
+    return fresh
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_one_stochastic_step_is_ddim_s(clip):
+    noise = torch.randn(16, 1, 2, 2, dtype=torch.float64)
+    images = stochastic_sample(exact(mixture()), noise, 1, clip=clip)
+    assert torch.equal(images, ddim_sample(exact(mixture()), noise, 1, clip=clip))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 8])
+def test_the_stochastic_sampler_asks_once_a_step_and_for_noise_after_all_but_the_last(steps):
+    times, fresh, called = [], [], []
+    denoiser = as_denoiser(lambda z, t: times.append(t.unique().item()) or 0.3 * z, SCHEDULE)
+    noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    stochastic_sample(
+        denoiser, noise, steps, fresh=fixed_noise(noise.shape, fresh), callback=lambda *a: called.append(a)
+    )
+    assert times == [i / steps for i in range(steps, 0, -1)]
+    assert [(k, t) for k, t, _, _ in called] == list(enumerate(times)) and torch.equal(called[0][2], noise)
+    assert fresh == list(range(steps - 1))
+
+
+def test_the_stochastic_sampler_follows_its_fresh_noise_alone():
+    denoiser, noise = exact(mixture()), torch.randn(8, 1, 2, 2, dtype=torch.float64)
+    state = torch.get_rng_state()
+    first, again = (stochastic_sample(denoiser, noise, 4, fresh=fixed_noise(noise.shape)) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), state)
+    free = stochastic_sample(denoiser, noise, 4)
+    assert not torch.allclose(free, first) and not torch.equal(torch.get_rng_state(), state)
+    torch.set_rng_state(state)
+    assert torch.equal(stochastic_sample(denoiser, noise, 4), free)  # left out, the global generator's
+
+
+def test_the_stochastic_sampler_clips_and_refuses_no_steps():
+    loud, noise = as_denoiser(lambda z, t: 3 * torch.ones_like(z), SCHEDULE), torch.randn(2, 1, 2, 2)
+    shown = []
+    out = stochastic_sample(loud, noise, 3, callback=lambda k, t, z, x: shown.append(x))
+    assert (out == 1).all() and all((x == 1).all() for x in shown)
+    assert (stochastic_sample(loud, noise, 3, clip=False) == 3).all()
+    with pytest.raises(ValueError, match="steps"):
+        stochastic_sample(loud, noise, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_stochastic_steps_are_those_of_the_equation(steps):
+    """Section 3.2 of the notes on Meng et al. 2022, written out: two steps down, one back up, the last one plain."""
+    denoiser, noise = exact(mixture()), torch.randn(8, 1, 2, 2, dtype=torch.float64)
+    a, s = (lambda t, rate=rate: float(rate(t)) for rate in (SCHEDULE.alpha, SCHEDULE.sigma))
+    fresh, z = fixed_noise(noise.shape), noise
+    for k, i in enumerate(range(steps, 1, -1)):
+        t, after, low = i / steps, (i - 1) / steps, (i - 2) / steps
+        x = denoiser(z, t)
+        z = a(low) * x + s(low) / s(t) * (z - a(t) * x)
+        ratio = a(after) / a(low)
+        z = ratio * z + (s(after) ** 2 - ratio**2 * s(low) ** 2) ** 0.5 * fresh(k)
+    expected = denoiser(z, 1 / steps)
+    found = stochastic_sample(denoiser, noise, steps, clip=False, fresh=fresh)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def drawn_moments(denoiser, steps, size=2):
+    """Mean and covariance of what the stochastic sampler draws, exactly, for a denoiser that is affine in z.
+
+    The images are then affine in all the noise, which is standard normal: b + J (noise, fresh_0, fresh_1, ...) has mean b
+    and covariance J J^T. One row of the batch has no noise, each other one unit of it.
+    """
+    units = torch.eye(size * steps, dtype=torch.float64).reshape(-1, steps, size)
+    rows = torch.cat([torch.zeros(1, steps, size, dtype=torch.float64), units])
+    out = stochastic_sample(denoiser, rows[:, 0], steps, clip=False, fresh=lambda k: rows[:, k + 1])
+    J = (out[1:] - out[0]).T  # [size, size * steps]
+    return out[0], J @ J.T
+
+
+CORRELATED = [[0.5, 0.3], [0.3, 0.4]]
+
+
+def gaussian():
+    gmm = GaussianMixture([1.0], [[0.6, -0.3]], [CORRELATED])
+    return gmm, gmm.means[0], torch.tensor(CORRELATED, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
+def test_stochastic_samples_of_a_gaussian_tend_to_it_at_first_order(schedule):
+    gmm, mean, covariance = gaussian()
+    if isinstance(schedule, DiscreteCosineSchedule):  # it ends at sigma(0) > 0, so there the truth is z_0
+        mean = schedule.alpha(0) * mean
+        covariance = schedule.alpha(0) ** 2 * covariance + schedule.sigma(0) ** 2 * torch.eye(2).double()
+    counts = (64, 128, 256) if isinstance(schedule, CosineSchedule) else (16, 32, 64)
+    found = [drawn_moments(exact(gmm, schedule), n) for n in counts]
+    means, covariances = ([float((m[i] - truth).norm()) for m in found] for i, truth in enumerate((mean, covariance)))
+    for errors in (means, covariances):
+        ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
+        assert all(1.8 < r < 2.2 for r in ratios), (means, covariances)
+
+
+def landing(gmm, schedule, t, s, z):
+    """Where the probability flow of one Gaussian takes z_t at time s: the noised Gaussian's own coordinates stay."""
+    values, vectors, mean = gmm.eigenvalues[0], gmm.eigenvectors[0], gmm.means[0]
+    spread = [(schedule.alpha(u) ** 2 * values + schedule.sigma(u) ** 2).sqrt() for u in (t, s)]
+    return schedule.alpha(s) * mean + ((z - schedule.alpha(t) * mean) @ vectors * spread[1] / spread[0]) @ vectors.T
+
+
+def ideal_student(gmm, steps, schedule=SCHEDULE):
+    """The x whose DDIM step of double length (from 1/steps: of single length) lands where the flow does."""
+
+    def student(z, t):
+        t = t.unique().item()
+        s = max(round(t * steps) - 2, 0) / steps
+        ratio = schedule.sigma(s) / schedule.sigma(t)
+        return (landing(gmm, schedule, t, s, z) - ratio * z) / (schedule.alpha(s) - ratio * schedule.alpha(t))
+
+    return as_denoiser(student, schedule)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 50])
+def test_the_ideal_stochastic_student_draws_a_gaussian_exactly_in_any_number_of_steps(steps):
+    gmm, mean, covariance = gaussian()
+    found_mean, found_covariance = drawn_moments(ideal_student(gmm, steps), steps)
+    torch.testing.assert_close(found_mean, mean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found_covariance, covariance, rtol=0, atol=1e-9)
+    # while the exact denoiser, which knows no finite steps, does not
+    assert (drawn_moments(exact(gmm), steps)[1] - covariance).norm() > 1e-3
+
+
+def test_stochastic_samples_of_a_mixture_tend_to_it():
+    """By the student that distillation aims at: one of its double steps is two of the exact teacher's."""
+    covariances = [[[0.05, 0.02], [0.02, 0.04]], [[0.02, 0.0], [0.0, 0.09]], [[0.04, -0.03], [-0.03, 0.06]]]
+    gmm, count = GaussianMixture([0.5, 0.3, 0.2], [[-0.8, 0.1], [0.7, 0.6], [0.4, -0.9]], covariances), 100_000
+    teacher, noise = exact(gmm), torch.randn(count, 2, dtype=torch.float64)
+    mean = gmm.weights @ gmm.means
+    within = torch.tensor(covariances, dtype=torch.float64) + (gmm.means[:, :, None] * gmm.means[:, None])
+    covariance = torch.einsum("k,kij->ij", gmm.weights, within) - mean[:, None] * mean
+
+    def errors(steps):
+        student = as_denoiser(lambda z, t: stochastic_target(teacher, z, t, 1 / steps), SCHEDULE)
+        x = stochastic_sample(student, noise, steps, clip=False)
+        return float((x.mean(0) - mean).norm()), float((x.T.cov() - covariance).norm())
+
+    sampling = float((covariance.trace() / count).sqrt())  # of the mean; that of the covariance is of its size
+    few, many = errors(4), errors(32)
+    print(few, many, sampling)
+    assert few[1] > 20 * sampling and many[0] < 4 * sampling + few[0] / 4 and many[1] < 4 * sampling + few[1] / 4
+
+
+# Targets of stochastic students and of guided ones
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 64])
+def test_the_stochastic_target_spans_two_steps_and_one_at_the_end(schedule, steps):
+    teacher, step = exact(mixture(), schedule), 1 / steps
+    t = torch.arange(1, steps + 1).double() / steps
+    z = torch.randn(steps, 1, 2, 2, dtype=torch.float64)
+    x = stochastic_target(teacher, z, t, step)
+    torch.testing.assert_close(x[:1], teacher(z[:1], t[:1]), rtol=0, atol=1e-11)
+    if steps > 1:
+        torch.testing.assert_close(x[1:], two_step_target(teacher, z[1:], t[1:], step), rtol=1e-14, atol=0)
+    # one of the student's steps ends where the teacher's two do, and its last where the teacher's one does
+    middle, end = t - step, torch.where(t < 2.5 * step, 0.0, t - 2 * step)
+    end[0] = middle[0] = 0.0
+    landed = ddim_step(z, teacher(z, t), t, middle, schedule)
+    landed[1:] = ddim_step(landed[1:], teacher(landed[1:], middle[1:]), middle[1:], end[1:], schedule)
+    torch.testing.assert_close(ddim_step(z, x, t, end, schedule), landed, rtol=1e-9, atol=1e-10)
+
+
+def test_the_stochastic_target_in_float32_stays_near_float64_and_carries_no_gradient():
+    teacher, t = exact(mixture()), torch.arange(1, 129).double() / 128
+    z = torch.randn(len(t), 1, 2, 2, dtype=torch.float64)
+    single = stochastic_target(teacher, z.float().requires_grad_(), t, 1 / 128)
+    assert (single.double() - stochastic_target(teacher, z, t, 1 / 128)).abs().max() < 5e-6
+    assert single.dtype == torch.float32 and not single.requires_grad
+
+
+def guided_teacher(schedule=SCHEDULE):
+    """Exact denoiser of classes that are a mixture's components, to be guided by two evaluations."""
+    gmm = mixture()
+    parts = [
+        GaussianMixture([1.0], mean.reshape(1, 1, 2, 2), (vectors * values @ vectors.T)[None])
+        for mean, values, vectors in zip(gmm.means, gmm.eigenvalues, gmm.eigenvectors, strict=True)
+    ] + [gmm]  # at -1: NO_CLASS
+
+    def denoise(z, t, y):
+        return torch.cat([parts[int(k)].denoise(z[n : n + 1], t[n : n + 1], schedule) for n, k in enumerate(y)])
+
+    assert NO_CLASS == -1
+    return as_denoiser(denoise, schedule, num_classes=3)
+
+
+def distilled(teacher, seen=None):
+    """What stage one aims at: one evaluation that takes the weight."""
+
+    def network(z, t, y, w):
+        if seen is not None:
+            seen.append((float(t[0]), y, w))
+        return teacher(z, t, y, w)
+
+    return Denoiser(network, teacher.schedule, num_classes=3, guidance=(-1.0, 4.0))
+
+
+@pytest.mark.parametrize("target", [two_step_target, stochastic_target])
+def test_labels_and_weights_reach_both_steps_of_a_target(target):
+    teacher, seen = guided_teacher(), []
+    z, y = torch.randn(6, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    w = torch.linspace(-0.5, 4, 6, dtype=torch.float64)
+    x = target(distilled(teacher, seen), z, 0.75, 0.25, y, w)
+    assert [t for t, *_ in seen] == [0.75, 0.5]
+    assert all(labels is y and torch.equal(weights, w) for _, labels, weights in seen)
+    # the two steps by hand, with the guided x as Ho & Salimans write it
+    none = torch.full_like(y, NO_CLASS)
+    guided = lambda z, t: expand_to(1 + w, z) * teacher(z, t, y) - expand_to(w, z) * teacher(z, t, none)  # noqa: E731
+    z1 = ddim_step(z, guided(z, 0.75), 0.75, 0.5, SCHEDULE)
+    z2 = ddim_step(z1, guided(z1, 0.5), 0.5, 0.25, SCHEDULE)
+    torch.testing.assert_close(ddim_step(z, x, 0.75, 0.25, SCHEDULE), z2, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(x, target(teacher, z, 0.75, 0.25, y, w), rtol=1e-12, atol=1e-12)
+    # without a weight the target is the conditional one
+    plain = target(teacher, z, 0.75, 0.25, y)
+    torch.testing.assert_close(plain, target(teacher, z, 0.75, 0.25, y, 0.0))
+    assert not torch.allclose(plain, x)
+
+
+@pytest.mark.parametrize("sample", [ddim_sample, stochastic_sample])
+def test_samplers_hand_labels_and_weights_to_the_denoiser_at_every_step(sample):
+    teacher, seen = guided_teacher(), []
+    noise, y = torch.randn(6, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    w = torch.linspace(-0.5, 4, 6, dtype=torch.float64)
+    options = {"fresh": fixed_noise(noise.shape)} if sample is stochastic_sample else {}
+    images = sample(distilled(teacher, seen), noise, 4, y=y, guidance=w, **options)
+    assert [t for t, *_ in seen] == [1.0, 0.75, 0.5, 0.25]
+    assert all(labels is y and torch.equal(weights, w) for _, labels, weights in seen)
+    guided = as_denoiser(lambda z, t, y: teacher(z, t, y, w), SCHEDULE)  # guided beforehand
+    torch.testing.assert_close(images, sample(guided, noise, 4, y=y, **options), rtol=0, atol=1e-14)
+    assert torch.equal(
+        sample(teacher, noise, 4, y=y, **options), sample(teacher, noise, 4, y=y, guidance=0.0, **options)
+    )

@@ -11,16 +11,17 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from rddlib.assembly import build_denoiser, build_extractor, build_objective
+from rddlib.assembly import build_denoiser, build_extractor, build_objective, conditional_profile
 from rddlib.data import ImageDataset
 from rddlib.denoiser import Denoiser
 from rddlib.extractor import FeatureExtractor
 from rddlib.objectives import Objective
 from rddlib.profiles import METHODS, Profile
-from rddlib.recipes import Clock, distill, train_base, train_classifier, untimed
+from rddlib.recipes import Clock, distill, distill_guidance, takes_guidance, train_base, train_classifier, untimed
 from rddlib.training import RunConfig, TrainConfig
 
-KINDS = ("base", "extractor", "halving", *METHODS)  # "halving": PD down to teacher_steps; METHODS: from there to 1
+KINDS = ("base", "extractor", "guide", "halving", *METHODS)  # "guide": stage one of guidance; "halving": PD down to
+# teacher_steps; METHODS: from there to 1
 IMAGES = 256
 
 
@@ -41,7 +42,13 @@ def config_of(profile: Profile, kind: str) -> TrainConfig:
     """How a training of this kind is done; iterations are those of one training."""
     if kind in METHODS:
         return replace(profile.distill.train, iterations=profile.distill.iterations[0])
-    return {"base": profile.base, "extractor": profile.extractor, "halving": profile.halving}[kind].train
+    sections = {
+        "base": profile.base,
+        "extractor": profile.extractor,
+        "guide": profile.guidance,
+        "halving": profile.halving,
+    }
+    return sections[kind].train
 
 
 class Stage:
@@ -56,8 +63,10 @@ class Stage:
         if kind == "extractor":
             self.network = build_extractor(profile, classes_of(profile))
             return
+        if kind == "guide":
+            profile = conditional_profile(profile, classes_of(profile))
         self.network = build_denoiser(profile)
-        if kind != "base":
+        if kind not in ("base", "guide"):
             self.objective = self._objective("pd" if kind == "halving" else kind)
 
     def _objective(self, method: str) -> Objective:
@@ -70,6 +79,10 @@ class Stage:
         if self.kind == "base":
             return train_base(self.network, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock,
                               weight=p.base.weight)  # fmt: skip
+        if self.kind == "guide":
+            student = takes_guidance(self.network, p.guidance.weights)
+            return distill_guidance(self.network, student, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock,
+                                    weight=p.base.weight)  # fmt: skip
         if self.kind == "extractor":
             shift = p.extractor.shift
             return train_classifier(self.network, lambda out: out.logits, self.images, config, 0, shift, run=run)

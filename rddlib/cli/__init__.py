@@ -3,20 +3,23 @@
 import os
 import signal
 import sys
+import warnings
 
 import typer
 
 from rddlib.cli import ablate, bench, images, report, study, training
-from rddlib.errors import Interrupted, UserError
+from rddlib.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
+
+_show_warning = warnings.showwarning
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Relational Diffusion Distillation: study it, reproduce it, use it.",
 )  # fmt: skip
-for _command in (study.study, study.plan, training.train, training.extractor, training.distill, ablate.ablate, images.sample,
-                 images.evaluate):  # fmt: skip
+for _command in (study.study, study.plan, training.train, training.extractor, training.guide, training.distill,
+                 ablate.ablate, images.sample, images.evaluate):  # fmt: skip
     app.command()(_command)
 app.command()(report.report)
 app.add_typer(bench.bench, name="bench")
@@ -33,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `rdd`: exit status 0; 1 where runs of a sweep failed, 2 for bad input, 130 after Ctrl-C, 143 after
     SIGTERM."""
     before = signal.signal(signal.SIGTERM, _interrupt)
+    warnings.simplefilter("once", GuidanceWarning)
+    warnings.showwarning = _warn
     try:
         if app(args=arguments, prog_name="rdd", standalone_mode=False) == 128 + signal.SIGINT:  # newer typers' Ctrl-C
             raise KeyboardInterrupt
@@ -56,6 +61,14 @@ def _leave(said: str, status: int) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"rdd: {said}", file=sys.stderr)
     sys.exit(status)
+
+
+def _warn(message, category, *where, **more) -> None:
+    """Our own warnings as one line, without the line of code that others' come with."""
+    if category is not GuidanceWarning:
+        _show_warning(message, category, *where, **more)
+    elif os.environ.get("RANK", "0") == "0":
+        print(f"rdd: warning: {message}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame) -> None:

@@ -14,16 +14,31 @@ if TYPE_CHECKING:
     from rddlib.study import Study
 
 MethodOption = Annotated[
-    str, typer.Option(help="Who draws: pd, cfd, rcfd, rdd; or ddim, pndm, dpm-solver, samplers of the base model.")
+    str,
+    typer.Option(
+        help="Who draws: pd, cfd, rcfd, rdd; or ddim, pndm, dpm-solver, samplers of the base model. "
+        "With --guidance: pd, cfd, rcfd, rdd, teacher, stage_one."
+    ),
 ]
 StepsOption = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
 CheckpointOption = Annotated[Path | None, typer.Option(help="Draw with this file's model, whatever the profile.")]
-SamplerOption = Annotated[str, typer.Option(help="How a --checkpoint draws: ddim, diffusers-ddim, pndm, dpm-solver.")]
+SamplerOption = Annotated[
+    str, typer.Option(help="How a --checkpoint or a model with --guidance draws: ddim, stochastic, pndm, dpm-solver.")
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight w of guidance towards the class, with the models of rdd guide; 0: conditional, -1: unconditional."
+    ),
+]
+ClassesOption = Annotated[str, typer.Option(help="Draw these classes in turn, e.g. 3,7; default all at random.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time; results do not depend on it.")]
 
 
-def _drawn_by(checkpoint: Path, sampler: str, steps: int, samples: int, noise: int, clip: bool) -> "DrawnImages":
-    """Images of a checkpoint's model."""
+def _drawn_by(
+    checkpoint: Path, sampler: str, steps: int, samples: int, noise: int, clip: bool, **conditions
+) -> "DrawnImages":
+    """Images of a checkpoint's model; conditions: guidance and classes."""
     from rddlib.evaluation import DrawnImages
     from rddlib.recipes import load_denoiser, provenance
     from rddlib.training import training_device
@@ -31,7 +46,19 @@ def _drawn_by(checkpoint: Path, sampler: str, steps: int, samples: int, noise: i
     denoiser, info = load_denoiser(checkpoint)
     device = training_device()
     return DrawnImages(denoiser.to(device), samples, steps, seed=noise, clip=clip, device=device, sampler=sampler,
-                       made=provenance(denoiser, info), name=f"{checkpoint.stem}, {steps} steps")  # fmt: skip
+                       made=provenance(denoiser, info), name=f"{checkpoint.stem}, {steps} steps", **conditions)  # fmt: skip
+
+
+def _model_of(study: "Study", method: str, steps: int, guidance: float | None, sampler: str, classes: tuple) -> tuple:
+    """(the study that has the model, its arm), checked: the guided study where guidance is asked for."""
+    if guidance is None:
+        study.check_arm(method, steps, classes=classes)
+        return study, (method, steps, study.profile.seeds[0])
+    from rddlib.guidance import guided_study
+
+    guided = guided_study(study)
+    guided.check_arm(method, steps, sampler=sampler, classes=classes)
+    return guided, (method, steps, guided.seed, guidance, sampler)
 
 
 def _loaded(profile: str, settings: list[str] | None):
@@ -40,9 +67,11 @@ def _loaded(profile: str, settings: list[str] | None):
     return load_profile(profile, parse_overrides(settings))
 
 
-def _check_sampler(checkpoint: Path | None, sampler: str) -> None:
-    if checkpoint is None and sampler != "ddim":
-        raise UserError(f"--sampler {sampler} is for a --checkpoint: name a study's sampler with --method {sampler}")
+def _check_sampler(checkpoint: Path | None, sampler: str, guidance: float | None) -> None:
+    if checkpoint is None and guidance is None and sampler != "ddim":
+        raise UserError(
+            f"--sampler {sampler} is for a --checkpoint or --guidance: name a study's sampler with --method {sampler}"
+        )
 
 
 def sample(
@@ -52,6 +81,8 @@ def sample(
     noise: Annotated[int, typer.Option(help="Seed of the noise; the same noise for every method.")] = 0,
     checkpoint: CheckpointOption = None,
     sampler: SamplerOption = "ddim",
+    guidance: GuidanceOption = None,
+    classes: ClassesOption = "",
     png: Annotated[bool, typer.Option("--png", help="Also write each image as a PNG file, for other tools.")] = False,
     batch: BatchOption = 500,
     profile: ProfileOption = "digits",
@@ -68,22 +99,30 @@ def sample(
       rdd sample --method rdd --steps 1
       rdd sample --method dpm-solver --steps 12 --count 10000
       rdd sample --checkpoint runs/digits/checkpoints/rdd-1-*.safetensors --steps 1 --out somewhere
+      rdd sample --guidance 2 --classes 3,7 --method pd --steps 4 --sampler stochastic
     """
     from rddlib.distributed import rank
     from rddlib.evaluation import NpzImages, draw_to_file, write_pngs
     from rddlib.study import default_out
 
-    _check_sampler(checkpoint, sampler)
+    _check_sampler(checkpoint, sampler, guidance)
+    chosen = tuple(_whole("--classes", word) for word in _listed("--classes", classes)) if classes else ()
     if checkpoint is not None:
         clip = _loaded(profile, settings).evaluation.clip
-        images, folder = _drawn_by(checkpoint, sampler, steps, count, noise, clip), out or default_out("samples")
-        model = f"{checkpoint.stem}-{sampler}"
+        images = _drawn_by(checkpoint, sampler, steps, count, noise, clip, guidance=guidance, classes=chosen)
+        folder, model = out or default_out("samples"), f"{checkpoint.stem}-{sampler}"
     else:
-        study = study_of(profile, out, settings, seed, check=lambda study: study.check_arm(method, steps))
-        images, folder = study.drawn(method, steps, study.profile.seeds[0], count, noise), study.out
-        model = method
+        asked = (method, steps, guidance, sampler, chosen)
+        study = study_of(profile, out, settings, seed, check=lambda study: _model_of(study, *asked))
+        owner, arm = _model_of(study, *asked)
+        images, folder = owner.drawn(*arm, samples=count, noise=noise, classes=chosen), study.out
+        model = method if guidance is None else f"guided-{method}-{sampler}"
     drawn = images.provenance
-    name = f"{model}-{drawn['weights_sha256'][:8]}-{steps}steps-{count}-noise{noise}{'' if drawn['clip'] else '-unclipped'}"
+    conditions = ("" if guidance is None else f"-w{guidance:g}") + "".join(
+        f"-{word}" for word in chosen and ("class", *chosen)
+    )
+    clipped = "" if drawn["clip"] else "-unclipped"
+    name = f"{model}-{drawn['weights_sha256'][:8]}-{steps}steps{conditions}-{count}-noise{noise}{clipped}"
     path = folder / "samples" / f"{name}.npz"
     picture = draw_to_file(images, path, batch)
     if rank() > 0:
@@ -99,6 +138,7 @@ def evaluate(
     steps: StepsOption = 1,
     checkpoint: CheckpointOption = None,
     sampler: SamplerOption = "ddim",
+    guidance: GuidanceOption = None,
     images: Annotated[Path | None, typer.Option(help="Score these: a folder of images, or an .npz with arr_0.")] = None,
     reference: Annotated[
         str,
@@ -131,6 +171,7 @@ def evaluate(
       rdd evaluate --method rdd --steps 1 --metrics fid,is,pfd
       rdd evaluate --method dpm-solver --steps 12 --noise 0,1,2
       rdd evaluate --profile cifar10 --method rdd --steps 4 --protocol torch-fidelity,released
+      rdd evaluate --guidance 2 --method rdd --steps 1
       rdd evaluate --images samples.npz --reference cifar10-32x32.npz
       rdd evaluate --images folder --reference other --metric-network runs/cifar10/checkpoints/extractor-*.safetensors
     """
@@ -138,9 +179,9 @@ def evaluate(
     from rddlib.study import default_out
     from rddlib.training import training_device
 
-    _check_sampler(checkpoint, sampler)
-    if images is not None and (checkpoint is not None or samples or noise):
-        raise UserError("--images are given as they are: leave out --checkpoint, --samples and --noise")
+    _check_sampler(checkpoint, sampler, guidance)
+    if images is not None and (checkpoint is not None or samples or noise or guidance is not None):
+        raise UserError("--images are given as they are: leave out --checkpoint, --samples, --noise and --guidance")
     asked = {
         "metrics": _listed("--metrics", metrics),
         "protocols": [find_protocol(name).name for name in _listed("--protocol", protocol)],
@@ -148,7 +189,7 @@ def evaluate(
         "kid_subset": kid_subset,
         "device": training_device(),
     }
-    seeds = [_whole(number) for number in _listed("--noise", noise)] if noise else []
+    seeds = [_whole("--noise", number) for number in _listed("--noise", noise)] if noise else []
     with contextlib.ExitStack() as stack:
 
         def against(study: "Study | None", shape: tuple[int, int, int]) -> Reference:
@@ -156,7 +197,7 @@ def evaluate(
             return stack.enter_context(contextlib.closing(Reference(source, batch, asked["device"])))
 
         if images is None and checkpoint is None:
-            check = _fits(method, steps, samples, metric_network, asked, against)
+            check = _fits((method, steps, guidance, sampler, ()), samples, metric_network, asked, against)
             study = study_of(profile, out, settings, seed, check=check)
             config, folder = study.profile.evaluation, study.out
         else:
@@ -167,26 +208,32 @@ def evaluate(
             if images is not None:
                 return open_images(images), {"method": images.stem, "steps": 0, "seed": 0}
             columns = {"method": checkpoint.stem if checkpoint else method, "steps": steps, "seed": number}
+            if guidance is not None:
+                columns |= {"guidance": guidance, "sampler": sampler}
             if checkpoint is not None:
-                return _drawn_by(checkpoint, sampler, steps, samples or config.samples, number, config.clip), columns
-            return study.drawn(method, steps, study.profile.seeds[0], samples, number), columns
+                count = samples or config.samples
+                return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, guidance=guidance), columns
+            owner, arm = _model_of(study, method, steps, guidance, sampler, ())
+            return owner.drawn(*arm, samples=samples or config.samples, noise=number), columns
 
         rows, network, compared = [], None, None
         for number in seeds or [config.seed]:
             scored, columns = source(number)
             network = network or _network(metric_network, study, scored.shape)
             compared = compared or against(study, scored.shape)
-            name = f"{columns['method']}-{steps}-noise{number}" if columns["steps"] else columns["method"]
+            guided = "" if guidance is None else f"-w{guidance:g}-{sampler}"
+            name = f"{columns['method']}-{steps}{guided}-noise{number}" if columns["steps"] else columns["method"]
             rows += recorded(folder / "evaluations", name, columns, scored, compared, network, **asked)
     _show(rows)
 
 
-def _fits(method: str, steps: int, samples: int, metric_network: str, asked: dict, against):
-    """What must hold before a study trains and draws what is to be scored."""
+def _fits(model: tuple, samples: int, metric_network: str, asked: dict, against):
+    """What must hold before a study trains and draws what is to be scored; model: of `_model_of`."""
     from rddlib.evaluation import check_fit
 
     def check(study: "Study") -> None:
-        study.check_arm(method, steps)
+        _model_of(study, *model)
+        method, steps = model[:2]
         if metric_network != "extractor":  # which is trained first
             network, count = (
                 _network(metric_network, study, study.image_shape),
@@ -212,11 +259,11 @@ def _listed(option: str, words: str) -> list[str]:
     return listed
 
 
-def _whole(word: str) -> int:
+def _whole(option: str, word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        raise UserError(f"--noise {word}: expected whole numbers, e.g. --noise 0,1,2") from None
+        raise UserError(f"{option} {word}: expected whole numbers, e.g. {option} 0,1,2") from None
 
 
 def _network(choice: str, study: "Study | None", shape: tuple[int, int, int]) -> "Network":

@@ -1,4 +1,4 @@
-"""`rdd train`, `extractor`, `distill`: one stage each of what `rdd study` does from end to end, in its folder.
+"""`rdd train`, `extractor`, `guide`, `distill`: one stage each of what `rdd study` does from end to end, in its folder.
 
 What a stage needs and the folder lacks is trained first. Each runs under torchrun or accelerate launch as it is.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, study_of
+from rddlib.errors import UserError
 
 if TYPE_CHECKING:
     from rddlib.study import Study
@@ -64,10 +65,58 @@ def extractor(
     _report(study, "extractor")
 
 
+def guide(
+    results: Annotated[
+        bool,
+        typer.Option("--results", help="Also halve it by guidance.objectives and score all against w: OUT/guided.csv."),
+    ] = False,
+    profile: ProfileOption = "digits",
+    out: OutOption = None,
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+    update: UpdateOption = False,
+) -> None:
+    """Distil classifier-free guidance into one network that takes its weight w: one evaluation a step instead of two.
+
+    Its teacher, a class-conditional base model trained with label dropout, is trained first. rdd distill --guided halves the
+    result, rdd sample --guidance 2 draws with it.
+
+    \b
+    Examples:
+      rdd guide
+      rdd guide --set guidance.weights=[0,8]
+      rdd guide --results --set seeds=[0,1,2]
+    """
+    from rddlib.guidance import GUIDED_FILE, guided_results, guided_study
+
+    study = study_of(profile, out, settings, seed, update, check=lambda study: _ready_to_guide(study, results))
+    guided = guided_study(study)
+    guided.base()
+    for stage in ("conditional", "base"):
+        _report(guided, stage)
+    if results:
+        print(f"{study.out / GUIDED_FILE}: {len(guided_results(study))} rows")
+
+
+def _ready_to_guide(study: "Study", results: bool) -> None:
+    """Raise UserError where guidance could not be distilled, or not be scored in the end."""
+    from rddlib.guidance import guided_study
+
+    guided = guided_study(study)
+    if results:
+        guided.check_scoring()
+
+
 def distill(
     objective: Annotated[str, typer.Option(help="What the student minimises: pd, cfd, rcfd or rdd.")] = "rdd",
     start: Annotated[int, typer.Option("--from", help="Steps of the teacher; 0 for the profile's (8).")] = 0,
     to: Annotated[int, typer.Option(help="Steps of the last student.")] = 1,
+    guided: Annotated[
+        bool, typer.Option("--guided", help="Of the model that rdd guide makes, for all its weights.")
+    ] = False,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="With --guided: then also a student for the stochastic sampler.")
+    ] = False,
     profile: ProfileOption = "digits",
     out: OutOption = None,
     settings: SetOption = None,
@@ -82,13 +131,25 @@ def distill(
     Examples:
       rdd distill --from 8 --to 1 --objective rdd
       rdd distill --from 64 --to 8 --objective pd
+      rdd distill --guided --objective rdd --to 2 --stochastic
       torchrun --nproc_per_node 4 -m rddlib.cli distill --profile cifar10 --objective rdd
     """
 
-    def stages(study: "Study") -> list[tuple]:
-        return study.halvings(objective, start or study.profile.halving.teacher_steps, to)
+    if stochastic and not guided:
+        raise UserError("--stochastic is for guided models: add --guided, or leave it out")
 
-    study = study_of(profile, out, settings, seed, update, check=stages)
-    for stage, *arguments in stages(study):
-        study.teacher(*arguments) if stage == "teacher" else study.student(*arguments)
-        _report(study, stage, *arguments)
+    def of(study: "Study") -> "Study":
+        from rddlib.guidance import guided_study
+
+        return guided_study(study) if guided else study
+
+    def stages(study: "Study") -> list[tuple]:
+        found = study.halvings(objective, start or study.profile.halving.teacher_steps, to)
+        found += [("stochastic", objective, to, study.profile.seeds[0])] * stochastic
+        study.path_of(*found[-1])  # raises where there is no such student
+        return found
+
+    study = of(study_of(profile, out, settings, seed, update, check=lambda study: stages(of(study))))
+    for stage in stages(study):
+        study.make(*stage)
+        _report(study, *stage)

@@ -1,6 +1,6 @@
-"""Guidance distilled (Meng et al. 2022): the study of a profile's section `guidance`, in the folder of the profile's own study.
+"""The study of a profile's section `guidance`, in the folder of the profile's own study.
 
-`study -> guidance`: conditional() is the teacher, evaluated twice a step; base() is stage one, one network that takes w;
+conditional() is the teacher, evaluated twice a step; base() is stage one, one network that takes w;
 from there on all is as in any study, with w drawn for each image: teacher(n) halves it by pd, student(method, n) by any
 objective, stochastic(method, n) is for the stochastic sampler.
 """
@@ -9,24 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 from torch import Tensor
 
 from rddlib.assembly import conditional_profile
 from rddlib.baselines import find_sampler
-from rddlib.checkpoint import write_atomically
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
 from rddlib.evaluation import DrawnImages, check_classes
 from rddlib.profiles import METHODS, Profile, as_dict
 from rddlib.recipes import distill, distill_guidance, takes_guidance
-from rddlib.study import Study, csv_of, key_of
+from rddlib.study import Study, key_of
 from rddlib.training import TrainConfig, stream
 from rddlib.unet import UNetConfig
 
 GUIDED_METHODS = ("teacher", "stage_one", *METHODS)
 GUIDED_COLUMNS = ["method", "steps", "guidance", "sampler", "seed", "fid", "pfd", "is"]
-GUIDED_FILE = "guided.csv"
 STOCHASTIC = "stochastic"
 
 
@@ -186,25 +183,13 @@ class GuidedStudy(Study):
         return super()._iterations(method) + len(stochastic) * self.profile.guidance.stochastic
 
 
-def guided_study(study: Study, seed: int = 0) -> GuidedStudy:
-    """The study that distils guidance, in the folder of `study`, with its data, extractor and metric network.
+def guided_study(study: Study, seed: int | None = None) -> GuidedStudy:
+    """The study that distils guidance, in the folder of `study`, with its data and extractor.
 
-    seed: one of study.profile.seeds; added to the study's own, it is that of every stage. Raises UserError for images without
-    classes.
+    seed: one of study.profile.seeds (default the first); added to the study's own, it is that of every stage. Raises
+    UserError for images without classes.
     """
     profile = conditional_profile(study.profile, study.dataset.num_classes)
-    guided = GuidedStudy(profile, study.out, study.seed + seed)
+    guided = GuidedStudy(profile, study.out, study.seed + (study.profile.seeds[0] if seed is None else seed))
     guided.dataset = study.dataset
-    if profile.evaluation.network != "extractor":
-        guided.metric_network = study.metric_network
     return guided
-
-
-def guided_results(study: Study) -> pd.DataFrame:
-    """Every arm of every seed with GUIDED_COLUMNS, also written to guided.csv; what is missing is trained."""
-    studies = [guided_study(study, seed) for seed in study.profile.seeds]
-    for guided in studies:
-        guided.train_all()
-    table = pd.concat([guided.scored() for guided in studies], ignore_index=True)
-    write_atomically(study.out / GUIDED_FILE, csv_of(table))
-    return table

@@ -1,0 +1,11 @@
+"""Guidance distilled (Meng et al. 2022): `study` has the teacher, stage one and stage two, `results` scores them against w,
+`figures` draws what was found."""
+
+from rddlib.guidance.figures import GUIDED_NAMES, tradeoff_figure, weights_figure
+from rddlib.guidance.results import GUIDED_FILE, guided_results, published, scored
+from rddlib.guidance.study import GUIDED_COLUMNS, GUIDED_METHODS, GuidedStudy, guided_study
+
+__all__ = [
+    "GUIDED_COLUMNS", "GUIDED_FILE", "GUIDED_METHODS", "GUIDED_NAMES", "GuidedStudy", "guided_results", "guided_study",
+    "published", "scored", "tradeoff_figure", "weights_figure",
+]  # fmt: skip

@@ -1,0 +1,39 @@
+"""Scores against the guidance weight: of a study's folder, or the published ones on digits."""
+
+import json
+from functools import lru_cache
+
+import pandas as pd
+
+from rddlib.checkpoint import write_atomically
+from rddlib.guidance.study import GUIDED_COLUMNS, GuidedStudy, guided_study
+from rddlib.installation import shipped
+from rddlib.study import Study, csv_of
+
+GUIDED_FILE = "guided.csv"
+RECEIPTS_FILE = "guided_receipts.json"
+PUBLISHED = "data/results/digits_guided.csv"
+
+
+def guided_results(study: Study) -> pd.DataFrame:
+    """Every arm of every seed, with GUIDED_COLUMNS, also written to guided.csv, its receipts beside it; what is missing is
+    trained."""
+    studies = [guided_study(study, seed) for seed in study.profile.seeds]
+    for guided in studies:
+        guided.train_all()
+    table = scored(studies)
+    receipts = {guided.score_path(*arm).stem: guided.receipt(*arm) for guided in studies for arm in guided.arms()}
+    write_atomically(study.out / GUIDED_FILE, csv_of(table))
+    write_atomically(study.out / RECEIPTS_FILE, json.dumps(receipts, indent=1) + "\n")
+    return table
+
+
+def scored(studies: list[GuidedStudy]) -> pd.DataFrame:
+    """The rows that have been measured so far, of all these studies."""
+    return pd.concat([guided.scored() for guided in studies], ignore_index=True)
+
+
+@lru_cache
+def published() -> pd.DataFrame:
+    """What was measured on digits with three seeds, with GUIDED_COLUMNS; its receipts lie beside the file."""
+    return pd.read_csv(shipped(PUBLISHED))[GUIDED_COLUMNS]
