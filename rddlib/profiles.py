@@ -180,7 +180,7 @@ class GuidanceConfig:
     weights: tuple[float, ...] = (0.0, 4.0)
     steps: int = 1024
     objectives: tuple[str, ...] = ("pd", "rdd")
-    at: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    at: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     samples: int = 5000
 
     def __post_init__(self):

@@ -79,11 +79,12 @@ def tradeoff_figure(table: pd.DataFrame, metric: str) -> Figure:
         for method, sampler, rows in series_of(table, steps):
             curve = rows.groupby("guidance")[["is", "fid"]].mean()
             ax.plot(curve["is"], curve["fid"], **_style(method, sampler))
-            if method == "teacher":
+            if method == "teacher" and ax is axes[0, 0]:
                 for w, (x, y) in curve.iterrows():
                     ax.annotate(
-                        f"w = {w:g}", (x, y), textcoords="offset points", xytext=(-5, 3), fontsize=7, ha="right"
+                        f"w = {w:g}", (x, y), textcoords="offset points", xytext=(-7, 5), fontsize=7, ha="right"
                     )
+        ax.margins(x=0.25)
         ax.set_title(_steps(steps), fontsize=10)
         ax.set_xlabel(_axis("is"))
     axes[0, 0].set_ylabel(_axis("fid"))

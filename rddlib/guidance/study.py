@@ -143,17 +143,18 @@ class GuidedStudy(Study):
         check_classes(classes, self.profile.unet.num_classes)
         self._facts_of(*self.model(method, steps, self.seed, 0.0, sampler))
 
-    def images(
-        self, method: str, steps: int, noise: Tensor, w: float, y: Tensor, sampler: str = "ddim", fresh=None
-    ) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1] of the classes y [N] from the given noise, guided by w.
+    def images(self, method: str, steps: int, noise: Tensor, w: float, y: Tensor, sampler: str = "ddim") -> Tensor:
+        """Images [N, C, H, W] in [-1, 1] of the classes y [N] from the given noise, guided by w."""
+        return self.sample(self.denoiser(method, steps, None, w, sampler), noise, steps, w, y, sampler)
 
-        fresh: of rddlib.sampling.stochastic_sample, default the study's own.
-        """
+    def sample(
+        self, denoiser: Denoiser, noise: Tensor, steps: int, w: float, y: Tensor, sampler: str = "ddim"
+    ) -> Tensor:
+        """As `images`, of a given denoiser; the stochastic sampler adds the study's own noise, always the same."""
         options: dict = {"y": y, "guidance": w, "clip": self.profile.evaluation.clip}
         if sampler == STOCHASTIC:
-            options["fresh"] = fresh or (lambda k: self.noise(len(noise), seed=k + 1))
-        return find_sampler(sampler, steps)(self.denoiser(method, steps, None, w, sampler), noise, steps, **options)
+            options["fresh"] = lambda k: self.noise(len(noise), seed=k + 1)
+        return find_sampler(sampler, steps)(denoiser, noise, steps, **options)
 
     # scores
 

@@ -4,8 +4,16 @@ A view is drawn once as a static figure and explored right below it, so a headle
 """
 
 from rddlib.widgets.controls import Live, explore
-from rddlib.widgets.views import ablation_view, paths_view, queue_view, relations_view, same_noise_view, scores_view
+from rddlib.widgets.views import (
+    ablation_view,
+    guidance_view,
+    paths_view,
+    queue_view,
+    relations_view,
+    same_noise_view,
+    scores_view,
+)
 
 __all__ = [
-    "Live", "ablation_view", "explore", "paths_view", "queue_view", "relations_view", "same_noise_view", "scores_view",
+    "Live", "ablation_view", "explore", "guidance_view", "paths_view", "queue_view", "relations_view", "same_noise_view", "scores_view",
 ]  # fmt: skip

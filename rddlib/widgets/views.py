@@ -15,6 +15,7 @@ from rddlib.ablations import ABLATIONS, Measured, ablation_figure
 from rddlib.baselines import SAMPLERS, find_sampler
 from rddlib.data import GaussianMixture
 from rddlib.denoiser import as_denoiser
+from rddlib.guidance import GuidedStudy
 from rddlib.sampling import ddim_sample, ddim_step
 from rddlib.schedule import CosineSchedule
 from rddlib.study import Study
@@ -154,6 +155,35 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
         return plots.image_rows(rows, title)
 
     return same_noise
+
+
+def guidance_view(guided: GuidedStudy, count: int = 12) -> Callable[..., Figure]:
+    """What guidance makes of the same noises: the teacher, stage one, and stage two's students.
+
+    Returns guidance(w, steps, label): all images of class `label`, the students in `steps` steps (those that there are).
+    """
+    noise, profile = guided.noise(count), guided.profile
+    top, known = profile.base.steps, {arm[:2] + arm[4:] for arm in guided.arms()}
+    denoiser = lru_cache(guided.denoiser)
+
+    @lru_cache(maxsize=512)
+    def drawn(method: str, steps: int, sampler: str, w: float, label: int) -> Tensor:
+        y = torch.full((count,), label, device=noise.device)
+        model = denoiser(method, steps, None, w, sampler)
+        return guided.sample(model, noise, steps, w, y, sampler).cpu()
+
+    first = min(3, profile.unet.num_classes - 1)
+
+    def guidance(w: float = 1.0, steps: int = profile.student_steps[0], label: int = first) -> Figure:
+        rows = {f"teacher, {2 * top} evaluations": drawn("teacher", top, "ddim", w, label),
+                f"stage one, {top}": drawn("stage_one", top, "ddim", w, label)}  # fmt: skip
+        for method in profile.guidance.objectives:
+            for sampler, words in (("ddim", ""), ("stochastic", " stochastic")):
+                if (method, steps, sampler) in known:
+                    rows[f"{plots.NAMES[method]}{words}, {steps}"] = drawn(method, steps, sampler, w, label)
+        return plots.image_rows(rows, f"Class {label}, guidance weight w = {w:g}; a column is one noise")
+
+    return guidance
 
 
 def ablation_view(found: Mapping[str, Measured]) -> Callable[..., Figure]:
