@@ -176,6 +176,19 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
+def scatter_figure(samples: dict[float, Tensor], data: Tensor, title: str) -> Figure:
+    """A panel of 2-D samples [N, 2] for each entry, over the data [n, 2]; title: a format of its key."""
+    figure, axes = plt.subplots(1, len(samples), figsize=(2.4 * len(samples), 2.6), sharex=True, sharey=True,
+                                layout="constrained")  # fmt: skip
+    for ax, (key, points) in zip(axes, samples.items(), strict=True):
+        ax.plot(*data.T, linestyle="", marker=".", markersize=1.5, color="0.75", label="data of all classes")
+        ax.plot(*points.T, linestyle="", marker="o", markersize=2, color="#D55E00", alpha=0.6, label="samples")
+        ax.set_title(title.format(key), fontsize=10)
+        ax.set_aspect("equal")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
 def lines_figure(
     x: Sequence[float],
     curves: dict[str, Sequence[float]],

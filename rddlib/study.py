@@ -189,6 +189,8 @@ class Study:
     """profile: its numbers; out: its folder; seed: of base model, extractor and halvings (the last halvings, in which
     the methods compete, take theirs from profile.seeds); scores: where in its folder scores lie."""
 
+    columns = COLUMNS  # of its results
+
     def __init__(self, profile: Profile, out: Path, seed: int = 0, scores: str = "scores"):
         self.profile, self.out, self.seed, self.scores = profile, Path(out), seed, Path(out) / scores
         self.device = training_device()

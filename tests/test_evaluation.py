@@ -342,8 +342,8 @@ def weighing():
 @pytest.mark.parametrize("sampler", ["ddim", "stochastic"])
 def test_drawn_images_do_not_depend_on_their_batches(sampler, guidance, classes):
     def images():
-        return DrawnImages(pulled_to_classes(), 230, 3, seed=5, shape=(1, 8, 8), sampler=sampler, guidance=guidance,
-                           classes=classes)  # fmt: skip
+        return DrawnImages(pulled_to_classes(scale=0.3), 230, 3, seed=5, shape=(1, 8, 8), sampler=sampler,
+                           guidance=guidance, classes=classes)  # fmt: skip
 
     torch.manual_seed(1)
     whole = images().batch(0, 230)

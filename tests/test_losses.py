@@ -139,6 +139,8 @@ def test_truncated_snr_weight_where_sigma_is_zero():
     assert weight.dtype == torch.float64 and weight[0] == math.inf and weight[2] == 1
     clipped = truncated_snr_weight(t, CosineSchedule(), maximum=1e3)
     assert clipped[0] == 1e3 and clipped[2] == 1 and clipped.isfinite().all()
+    assert truncated_snr_weight(t, DiscreteCosineSchedule()).isfinite().all()
+    assert pd_loss(torch.zeros(3, 1), torch.ones(3, 1), t, CosineSchedule(), maximum=2.0) == pytest.approx(5 / 3)
 
 
 WEIGHT_TIMES = [(CosineSchedule(), t) for t in (1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1.0)] + [
@@ -188,8 +190,6 @@ def test_truncated_is_the_weight_of_the_released_code_and_another_kind_is_refuse
         assert torch.equal(loss_weight("truncated", t, schedule, 1e3), truncated_snr_weight(t, schedule, 1e3))
     with pytest.raises(ValueError, match="weight is 'snr', expected one of truncated, x, eps, v"):
         loss_weight("snr", t, CosineSchedule())
-    assert truncated_snr_weight(t, DiscreteCosineSchedule()).isfinite().all()
-    assert pd_loss(torch.zeros(3, 1), torch.ones(3, 1), t, CosineSchedule(), maximum=2.0) == pytest.approx(5 / 3)
 
 
 # Gradients

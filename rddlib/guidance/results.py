@@ -6,8 +6,10 @@ from functools import lru_cache
 import pandas as pd
 
 from rddlib.checkpoint import write_atomically
+from rddlib.guidance.figures import GUIDED_NAMES
 from rddlib.guidance.study import GUIDED_COLUMNS, GuidedStudy, guided_study
 from rddlib.installation import shipped
+from rddlib.plots import SCORE_NAMES
 from rddlib.study import Study, csv_of
 
 GUIDED_FILE = "guided.csv"
@@ -37,3 +39,11 @@ def scored(studies: list[GuidedStudy]) -> pd.DataFrame:
 def published() -> pd.DataFrame:
     """What was measured on digits with three seeds, with GUIDED_COLUMNS; its receipts lie beside the file."""
     return pd.read_csv(shipped(PUBLISHED))[GUIDED_COLUMNS]
+
+
+def scores_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each sampler of each model, a column for each score at each weight; means over seeds."""
+    named = table.assign(method=table["method"].map(GUIDED_NAMES))
+    wide = named.pivot_table(index=["method", "sampler", "steps"], columns="guidance", values=["fid", "is"], sort=False)
+    wide.columns = [f"{SCORE_NAMES[score]}*, w = {w:g}" for score, w in wide.columns]
+    return wide.sort_index(axis=1).round(2).reset_index()

@@ -15,5 +15,6 @@ from rddlib.widgets.views import (
 )
 
 __all__ = [
-    "Live", "ablation_view", "explore", "guidance_view", "paths_view", "queue_view", "relations_view", "same_noise_view", "scores_view",
+    "Live", "ablation_view", "explore", "guidance_view", "paths_view", "queue_view", "relations_view", "same_noise_view",
+    "scores_view",
 ]  # fmt: skip
