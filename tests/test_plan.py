@@ -5,9 +5,11 @@ import math
 import pytest
 
 from rddlib import plan
+from rddlib.assembly import conditional_profile
 from rddlib.bench.stages import Stage
 from rddlib.cli import main
 from rddlib.errors import UserError
+from rddlib.guidance import GuidedStudy
 from rddlib.plan import (
     Job,
     Plan,
@@ -16,6 +18,7 @@ from rddlib.plan import (
     Total,
     extrapolated,
     format_plan,
+    guided_jobs_of,
     human_size,
     human_time,
     jobs_of,
@@ -98,10 +101,25 @@ def test_the_stages_of_the_paper():
     assert not {"halving", "sampling"} & {job.kind for job in short}
 
 
+def test_the_stages_of_guidance():
+    profile = load_profile("cifar10", {"seeds": "[0, 1]"})
+    arms = [("teacher", 1024, 0, 2.0, "ddim"), ("rdd", 4, 0, 2.0, "ddim"), ("rdd", 4, 0, 2.0, "stochastic")]
+    jobs = {job.kind: job for job in guided_jobs_of(profile, arms)}
+    assert list(jobs) == ["base", "guide", "halving", "pd", "rdd", "sampling"]
+    assert (jobs["guide"].iterations, jobs["guide"].files) == (2 * 50_000, 2)
+    assert (jobs["halving"].iterations, jobs["halving"].files) == (2 * 7 * 10_000, 2 * 7)
+    assert (jobs["rdd"].iterations, jobs["rdd"].files) == (2 * (80_000 + 20_000), 2 * (3 + 1))
+    assert (
+        jobs["sampling"].iterations == 2 * (2 * 1024 + 4 + 4) * 20
+    )  # the teacher evaluates twice; 10,000 samples by 500
+
+
 def test_every_profile_can_be_planned(tmp_path):
     for name in PROFILES:
         profile = load_profile(name)
         assert len(jobs_of(profile, Study(profile, tmp_path / "none").arms())) == 8
+        guided = GuidedStudy(conditional_profile(profile, 10), tmp_path / "none")
+        assert len(guided_jobs_of(profile, guided.arms())) == 6
     assert not (tmp_path / "none").exists()
 
 

@@ -288,7 +288,7 @@ def test_only_a_model_that_can_be_guided_has_a_stage_one():
 def test_stage_one_learns_what_two_evaluations_say():
     data, teacher, (z, t, y, w) = load_dataset("digits"), tiny(), questions(256)
     torch.manual_seed(1)
-    start = takes_guidance(teacher, (0.0, 4.0))
+    start = takes_guidance(teacher, (0.0, 4.0)).requires_grad_(False)
     config = TrainConfig(60, 16, 3e-3, rate="cosine", precision="float32")
     student = distill_guidance(teacher, start, data, config, seed=0, weight="x")
     before, after = (float((model(z, t, y, w) - teacher(z, t, y, w)).square().mean()) for model in (start, student))

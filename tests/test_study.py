@@ -35,9 +35,9 @@ def test_smoke_study_leaves_all_it_promises(smoke_run):
         assert {4, 2, 1} <= set(results[results["method"] == name]["steps"])
     assert (out / "grid.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert (
-        len(list((out / "checkpoints").glob("*.safetensors"))) == 3 + 12 + 1
-    )  # base, extractor, PD to 8; 4 x 3 students; notebook 07's
-    assert len(list((out / "notebooks").glob("*.ipynb"))) == len(notebook_files()) == 7
+        len(list((out / "checkpoints").glob("*.safetensors"))) == 3 + 12 + 1 + 3 + 11
+    )  # base, extractor, PD to 8; 4 x 3 students; notebook 07's; two base models and PD to 8, 6 students, 5 stochastic: 08's
+    assert len(list((out / "notebooks").glob("*.ipynb"))) == len(notebook_files()) == 8
     receipts = [json.loads(p.read_text()) for p in (out / "scores").glob("*.json")]
     assert len(receipts) == len(results) and all(len(r["receipt"]["checkpoint_sha256"]) == 64 for r in receipts)
 
@@ -214,7 +214,7 @@ def test_summary_is_mean_spread_and_minimum():
 
 def test_selection_of_notebooks():
     assert [p.name[:2] for p in selected("3,05")] == ["03", "05"]
-    assert [p.name[:2] for p in selected(start="5")] == ["05", "06", "07"]
+    assert [p.name[:2] for p in selected(start="5")] == ["05", "06", "07", "08"]
     for arguments in (("9",), ("", "12"), ("x",)):
         with pytest.raises(UserError, match="there are 01"):
             selected(*arguments)
