@@ -108,11 +108,11 @@ class Denoiser(nn.Module):
         if w is None:
             return self._x(z, t, y)
         self.check_guidance(w)
+        if y is None:
+            raise ValueError("guidance is towards a class: pass labels y")
         w = torch.as_tensor(w, device=z.device, dtype=torch.float64).expand(z.shape[0])
         if self.guidance:
             return self._x(z, t, y, w)
-        if y is None:
-            raise ValueError("guidance is towards a class: pass labels y")
         w = expand_to(w, z)
         return (1 + w) * self._x(z, t, y) - w * self._x(z, t, torch.full_like(y, NO_CLASS))
 

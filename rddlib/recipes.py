@@ -176,12 +176,13 @@ def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser
     teacher's for the same label; its first layer is drawn from torch's global generator. Without dropout.
     Raises ValueError where the teacher is no U-Net with classes, trained with label dropout, or the range is wrong.
     """
+    if not isinstance(teacher.network, UNet) or teacher.guidance or not guidance:
+        raise ValueError("expected a U-Net that takes no guidance weight yet, and a range (w_min, w_max)")
     teacher.check_guidance(0.0)
-    config = dataclasses.replace(teacher.network.config, guidance=tuple(guidance), label_dropout=0.0, dropout=0.0)
-    network = UNet(config)
-    added = network.load_state_dict(teacher.network.state_dict(), strict=False)
-    if added.unexpected_keys or any(not name.startswith("guidance_embedding.") for name in added.missing_keys):
-        raise ValueError("the teacher's network is no U-Net of its own configuration")
+    network = UNet(
+        dataclasses.replace(teacher.network.config, guidance=tuple(guidance), label_dropout=0.0, dropout=0.0)
+    )
+    network.load_state_dict(teacher.network.state_dict(), strict=False)  # which lacks the new branch
     device = next(teacher.parameters()).device
     return Denoiser(network, teacher.schedule, teacher.prediction).to(device)
 

@@ -203,7 +203,7 @@ def check_conditions(denoiser: Denoiser, guidance: float | None = None, classes:
 
 
 class DrawnImages(Images):
-    """Images that a denoiser draws when asked for, from common noise; floats in [-1, 1] (beyond, without clip).
+    """Images that a denoiser draws when asked for, from common noise; floats in [-1, 1].
 
     sampler: one of rddlib.baselines.SAMPLERS; guidance: w, None for none; classes: the labels to draw, in turn, default all
     at random; made: what a receipt should say of the model (`recipes.provenance`).
