@@ -11,6 +11,7 @@ import pandas as pd
 
 from rddlib.checkpoint import write_atomically
 from rddlib.evaluation import summarise
+from rddlib.guidance import guided_done, guided_results, guided_study, weights_figure
 from rddlib.plots import NAMES, image_rows, scores_figure, to_png
 from rddlib.study import Study
 
@@ -172,10 +173,25 @@ over seeds).</p>
 """
 
 
+def _guidance(study: Study) -> str:
+    """Scores against the guidance weight, once every arm is measured."""
+    if not guided_done(study):
+        return ""
+    write_atomically(
+        study.out / "guided.png", to_png(weights_figure(guided_results(study), guided_study(study).metric))
+    )
+    return f"""<h2 id="guidance">Guidance</h2>
+<p>A class-conditional model with classifier-free guidance (two evaluations a step), distilled into one network that takes the
+weight w, and its steps then halved: <a href="guided.csv">guided.csv</a>, <a href="guided_receipts.json">receipts</a>.</p>
+{_picture(study.out / "guided.png", "FID and IS against the guidance weight for each number of steps")}
+"""
+
+
 def write_report(study: Study, executed) -> Path:
     """Write index.html with the notebooks' pages and, once every arm is scored, all results; returns its path."""
     profile, whole = study.profile, len(study.scored()) == len(study.arms())
     sections = f"""{_results(study) if whole else "<p>Samples and scores appear here once notebook 06 has run.</p>"}
+{_guidance(study)}
 {_notebooks(executed, study.out)}
 """
     body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>

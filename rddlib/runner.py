@@ -25,6 +25,7 @@ from rddlib import progress
 from rddlib.checkpoint import write_atomically
 from rddlib.distributed import world_size
 from rddlib.errors import Interrupted, UserError
+from rddlib.guidance import guided_study
 from rddlib.installation import shipped
 from rddlib.profiles import load_profile
 from rddlib.study import Study, continue_study, key_of, open_study, stopped_with
@@ -402,7 +403,7 @@ def run_study(
         check_parameters(notebook, parameters)
     if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
-    study = continue_study(profile_name, overrides, out, seed, update, check=Study.check_scoring)
+    study = continue_study(profile_name, overrides, out, seed, update, check=_check_scoring)
     with _alone_in(out):
         waiting = [notebook for notebook in notebooks if not _done_before(notebook, out)[1]]
         if jobs > 1 and len(waiting) > 1:
@@ -413,6 +414,13 @@ def run_study(
             for notebook in notebooks:
                 run_notebook(notebook, out, parameters)
         return write_report(study, executed_notebooks(out))
+
+
+def _check_scoring(study: Study) -> None:
+    """Raise UserError where the results of this study, or of the one of guidance, could not be scored in the end."""
+    study.check_scoring()
+    if study.dataset.num_classes:
+        guided_study(study).check_scoring()
 
 
 @contextmanager

@@ -190,6 +190,7 @@ class Study:
     the methods compete, take theirs from profile.seeds); scores: where in its folder scores lie."""
 
     columns = COLUMNS  # of its results
+    samples_field = "evaluation.samples"  # of the profile, that says how many images are scored
 
     def __init__(self, profile: Profile, out: Path, seed: int = 0, scores: str = "scores"):
         self.profile, self.out, self.seed, self.scores = profile, Path(out), seed, Path(out) / scores
@@ -700,10 +701,10 @@ class Study:
         if config.network == "extractor":
             features = self._new_extractor().channels
             if config.samples <= features:
-                raise UserError(f"evaluation.samples is {config.samples}: the score needs more than {features}")
+                raise UserError(f"{self.samples_field} is {config.samples}: the score needs more than {features}")
             return
         reference = Reference(self.dataset, config.batch_size, self.device)
-        name = f"evaluation.samples={config.samples}"
+        name = f"{self.samples_field}={config.samples}"
         check_fit(name, self.image_shape, config.samples, reference, self.metric_network, config.metrics)
 
 

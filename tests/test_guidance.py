@@ -341,6 +341,8 @@ def test_evaluate_scores_at_a_weight(folder, capsys):
     (["distill", "--guided", "--stochastic"], "one stochastic step is a deterministic one"),
     (["distill", "--guided", "--from", "64"], "--from 64 --to 1: choose two of 16, 8, 4, 2, 1"),
     (["guide", "--set", "guidance.weights=[0]"], "weights is"),
+    (["guide", "--results", "--set", "guidance.samples=20"], "guidance.samples=20: 20 images cannot fill a covariance"),
+    (["study", "--set", "guidance.samples=20"], "guidance.samples=20: 20 images cannot fill a covariance"),
 ])  # fmt: skip
 def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, capsys, words, line):
     out = tmp_path / "new"

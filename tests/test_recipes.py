@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rddlib.data import load_dataset
-from rddlib.denoiser import Denoiser
+from rddlib.denoiser import Denoiser, as_denoiser
 from rddlib.errors import UserError
 from rddlib.evaluation import DrawnImages, evaluate
 from rddlib.extractor import build_extractor
@@ -281,6 +281,10 @@ def test_only_a_model_that_can_be_guided_has_a_stage_one():
             distill_guidance(teacher, takes_guidance(tiny(), (0.0, 4.0)), data, config, seed=0)
     with pytest.raises(ValueError, match="w_min and w_max"):
         takes_guidance(tiny(), (4.0, 0.0))
+    no_unet = as_denoiser(lambda z, t, y: z, CosineSchedule(), num_classes=10)
+    for teacher, weights in ((tiny(), ()), (takes_guidance(tiny(), (0.0, 1.0)), (0.0, 4.0)), (no_unet, (0.0, 4.0))):
+        with pytest.raises(ValueError, match="expected a U-Net that takes no guidance weight yet, and a range"):
+            takes_guidance(teacher, weights)
     with pytest.raises(ValueError, match=r"takes no guidance weights: make it with takes_guidance"):
         distill_guidance(tiny(), tiny(), data, config, seed=0)
 

@@ -68,7 +68,9 @@ def test_report_is_self_contained_and_its_links_lead_somewhere(smoke_run):
     parser = Links()
     parser.feed(page.read_text())
     sections = [link[1:] for link in parser.found if link.startswith("#")]
-    assert sections == ["samples", "scores", "times", "receipts", "notebooks"] and set(sections) <= set(parser.ids)
+    assert sections == ["samples", "scores", "times", "receipts", "guidance", "notebooks"] and set(sections) <= set(
+        parser.ids
+    )
     local = [link for link in parser.found if not link.startswith(("data:", "#"))]
     assert local and all((out / link).exists() for link in local), [x for x in local if not (out / x).exists()]
     assert not [link for link in local if re.match(r"\w+:|/", link)]

@@ -2,10 +2,10 @@
 `figures` draws what was found."""
 
 from rddlib.guidance.figures import GUIDED_NAMES, tradeoff_figure, weights_figure
-from rddlib.guidance.results import GUIDED_FILE, guided_results, published, scored, scores_table
+from rddlib.guidance.results import GUIDED_FILE, guided_done, guided_results, published, scores_table
 from rddlib.guidance.study import GUIDED_COLUMNS, GUIDED_METHODS, GuidedStudy, guided_study
 
 __all__ = [
-    "GUIDED_COLUMNS", "GUIDED_FILE", "GUIDED_METHODS", "GUIDED_NAMES", "GuidedStudy", "guided_results", "guided_study",
-    "published", "scored", "scores_table", "tradeoff_figure", "weights_figure",
+    "GUIDED_COLUMNS", "GUIDED_FILE", "GUIDED_METHODS", "GUIDED_NAMES", "GuidedStudy", "guided_done", "guided_results",
+    "guided_study", "published", "scores_table", "tradeoff_figure", "weights_figure",
 ]  # fmt: skip

@@ -20,19 +20,26 @@ PUBLISHED = "data/results/digits_guided.csv"
 def guided_results(study: Study) -> pd.DataFrame:
     """Every arm of every seed, with GUIDED_COLUMNS, also written to guided.csv, its receipts beside it; what is missing is
     trained."""
-    studies = [guided_study(study, seed) for seed in study.profile.seeds]
+    studies = _studies(study)
     for guided in studies:
         guided.train_all()
-    table = scored(studies)
+    table = pd.concat([guided.scored() for guided in studies], ignore_index=True)
     receipts = {guided.score_path(*arm).stem: guided.receipt(*arm) for guided in studies for arm in guided.arms()}
     write_atomically(study.out / GUIDED_FILE, csv_of(table))
     write_atomically(study.out / RECEIPTS_FILE, json.dumps(receipts, indent=1) + "\n")
     return table
 
 
-def scored(studies: list[GuidedStudy]) -> pd.DataFrame:
-    """The rows that have been measured so far, of all these studies."""
-    return pd.concat([guided.scored() for guided in studies], ignore_index=True)
+def guided_done(study: Study) -> bool:
+    """Whether every arm has been measured."""
+    if not study.dataset.num_classes:
+        return False
+    return all(guided.score_path(*arm).exists() for guided in _studies(study) for arm in guided.arms())
+
+
+def _studies(study: Study) -> list[GuidedStudy]:
+    """One for each seed."""
+    return [guided_study(study, seed) for seed in study.profile.seeds]
 
 
 @lru_cache

@@ -32,6 +32,7 @@ class GuidedStudy(Study):
     trained with `seed`. Made by `guided_study`. Arms are (method, steps, seed, w, sampler)."""
 
     columns = GUIDED_COLUMNS
+    samples_field = "guidance.samples"
 
     def __init__(self, profile: Profile, out: Path, seed: int = 0, scores: str = "guidance"):
         super().__init__(replace(profile, seeds=(seed,)), out, seed, scores)
