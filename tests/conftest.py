@@ -1,10 +1,15 @@
 """Fixtures shared by the tests: a seeded generator and a smoke study made once for all of them."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 @pytest.fixture
@@ -19,15 +24,27 @@ def _seeded():
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    threads = max(1, min(2, torch.get_num_threads() // WORKERS))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of what tests start
 
 
 @pytest.fixture(scope="session")
-def watched_kernels(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder that all of pytest's processes see."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if WORKERS > 1 else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def watched_kernels(shared):
     """An IPython folder whose kernels note what is missing in the figures they draw: (it, the folder with the notes)."""
-    ipython, notes = tmp_path_factory.mktemp("ipython"), tmp_path_factory.mktemp("figures")
+    ipython, notes = shared / "ipython", shared / "figures"
     startup = ipython / "profile_default/startup"
-    startup.mkdir(parents=True)
+    for folder in (startup, notes):
+        folder.mkdir(parents=True, exist_ok=True)
     here = str(Path(__file__).parent)
     lines = ["import sys", f"sys.path.append({here!r})", "import figure_faults", f"figure_faults.watch({str(notes)!r})"]
     (startup / "watch.py").write_text("\n".join([*lines, "del sys, figure_faults"]) + "\n")
@@ -35,14 +52,17 @@ def watched_kernels(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory, watched_kernels):
-    """The whole smoke study through papermill, once: (its folder, the report's path)."""
+def smoke_run(shared, tmp_path_factory, watched_kernels):
+    """The whole smoke study through papermill, made once: (a copy of its folder for this process, the report's path)."""
     from rddlib.runner import run_study
 
-    out = tmp_path_factory.mktemp("runs") / "smoke"
-    with pytest.MonkeyPatch.context() as patch:
+    made, out = shared / "smoke", tmp_path_factory.mktemp("runs") / "smoke"
+    with FileLock(shared / "smoke.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", str(watched_kernels[0]))
-        return out, run_study("smoke", {}, out)
+        if not (made / "index.html").exists():
+            run_study("smoke", {}, made)
+    shutil.copytree(made, out)
+    return out, out / "index.html"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pandas as pd
@@ -7,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rddlib import objectives, recipes
 from rddlib.assembly import conditional_profile
+from rddlib.checkpoint import load_checkpoint
 from rddlib.cli import main
-from rddlib.errors import UserError
+from rddlib.errors import Interrupted, UserError
 from rddlib.guidance import (
     GUIDED_COLUMNS,
     GUIDED_METHODS,
@@ -168,6 +172,30 @@ def test_eps_prediction_on_the_discrete_schedule_trains_and_draws(tmp_path):
     }
     study = Study(load_profile("smoke", changes), study.out)
     assert study.images("ddim", 4, study.noise(4)).isfinite().all()
+
+
+def test_a_stopped_stage_one_and_a_stopped_stochastic_student_go_on_to_the_same_bits(guided, tmp_path, monkeypatch):
+    again = GuidedStudy(guided.profile, tmp_path / "again", guided.seed)
+    again.out.joinpath("checkpoints").mkdir(parents=True)
+    for made in (("conditional",), ("teacher", 8)):
+        shutil.copy(guided.path_of(*made), again.path_of(*made))
+    for name, stage in (("weighted_error", ("base",)), ("pd_loss", ("stochastic", "pd", 8, 0))):
+        module, calls = recipes if name == "weighted_error" else objectives, []
+        original = getattr(module, name)
+
+        def stopped(*arguments, original=original, calls=calls):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(module, name, stopped)
+            again.make(*stage)
+        assert not again.path_of(*stage).exists() and len(calls) == 3
+        again.make(*stage)
+        made, expected = (load_checkpoint(study.path_of(*stage))[0] for study in (again, guided))
+        assert made.keys() == expected.keys() and all(torch.equal(made[key], expected[key]) for key in made)
 
 
 # drawing
