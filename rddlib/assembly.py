@@ -31,7 +31,7 @@ def conditional_profile(profile: Profile, num_classes: int) -> Profile:
     return replace(
         profile,
         unet=replace(profile.unet, num_classes=num_classes, label_dropout=g.label_dropout),
-        base=replace(profile.base, train=g.base, steps=g.steps),
+        base=replace(profile.base, train=g.base, steps=g.steps, prediction=g.prediction),
         distill=replace(profile.distill, iterations=g.iterations or profile.distill.iterations),
         evaluation=replace(profile.evaluation, samples=g.samples, baselines=()),
     )

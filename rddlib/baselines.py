@@ -189,6 +189,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 LEAST_STEPS = {"ddim": 1, "stochastic": 1, "diffusers-ddim": 1, "pndm": 4, "dpm-solver": 1}
 OWN = ("ddim", "stochastic")  # all others are diffusers'
+TRAINING_FREE = tuple(name for name in SAMPLERS if name != "stochastic")  # that draw with a base model as it is
 _WARM_UP = {"pndm": 9}  # evaluations beyond one a step: three Runge-Kutta steps of four
 
 

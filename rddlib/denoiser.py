@@ -43,6 +43,14 @@ def convert(prediction: Tensor, z: Tensor, t: Tensor, schedule: Schedule, source
     return formulas[source, target](prediction)
 
 
+def warn_beyond(guidance: tuple[float, ...], w: Tensor | float) -> None:
+    """A GuidanceWarning where w is a number outside of the range (w_min, w_max), if there is one."""
+    if guidance and not isinstance(w, Tensor) and not guidance[0] <= w <= guidance[1]:
+        low, high = guidance
+        warnings.warn(f"guidance {w:g} is outside the range this model was trained for, {low:g} to {high:g}",
+                      GuidanceWarning, stacklevel=3)  # fmt: skip
+
+
 class Denoiser(nn.Module):
     """x_theta(z_t, t, y, w): the denoised image, guided by w where one is given.
 
@@ -89,25 +97,23 @@ class Denoiser(nn.Module):
         """How often the network runs for one guided x: 1 where it takes w itself, else 2."""
         return 1 if self.guidance else 2
 
-    def check_guidance(self, w: Tensor | float) -> None:
-        """Raise ValueError where this model cannot be guided; a number that it was not trained for is a GuidanceWarning."""
+    def check_guidable(self) -> None:
+        """Raise ValueError where this model cannot be guided."""
         if self.guidance:
-            low, high = self.guidance
-            if not isinstance(w, Tensor) and not low <= w <= high:
-                warnings.warn(f"guidance {w:g} is outside the range this model was trained for, {low:g} to {high:g}",
-                              GuidanceWarning, stacklevel=3)  # fmt: skip
-        elif not self.num_classes:
+            return
+        if not self.num_classes:
             raise ValueError(
                 "this model is unconditional and cannot be guided: train one with classes and label dropout"
             )
-        elif not self.unconditional:
+        if not self.unconditional:
             raise ValueError("this model was trained without label dropout and cannot be guided: it knows no NO_CLASS")
 
     def forward(self, z: Tensor, t: Tensor | float, y: Tensor | None = None, w: Tensor | float | None = None) -> Tensor:
         t = torch.as_tensor(t, device=z.device, dtype=torch.float64).expand(z.shape[0])
         if w is None:
             return self._x(z, t, y)
-        self.check_guidance(w)
+        self.check_guidable()
+        warn_beyond(self.guidance, w)
         if y is None:
             raise ValueError("guidance is towards a class: pass labels y")
         w = torch.as_tensor(w, device=z.device, dtype=torch.float64).expand(z.shape[0])

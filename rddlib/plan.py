@@ -104,6 +104,8 @@ def guided_jobs_of(profile: Profile, arms: Sequence[tuple]) -> list[Job]:
     size = min(p.evaluation.batch_size, g.samples)
     jobs = [
         Job("guided: base model", "base", g.base.iterations * seeds, g.base.batch_size, seeds),
+        Job("guided: extractors of other seeds", "extractor", p.extractor.train.iterations * (seeds - 1),
+            p.extractor.train.batch_size, seeds - 1),
         Job("guided: stage one", "guide", g.train.iterations * seeds, g.train.batch_size, seeds),
         Job(f"guided: PD {g.steps} to {p.halving.teacher_steps} steps", "halving",
             halvings * p.halving.train.iterations * seeds, p.halving.train.batch_size, halvings * seeds),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 import yaml
 
 from rddlib.data import DataConfig
+from rddlib.denoiser import PREDICTIONS
 from rddlib.errors import UserError
 from rddlib.extractor import EXTRACTORS, MAPS
 from rddlib.losses import IMPLEMENTATIONS, LOSS_WEIGHTS
@@ -25,6 +26,10 @@ METHODS = ("pd", "cfd", "rcfd", "rdd")
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _check_prediction(prediction: str) -> None:
+    _check(prediction in PREDICTIONS, f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class BaseConfig:
     schedule_offset: float = 0.008
 
     def __post_init__(self):
-        _check(self.prediction in ("x", "eps", "v"), f"prediction is {self.prediction!r}, expected x, eps or v")
+        _check_prediction(self.prediction)
         _check(self.prediction != "eps" or self.schedule != "continuous",
                "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides")  # fmt: skip
         _check(self.weight in LOSS_WEIGHTS, f"weight is {self.weight!r}, expected one of {', '.join(LOSS_WEIGHTS)}")
@@ -166,10 +171,11 @@ class GuidanceConfig:
     """Distilling classifier-free guidance, with a class-conditional base model of its own (Meng et al. 2022).
 
     label_dropout: share of labels that base training leaves out; weights: (w_min, w_max) that stage one learns; base,
-    train: of the base model and of stage one; steps: of the DDIM sampler that stage two starts from (it ends at 1, as the
-    profile's halvings do: by pd down to halving.teacher_steps, below by each objective); iterations: of those below, as
-    distill.iterations (empty: the same); stochastic: of each student for the stochastic sampler; objectives: of METHODS,
-    those that are scored; at: the weights w they are scored at; samples: for each score.
+    train: of the base model and of stage one; prediction: what their networks output, "x", "eps" or "v"; steps: of the DDIM
+    sampler that stage two starts from (it ends at 1, as the profile's halvings do: by pd down to halving.teacher_steps,
+    below by each objective); iterations: of those below, as distill.iterations (empty: the same); stochastic: of each
+    student for the stochastic sampler; objectives: of METHODS, those that are scored; at: the weights w they are scored at;
+    samples: for each score.
     """
 
     base: TrainConfig
@@ -178,6 +184,7 @@ class GuidanceConfig:
     iterations: tuple[int, ...] = ()
     label_dropout: float = 0.1
     weights: tuple[float, ...] = (0.0, 4.0)
+    prediction: str = "v"
     steps: int = 1024
     objectives: tuple[str, ...] = ("pd", "rdd")
     at: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -188,11 +195,15 @@ class GuidanceConfig:
         _check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
         check_guidance_range(self.weights)
         low, high = self.weights
+        _check_prediction(self.prediction)
         _check(bool(self.at) and all(low <= w <= high for w in self.at),
                f"at is {self.at}, expected weights between {low:g} and {high:g}")  # fmt: skip
         _check(min((self.stochastic, *self.iterations)) >= 1, "iterations are expected to be at least 1 each")
         _check(bool(self.objectives) and set(self.objectives) <= set(METHODS),
                f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}")  # fmt: skip
+        for name in ("at", "objectives"):
+            values = getattr(self, name)
+            _check(len(set(values)) == len(values), f"{name} is {values}, expected different ones")
         _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
 
 
@@ -349,7 +360,7 @@ def cifar10() -> Profile:
             iterations=(20_000, 20_000, 40_000),  # RDD A.2
             temperatures=(0.9, 1.0, 0.85),  # RCFD C.4, DenseNet201
         ),
-        guidance=GuidanceConfig(  # w in [0, 4], 1024 steps: notes on Meng et al., 4.1; the rest, which they leave open, is ours
+        guidance=GuidanceConfig(  # w in [0, 4], v, 1024 steps: notes on Meng et al., 4.1; all else is ours
             base=TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999),  # as the unconditional one
             train=TrainConfig(50_000, 128, 5e-5, rate="cosine", warmup=1000),
             stochastic=20_000,

@@ -91,7 +91,7 @@ def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor |
 
 
 def drop_labels(y: Tensor | None, denoiser: Denoiser, generator: torch.Generator) -> Tensor | None:
-    """Labels [N] as base training shows them: a share of network.config.label_dropout replaced by NO_CLASS."""
+    """Labels [N] as training shows them: a share of network.config.label_dropout replaced by NO_CLASS."""
     share = getattr(getattr(denoiser.network, "config", None), "label_dropout", 0.0)
     if y is None or not share:
         return y
@@ -178,7 +178,7 @@ def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser
     """
     if not isinstance(teacher.network, UNet) or teacher.guidance or not guidance:
         raise ValueError("expected a U-Net that takes no guidance weight yet, and a range (w_min, w_max)")
-    teacher.check_guidance(0.0)
+    teacher.check_guidable()
     network = UNet(
         dataclasses.replace(teacher.network.config, guidance=tuple(guidance), label_dropout=0.0, dropout=0.0)
     )
@@ -208,7 +208,7 @@ def distill_guidance(
     The rest is `train_base`'s, the teacher's x not clipped. Returns the student.
     Raises ValueError for a teacher that cannot be guided, or a student that takes no w.
     """
-    teacher.check_guidance(0.0)
+    teacher.check_guidable()
     if not student.guidance:
         raise ValueError("the student takes no guidance weights: make it with takes_guidance(teacher, (w_min, w_max))")
     run, device = run or RunConfig(), training_device()
@@ -298,6 +298,7 @@ def distill(
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
     is not clipped in its targets, and the student learns without dropout (Salimans & Ho 2022; the papers say nothing).
+    A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often.
     A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
     stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
     files, run: of rddlib.training.Trainer. released: of
@@ -322,6 +323,7 @@ def distill(
             k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
             t = k.double() / steps
             z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
+            y = drop_labels(y, teacher, step.generator)
             w = draw_guidance(teacher, len(x), step.generator, x.device)
         with clock("teacher"):
             x_teacher = target(teacher, z, t, teacher_step, y, w)

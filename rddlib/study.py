@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import rddlib
 from rddlib import progress
 from rddlib.assembly import build_denoiser, build_extractor, build_objective, halving_of, objective_numbers
-from rddlib.baselines import SAMPLERS, find_sampler
+from rddlib.baselines import TRAINING_FREE, find_sampler
 from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
@@ -199,7 +199,7 @@ class Study:
 
     def __reduce__(self):
         """Another process makes it again from its numbers, whatever it has loaded here."""
-        return type(self), (self.profile, self.out, self.seed, self.scores.name)
+        return type(self), (self.profile, self.out, self.seed, self.scores.relative_to(self.out).as_posix())
 
     def varied(self, profile: Profile, scores: str) -> "Study":
         """The study of other numbers in the same folder, sharing what does not depend on them; its scores lie apart."""
@@ -221,10 +221,12 @@ class Study:
         return load_dataset(self.profile.data, split, self.image_shape).to(self.device)
 
     def _data_facts(self) -> dict:
-        """Which images: by their content, not by where they lie."""
+        """Which images and labels: by their content, not by where they lie."""
         data = self.profile.data
         facts = {"name": data.name, "flip": data.flip, "resize": data.resize}
-        return facts if data.name == "digits" else {**facts, "sha256": self.dataset.sha256}
+        if data.name == "digits":
+            return facts
+        return {**facts, "sha256": self.dataset.sha256, "labels": self.dataset.labels_sha256}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -457,9 +459,9 @@ class Study:
         return self._denoiser(self._made(name, self._student_facts(method, steps, seed), make)[0])
 
     def denoiser(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
-        """Who draws `method`'s images in `steps` steps: samplers (rddlib.baselines.SAMPLERS) draw with the base model, "pd" at
-        teacher_steps is the teacher."""
-        if method in SAMPLERS:
+        """Who draws `method`'s images in `steps` steps: samplers (rddlib.baselines.TRAINING_FREE) draw with the base model,
+        "pd" at teacher_steps is the teacher."""
+        if method in TRAINING_FREE:
             return self.base()
         if method == "pd" and steps == self.profile.halving.teacher_steps:
             return self.teacher()
@@ -469,7 +471,7 @@ class Study:
         """Images [N, C, H, W] in [-1, 1] from the given noise (of classes 0, 1, 2, ... in turn where there are any)."""
         classes = self.profile.unet.num_classes
         y = torch.arange(len(noise), device=noise.device) % classes if classes else None
-        sample = find_sampler(method, steps) if method in SAMPLERS else ddim_sample
+        sample = find_sampler(method, steps) if method in TRAINING_FREE else ddim_sample
         return sample(self.denoiser(method, steps, seed), noise, steps, y=y, clip=self.profile.evaluation.clip)
 
     # scores
@@ -503,7 +505,7 @@ class Study:
 
     def model(self, method: str, steps: int, seed: int) -> tuple:
         """Which artefact draws an arm's images, as arguments of `facts`."""
-        if method in SAMPLERS:
+        if method in TRAINING_FREE:
             return ("base",)
         teacher = method == "pd" and steps == self.profile.halving.teacher_steps
         return ("teacher", steps) if teacher else ("student", method, steps, seed)
@@ -515,10 +517,12 @@ class Study:
     def check_arm(self, method: str, steps: int, *, classes: Sequence[int] = ()) -> None:
         """Raise UserError where no model of this study draws by `method` in `steps` steps, or none draws these classes."""
         check_classes(classes, self.profile.unet.num_classes)
-        if method in SAMPLERS:
+        if method in TRAINING_FREE:
             find_sampler(method, steps)
         elif method not in METHODS:
-            raise UserError(f"unknown --method {method}: known are {', '.join(dict.fromkeys((*SAMPLERS, *METHODS)))}")
+            raise UserError(
+                f"unknown --method {method}: known are {', '.join(dict.fromkeys((*TRAINING_FREE, *METHODS)))}"
+            )
         self._facts_of(*self.model(method, steps, self.profile.seeds[0]))
 
     @cached_property
@@ -580,7 +584,7 @@ class Study:
         return DrawnImages(
             denoiser, samples or config.samples, steps, seed=config.seed if noise is None else noise, clip=config.clip,
             shape=self.image_shape, device=self.device, name=f"{method}, {steps} step{'s' * (steps > 1)}, seed {seed}",
-            sampler=sampler or (method if method in SAMPLERS else "ddim"), made=made, guidance=guidance, classes=classes,
+            sampler=sampler or (method if method in TRAINING_FREE else "ddim"), made=made, guidance=guidance, classes=classes,
         )  # fmt: skip
 
     def _measure(self, folder: Path, *arm) -> dict:
@@ -695,6 +699,8 @@ class Study:
         find_protocol(config.protocol)
         for name, steps in config.baseline_arms:
             try:
+                if name not in TRAINING_FREE:
+                    raise UserError(f"evaluation.baselines names {name!r}: choose of {', '.join(TRAINING_FREE)}")
                 find_sampler(name, steps)
             except UserError as error:
                 raise UserError(f"{error}, or leave it out with --set evaluation.baselines=[]") from None

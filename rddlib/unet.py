@@ -63,7 +63,7 @@ class UNetConfig:
 
 def check_guidance_range(guidance: tuple[float, ...]) -> None:
     """Raise ValueError where this is neither empty nor (w_min, w_max)."""
-    if guidance and not (len(guidance) == 2 and -1 <= guidance[0] < guidance[1]):
+    if guidance and not (len(guidance) == 2 and -1 <= guidance[0] < guidance[1] < math.inf):
         raise ValueError(f"guidance is {list(guidance)}, expected nothing, or w_min and w_max with -1 <= w_min < w_max")
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -426,6 +427,8 @@ def test_receipts_and_identities_tell_guided_images_from_others(data):
     (denoiser_of_classes, dict(guidance=1.0), "unconditional and cannot be guided"),
     (lambda: denoiser_of_classes(10), dict(guidance=1.0), "without label dropout and cannot be guided"),
     (weighing, {}, "takes a guidance weight: give one of 0 to 4"),
+    (weighing, dict(guidance=math.inf), "guidance inf: expected a number"),
+    (weighing, dict(guidance=math.nan), "guidance nan: expected a number"),
 ])  # fmt: skip
 def test_what_a_model_cannot_draw_is_refused_at_once(denoiser, options, words):
     with pytest.raises(UserError, match=words) as error:
@@ -437,9 +440,8 @@ def test_guidance_beyond_the_range_is_warned_of_and_drawn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DrawnImages(weighing(), 3, 2, seed=0, shape=(1, 8, 8), guidance=4.0).batch(0, 3)
-    with pytest.warns(GuidanceWarning, match="guidance 8 is outside .*, 0 to 4"):
         images = DrawnImages(weighing(), 3, 2, seed=0, shape=(1, 8, 8), guidance=8.0)
-    with pytest.warns(GuidanceWarning):
+    with pytest.warns(GuidanceWarning, match="guidance 8 is outside .*, 0 to 4"):
         assert (images.batch(0, 3) == 1).all()
 
 

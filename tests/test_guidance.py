@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import shutil
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 
 from rddlib import objectives, recipes
-from rddlib.assembly import conditional_profile
+from rddlib.assembly import conditional_profile, objective_numbers
 from rddlib.checkpoint import load_checkpoint
 from rddlib.cli import main
+from rddlib.data import ImageDataset
+from rddlib.denoiser import as_denoiser
 from rddlib.errors import Interrupted, UserError
 from rddlib.guidance import (
     GUIDED_COLUMNS,
@@ -26,6 +29,7 @@ from rddlib.guidance import (
 )
 from rddlib.guidance.figures import series_of
 from rddlib.profiles import load_profile
+from rddlib.sampling import two_step_target
 from rddlib.study import Study, open_study
 from rddlib.widgets import guidance_view
 
@@ -151,6 +155,8 @@ def test_stages_that_there_are_not(tmp_path, stage, words):
 
 @pytest.mark.parametrize("text, words", [
     ({"guidance.weights": "[4, 0]"}, "w_min < w_max"), ({"guidance.weights": "[-2, 4]"}, "-1 <= w_min"),
+    ({"guidance.weights": "[0, .inf]"}, "w_min < w_max"), ({"guidance.at": "[1, 1]"}, "expected different ones"),
+    ({"guidance.objectives": "[pd, pd]"}, "expected different ones"), ({"guidance.prediction": "w"}, "expected one of x, eps, v"),
     ({"guidance.weights": "[4]"}, "expected w_min and w_max"), ({"guidance.at": "[0, 5]"}, "between 0 and 4"),
     ({"guidance.label_dropout": "0"}, "label_dropout is 0"), ({"guidance.steps": "12"}, "guidance.steps 12 must be"),
     ({"guidance.iterations": "[1]"}, "lists 1 halvings, distill.iterations 3"), ({"guidance.objectives": "[lpips]"}, "some of pd"),
@@ -196,6 +202,66 @@ def test_a_stopped_stage_one_and_a_stopped_stochastic_student_go_on_to_the_same_
         again.make(*stage)
         made, expected = (load_checkpoint(study.path_of(*stage))[0] for study in (again, guided))
         assert made.keys() == expected.keys() and all(torch.equal(made[key], expected[key]) for key in made)
+
+
+def test_one_network_scores_all_seeds(tmp_path):
+    """Also where that is the study's own extractor, of which every seed has another."""
+    study = Study(load_profile("smoke", {"evaluation.network": "extractor"}), tmp_path)
+    first, second = (guided_study(study, seed) for seed in (0, 1))
+    assert first._network_key == second._network_key == study._network_key
+    kind, arguments = second.__reduce__()
+    assert kind(*arguments)._network_key == study._network_key
+
+
+def test_relabelled_images_make_other_models(tmp_path, monkeypatch):
+    study = Study(
+        load_profile("smoke", {"data.name": "folder", "data.root": "nowhere", "unet.num_classes": "2"}), tmp_path
+    )
+    images, names = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), set()
+    for labels in ([0, 0, 1, 1], [0, 1, 0, 1]):
+        study.dataset = ImageDataset("folder", images, torch.tensor(labels), 2)
+        names |= {guided_study(study).path_of("conditional"), study.path_of("extractor")}
+    assert len(names) == 4
+
+
+def test_relations_need_no_change(guided):
+    """They see denoised images alone, and the objective is the plain study's."""
+    assert objective_numbers(guided.profile, "rdd", 4) == objective_numbers(load_profile("smoke"), "rdd", 4)
+    arguments = set(inspect.signature(objectives.RDD.forward).parameters)
+    assert not arguments & {"y", "w"}
+    z, t, y = guided.noise(8), torch.full((8,), 0.5).double(), torch.arange(8)
+    x_T = two_step_target(guided.base(), z, t, 1 / 8, y, 2.0)
+    x_S = guided.base()(z, t, y, 2.0).requires_grad_(True)
+    objective = guided.objective("rdd", 4)
+    shared = torch.Generator().manual_seed(0)
+    objective(x_S, x_T, t, shared), objective.after_step(shared)
+    total, terms = objective(x_S, x_T, t, shared)
+    assert set(terms) == {"cfd", "is_p2p", "m_p2p"} and torch.autograd.grad(total, x_S)[0].abs().sum() > 0
+
+
+def test_what_an_arm_needs_comes_ancestors_first(guided):
+    assert guided.lineage("teacher", 16, 0) == [("conditional",)]
+    assert guided.lineage("pd", 8, 0, 1.0, "stochastic") == [
+        ("conditional",),
+        ("base",),
+        ("teacher", 8),
+        ("stochastic", "pd", 8, 0),
+    ]
+    last = guided.lineage("rdd", 2, 0, 1.0, "stochastic")
+    assert last[:3] == [("conditional",), ("base",), ("teacher", 8)] and last[-1] == ("stochastic", "rdd", 2, 0)
+    assert all(guided.path_of(*stage).exists() for stage in last)
+
+
+def test_the_fresh_noise_is_never_the_first_noise(guided):
+    start = guided.noise(4, seed=1)
+    seen = []
+    still = as_denoiser(
+        lambda z, t, y: seen.append(z.clone()) or torch.zeros_like(z), guided.conditional().schedule, 10
+    )
+    guided.sample(still, start, 4, 0.0, torch.zeros(4, dtype=torch.long), "stochastic")
+    for z in seen[2::2]:
+        correlation = torch.corrcoef(torch.stack([z.flatten(), start.flatten()]))[0, 1]
+        assert abs(correlation) < 0.5
 
 
 # drawing
@@ -262,7 +328,8 @@ def test_the_table_has_means_over_seeds():
 
 
 def test_published_rows_are_whole():
-    table = published()
+    table, metric = published()
+    assert metric == "FID (digits metric network, 5000 samples)"
     assert list(table.columns) == GUIDED_COLUMNS and table.notna().all().all()
     assert set(table["method"]) <= set(GUIDED_METHODS) and set(table["sampler"]) == {"ddim", "stochastic"}
     counts = table.groupby(["method", "steps", "sampler", "guidance"])["seed"].agg(["nunique", "size"])
@@ -365,6 +432,9 @@ def test_evaluate_scores_at_a_weight(folder, capsys):
     (["sample", "--guidance", "1", "--method", "rdd", "--steps", "8"], "no student has 8 steps"),
     (["sample", "--guidance", "1", "--sampler", "heun"], "there is no sampler 'heun'"),
     (["sample", "--sampler", "stochastic"], "--sampler stochastic is for a --checkpoint or --guidance"),
+    (["sample", "--guidance", "nan"], "guidance nan: expected a number"),
+    (["study", "--set", "evaluation.baselines=[stochastic-16]"], "evaluation.baselines names 'stochastic'"),
+    (["sample", "--method", "stochastic"], "unknown --method stochastic"),
     (["distill", "--stochastic"], "--stochastic is for guided models: add --guided"),
     (["distill", "--guided", "--stochastic"], "one stochastic step is a deterministic one"),
     (["distill", "--guided", "--from", "64"], "--from 64 --to 1: choose two of 16, 8, 4, 2, 1"),

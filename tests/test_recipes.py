@@ -248,6 +248,20 @@ def test_base_training_shows_no_class_as_often_as_asked(monkeypatch, share):
     assert set(labels.tolist()) == set(range(NO_CLASS if share else 0, 10))
 
 
+def test_a_student_of_a_teacher_with_label_dropout_is_shown_no_class_as_often(monkeypatch):
+    seen, original = [], Denoiser.forward
+
+    def spy(self, z, t, y=None, w=None):
+        seen.append(y)
+        return original(self, z, t, y, w)
+
+    teacher = tiny(label_dropout=0.25)
+    monkeypatch.setattr(Denoiser, "forward", spy)
+    student = distill(teacher, load_dataset("digits"), 2, PD(teacher.schedule), TrainConfig(20, 64, 1e-4), seed=0)
+    assert float((torch.cat(seen) == NO_CLASS).double().mean()) == pytest.approx(0.25, abs=0.05)
+    student.check_guidable()  # it learned what it claims to know
+
+
 def test_weights_are_drawn_over_the_whole_range(generator):
     denoiser = Denoiser(lambda z, t, y, w: z, CosineSchedule(), num_classes=2, guidance=(-0.5, 3.5))
     w = draw_guidance(denoiser, 4000, generator, torch.device("cpu"))

@@ -96,6 +96,26 @@ def cifar(tmp_path):
     return folder
 
 
+def test_guided_evaluations_of_one_model_stay_apart_by_weight(tmp_path):
+    for w, fid in ((0.0, 4.0), (2.0, 9.0)):
+        write(
+            tmp_path,
+            "pd",
+            4,
+            0,
+            fid,
+            "evaluations",
+            f"pd-4-w{w:g}",
+            guidance=w,
+            weights_sha256="same",
+            images_sha256="drawn",
+        )
+    write(tmp_path, "pd", 4, 0, 2.0, guidance="none", weights_sha256="other")
+    frame = as_frame(comparison(read_measurements([tmp_path])))
+    measured = frame[frame["kind"] == "measured"].set_index("method")["fid"]
+    assert dict(measured) == {"PD": 2.0, "PD, w = 0": 4.0, "PD, w = 2": 9.0}
+
+
 def only(frame, **wanted):
     for column, value in wanted.items():
         frame = frame[frame[column] == value]

@@ -54,10 +54,15 @@ def _model_of(study: "Study", method: str, steps: int, guidance: float | None, s
     if guidance is None:
         study.check_arm(method, steps, classes=classes)
         return study, (method, steps, study.profile.seeds[0])
+    from rddlib.denoiser import warn_beyond
+    from rddlib.evaluation import check_weight
     from rddlib.guidance import guided_study
 
+    check_weight(guidance)
     guided = guided_study(study)
     guided.check_arm(method, steps, sampler=sampler, classes=classes)
+    if method != "teacher":
+        warn_beyond(guided.profile.guidance.weights, guidance)
     return guided, (method, steps, guided.seed, guidance, sampler)
 
 
@@ -214,7 +219,7 @@ def evaluate(
                 count = samples or config.samples
                 return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, guidance=guidance), columns
             owner, arm = _model_of(study, method, steps, guidance, sampler, ())
-            return owner.drawn(*arm, samples=samples or config.samples, noise=number), columns
+            return owner.drawn(*arm, samples=samples, noise=number), columns
 
         rows, network, compared = [], None, None
         for number in seeds or [config.seed]:
@@ -232,12 +237,11 @@ def _fits(model: tuple, samples: int, metric_network: str, asked: dict, against)
     from rddlib.evaluation import check_fit
 
     def check(study: "Study") -> None:
-        _model_of(study, *model)
-        method, steps = model[:2]
+        owner, (method, steps, *_) = _model_of(study, *model)
         if metric_network != "extractor":  # which is trained first
             network, count = (
                 _network(metric_network, study, study.image_shape),
-                samples or study.profile.evaluation.samples,
+                samples or owner.profile.evaluation.samples,
             )
             compared = against(study, study.image_shape)
             check_fit(f"{method}, {steps} steps", study.image_shape, count, compared, network, asked["metrics"],

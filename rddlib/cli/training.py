@@ -3,6 +3,7 @@
 What a stage needs and the folder lacks is trained first. Each runs under torchrun or accelerate launch as it is.
 """
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -84,8 +85,8 @@ def guide(
     \b
     Examples:
       rdd guide
-      rdd guide --set guidance.weights=[0,8]
-      rdd guide --results --set seeds=[0,1,2]
+      rdd guide --set guidance.weights=[0,8] --out runs/wide
+      rdd guide --results --set seeds=[0,1,2] --out runs/guided
     """
     from rddlib.guidance import GUIDED_FILE, guided_results, guided_study
 
@@ -105,6 +106,8 @@ def _ready_to_guide(study: "Study", results: bool) -> None:
     guided = guided_study(study)
     if results:
         guided.check_scoring()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("--results is one process: run it without torchrun (profile field jobs sets its workers)")
 
 
 def distill(

@@ -78,6 +78,11 @@ class ImageDataset:
             total.update(part.cpu().contiguous().numpy())
         return total.hexdigest()
 
+    @cached_property
+    def labels_sha256(self) -> str:
+        """Of the labels."""
+        return hashlib.sha256(self.labels.cpu().contiguous().numpy()).hexdigest()
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8, rounded to the nearest level."""

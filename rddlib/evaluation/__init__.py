@@ -14,7 +14,9 @@ from rddlib.evaluation.images import (
     NpzImages,
     check_classes,
     check_conditions,
+    check_weight,
     common_noise,
+    fresh_noise,
     open_images,
 )
 from rddlib.evaluation.networks import (
@@ -43,9 +45,9 @@ from rddlib.evaluation.statistics import (
 __all__ = [
     "DIGITS_NETWORK", "DrawnImages", "FolderImages", "Gaussian", "GivenImages", "Images", "InceptionScore", "METRICS",
     "Moments", "Network", "NpzImages", "PROTOCOLS", "PROTOCOL_FIELDS", "Protocol", "Receipt", "Reference", "Result",
-    "VALUES", "check_classes", "check_conditions", "check_fit", "common_noise", "differing_protocols",
+    "VALUES", "check_classes", "check_conditions", "check_fit", "check_weight", "common_noise", "differing_protocols",
     "digits_network", "draw_to_file", "evaluate", "evaluate_all", "find_network", "find_protocol", "frechet_distance",
-    "inception_network", "inception_weights", "load_metric_network", "network_of_checkpoint", "open_images",
-    "read_record", "read_statistics", "recorded", "row_of", "summarise", "write_pngs", "write_record",
+    "fresh_noise", "inception_network", "inception_weights", "load_metric_network", "network_of_checkpoint",
+    "open_images", "read_record", "read_statistics", "recorded", "row_of", "summarise", "write_pngs", "write_record",
     "write_statistics",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 import zipfile
 import zlib
@@ -189,12 +190,19 @@ def check_classes(classes: Sequence[int], known: int) -> None:
         raise UserError(f"unknown classes {', '.join(map(str, unknown))}: choose from 0 to {known - 1}")
 
 
+def check_weight(guidance: float) -> None:
+    """Raise UserError for a guidance weight that is no number."""
+    if not math.isfinite(guidance):
+        raise UserError(f"guidance {guidance}: expected a number, 0 for the conditional model")
+
+
 def check_conditions(denoiser: Denoiser, guidance: float | None = None, classes: Sequence[int] = ()) -> None:
-    """Raise UserError where the model cannot be guided or draw these classes; warn of guidance beyond its range."""
+    """Raise UserError where the model cannot be guided or draw these classes."""
     check_classes(classes, denoiser.num_classes)
     if guidance is not None:
+        check_weight(guidance)
         try:
-            denoiser.check_guidance(guidance)
+            denoiser.check_guidable()
         except ValueError as error:
             raise UserError(str(error)) from None
     elif denoiser.guidance:

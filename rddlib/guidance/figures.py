@@ -20,6 +20,7 @@ _STYLES = {
     "stage_one": dict(color="#56B4E9", marker="P", linestyle=":"),
 }
 _STOCHASTIC = dict(linestyle="--", markerfacecolor="white")
+_FIRST = dict(linestyle="", marker="o", markersize=11, markerfacecolor="none")  # around the smallest weight
 _ABOVE = ("teacher", "stage_one")  # drawn in every column, at the steps that stage two starts from
 
 
@@ -78,7 +79,9 @@ def tradeoff_figure(table: pd.DataFrame, metric: str) -> Figure:
     for ax, steps in zip(axes[0], _columns(table), strict=True):
         for method, sampler, rows in series_of(table, steps):
             curve = rows.groupby("guidance")[["is", "fid"]].mean()
-            ax.plot(curve["is"], curve["fid"], **_style(method, sampler))
+            style = _style(method, sampler)
+            ax.plot(curve["is"], curve["fid"], **style)
+            ax.plot(curve["is"].iloc[:1], curve["fid"].iloc[:1], color=style["color"], **_FIRST)
             if method == "teacher" and ax is axes[0, 0]:
                 for w, (x, y) in curve.iterrows():
                     ax.annotate(
@@ -89,7 +92,8 @@ def tradeoff_figure(table: pd.DataFrame, metric: str) -> Figure:
         ax.set_xlabel(_axis("is"))
     axes[0, 0].set_ylabel(_axis("fid"))
     _log(axes[0, 0])
-    _finish(figure, table, f"What a better IS costs in FID; FID*: {metric}")
+    ring = Line2D([], [], color="0.3", **_FIRST), f"w = {table['guidance'].min():g}"
+    _finish(figure, table, f"What a better IS costs in FID; FID*: {metric}", ring)
     return figure
 
 
@@ -126,10 +130,11 @@ def _log(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(figure: Figure, table: pd.DataFrame, title: str) -> None:
-    """Title, and one legend for all panels below them."""
+def _finish(figure: Figure, table: pd.DataFrame, title: str, *more: tuple[Line2D, str]) -> None:
+    """Title, and one legend for all panels below them, with more (line, label)."""
     found = table.drop_duplicates(["method", "sampler"])[["method", "sampler", "steps"]]
     lines = [Line2D([], [], **_style(method, sampler)) for method, sampler, _ in found.itertuples(index=False)]
     labels = [label_of(*one) for one in found.itertuples(index=False)]
+    lines, labels = lines + [line for line, _ in more], labels + [label for _, label in more]
     figure.suptitle(title, fontsize=11)
     figure.legend(lines, labels, loc="outside lower center", ncols=min(4, math.ceil(len(labels) / 2)), fontsize=8)

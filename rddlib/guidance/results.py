@@ -14,16 +14,14 @@ from rddlib.study import Study, csv_of
 
 GUIDED_FILE = "guided.csv"
 RECEIPTS_FILE = "guided_receipts.json"
-PUBLISHED = "data/results/digits_guided.csv"
+PUBLISHED, PUBLISHED_RECEIPTS = "data/results/digits_guided.csv", "data/results/digits_guided_receipts.json"
 
 
 def guided_results(study: Study) -> pd.DataFrame:
-    """Every arm of every seed, with GUIDED_COLUMNS, also written to guided.csv, its receipts beside it; what is missing is
-    trained."""
+    """Every arm of every seed, with GUIDED_COLUMNS (pfd empty where the profile does not measure it), also written to
+    guided.csv, its receipts beside it; what is missing is trained."""
     studies = _studies(study)
-    for guided in studies:
-        guided.train_all()
-    table = pd.concat([guided.scored() for guided in studies], ignore_index=True)
+    table = pd.concat([guided.results() for guided in studies], ignore_index=True)
     receipts = {guided.score_path(*arm).stem: guided.receipt(*arm) for guided in studies for arm in guided.arms()}
     write_atomically(study.out / GUIDED_FILE, csv_of(table))
     write_atomically(study.out / RECEIPTS_FILE, json.dumps(receipts, indent=1) + "\n")
@@ -43,9 +41,10 @@ def _studies(study: Study) -> list[GuidedStudy]:
 
 
 @lru_cache
-def published() -> pd.DataFrame:
-    """What was measured on digits with three seeds, with GUIDED_COLUMNS; its receipts lie beside the file."""
-    return pd.read_csv(shipped(PUBLISHED))[GUIDED_COLUMNS]
+def published() -> tuple[pd.DataFrame, str]:
+    """What was measured on digits with several seeds: (rows with GUIDED_COLUMNS, the FID's full name by their receipts)."""
+    receipts = json.loads(shipped(PUBLISHED_RECEIPTS).read_text())
+    return pd.read_csv(shipped(PUBLISHED))[GUIDED_COLUMNS], next(iter(receipts.values()))["metric"]
 
 
 def scores_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,15 +7,17 @@ objective, stochastic(method, n) is for the stochastic sampler.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
 from torch import Tensor
 
 from rddlib.assembly import conditional_profile
 from rddlib.baselines import find_sampler
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
-from rddlib.evaluation import DrawnImages, check_classes
+from rddlib.evaluation import DrawnImages, Network, check_classes, fresh_noise
 from rddlib.profiles import METHODS, Profile, as_dict
 from rddlib.recipes import distill, distill_guidance, takes_guidance
 from rddlib.study import Study, key_of
@@ -29,13 +31,28 @@ STOCHASTIC = "stochastic"
 
 class GuidedStudy(Study):
     """profile: of rddlib.assembly.conditional_profile, with one seed: every stage, the conditional base model included, is
-    trained with `seed`. Made by `guided_study`. Arms are (method, steps, seed, w, sampler)."""
+    trained with `seed`; judge: the seed of the study whose metric network scores, where that is trained too. Made by
+    `guided_study`. Arms are (method, steps, seed, w, sampler)."""
 
     columns = GUIDED_COLUMNS
     samples_field = "guidance.samples"
 
-    def __init__(self, profile: Profile, out: Path, seed: int = 0, scores: str = "guidance"):
+    def __init__(self, profile: Profile, out: Path, seed: int = 0, scores: str = "guidance", judge: int | None = None):
         super().__init__(replace(profile, seeds=(seed,)), out, seed, scores)
+        self._judge = Study(profile, out, seed if judge is None else judge)
+
+    def __reduce__(self):
+        kind, arguments = super().__reduce__()
+        return kind, (*arguments, self._judge.seed)
+
+    @cached_property
+    def metric_network(self) -> Network:
+        """One for all seeds."""
+        return self._judge.metric_network
+
+    @cached_property
+    def _network_key(self) -> str:
+        return self._judge._network_key
 
     # networks
 
@@ -144,20 +161,35 @@ class GuidedStudy(Study):
         check_classes(classes, self.profile.unet.num_classes)
         self._facts_of(*self.model(method, steps, self.seed, 0.0, sampler))
 
-    def images(self, method: str, steps: int, noise: Tensor, w: float, y: Tensor, sampler: str = "ddim") -> Tensor:
+    def guided_images(
+        self, method: str, steps: int, noise: Tensor, w: float, y: Tensor, sampler: str = "ddim"
+    ) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] of the classes y [N] from the given noise, guided by w."""
         return self.sample(self.denoiser(method, steps, None, w, sampler), noise, steps, w, y, sampler)
 
     def sample(
         self, denoiser: Denoiser, noise: Tensor, steps: int, w: float, y: Tensor, sampler: str = "ddim"
     ) -> Tensor:
-        """As `images`, of a given denoiser; the stochastic sampler adds the study's own noise, always the same."""
+        """As `guided_images`, of a given denoiser; the stochastic sampler adds the study's own noise, always the same."""
         options: dict = {"y": y, "guidance": w, "clip": self.profile.evaluation.clip}
         if sampler == STOCHASTIC:
-            options["fresh"] = lambda k: self.noise(len(noise), seed=k + 1)
+            seed = self.profile.evaluation.seed
+            options["fresh"] = lambda k: fresh_noise(self.image_shape, 0, len(noise), seed, k).to(noise.device)
         return find_sampler(sampler, steps)(denoiser, noise, steps, **options)
 
+    def lineage(self, method: str, steps: int, seed: int, w: float = 0.0, sampler: str = "ddim") -> list[tuple]:
+        """The artefacts that an arm needs, ancestors first, as arguments of `facts`."""
+        if method in ("teacher", "stage_one"):
+            return [("conditional",), ("base",)][: 1 + (method == "stage_one")]
+        own = self.model(method, steps, seed, w, sampler)
+        return [("conditional",), *super().lineage(method, steps, seed), *([own] if own[0] == STOCHASTIC else [])]
+
     # scores
+
+    def results(self) -> pd.DataFrame:
+        """Every arm's score, with GUIDED_COLUMNS; what is missing is trained. `guided_results` writes those of all seeds."""
+        self.train_all()
+        return self.scored()
 
     def arms(self) -> list[tuple[str, int, int, float, str]]:
         """Every (method, steps, seed, w, sampler) of the study's results: at each weight, teacher and stage one at the steps
@@ -192,6 +224,7 @@ def guided_study(study: Study, seed: int | None = None) -> GuidedStudy:
     UserError for images without classes.
     """
     profile = conditional_profile(study.profile, study.dataset.num_classes)
-    guided = GuidedStudy(profile, study.out, study.seed + (study.profile.seeds[0] if seed is None else seed))
-    guided.dataset = study.dataset
+    seed = study.profile.seeds[0] if seed is None else seed
+    guided = GuidedStudy(profile, study.out, study.seed + seed, judge=study.seed)
+    guided.dataset, guided._judge = study.dataset, study
     return guided

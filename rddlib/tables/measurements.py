@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rddlib.errors import UserError
 from rddlib.evaluation import find_protocol, read_record
+from rddlib.plots import NAMES
 
 SCORES = ("fid", "is", "pfd", "kid", "precision", "recall")
 UNKNOWN = "not recorded"  # what an older receipt leaves out
@@ -56,7 +57,7 @@ class Measurement:
     @property
     def draw(self) -> tuple:
         """Which images were scored: the model and its noise, or the images themselves."""
-        names = ("weights_sha256", "noise_seed", "images_sha256", "sampler", "clip")
+        names = ("weights_sha256", "noise_seed", "images_sha256", "sampler", "clip", "labels")
         return (self.row["method"], self.row["steps"], *(str(self.receipt.get(name)) for name in names))
 
     @property
@@ -102,6 +103,8 @@ def _read(path: Path, folder: Path) -> Measurement:
     row, receipt = found["row"], found["receipt"]
     try:
         row["method"], row["steps"] = str(row["method"]), int(row["steps"])
+        if receipt.get("guidance", "none") != "none":  # another weight is another model's image
+            row["method"] = f"{NAMES.get(row['method'], row['method'])}, w = {receipt['guidance']:g}"
         for score in SCORES:
             if row.get(score) is not None and not math.isfinite(row[score]):
                 raise ValueError

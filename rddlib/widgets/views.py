@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rddlib import plots
 from rddlib.ablations import ABLATIONS, Measured, ablation_figure
-from rddlib.baselines import SAMPLERS, find_sampler
+from rddlib.baselines import TRAINING_FREE, find_sampler
 from rddlib.data import GaussianMixture
 from rddlib.denoiser import as_denoiser
 from rddlib.guidance import GuidedStudy
@@ -134,7 +134,7 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     def drawn(method: str, steps: int, first: int, second: int) -> Tensor:
         noise = way(first, second)
         y = torch.full((count,), first % classes, device=noise.device) if classes else None
-        sample = find_sampler(method, steps) if method in SAMPLERS else ddim_sample
+        sample = find_sampler(method, steps) if method in TRAINING_FREE else ddim_sample
         return sample(denoiser(method, steps), noise, steps, y=y, clip=clip).cpu()
 
     def way(first: int, second: int) -> Tensor:
@@ -172,9 +172,9 @@ def guidance_view(guided: GuidedStudy, count: int = 12) -> Callable[..., Figure]
         model = denoiser(method, steps, None, w, sampler)
         return guided.sample(model, noise, steps, w, y, sampler).cpu()
 
-    first = min(3, profile.unet.num_classes - 1)
+    first, near_one = min(3, profile.unet.num_classes - 1), min(profile.guidance.at, key=lambda w: abs(w - 1))
 
-    def guidance(w: float = 1.0, steps: int = profile.student_steps[0], label: int = first) -> Figure:
+    def guidance(w: float = near_one, steps: int = profile.student_steps[0], label: int = first) -> Figure:
         rows = {f"teacher, {2 * top} evaluations": drawn("teacher", top, "ddim", w, label),
                 f"stage one, {top}": drawn("stage_one", top, "ddim", w, label)}  # fmt: skip
         for method in profile.guidance.objectives:
