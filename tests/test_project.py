@@ -280,3 +280,41 @@ def test_what_the_readme_says_in_words_of_the_ablations_is_in_the_rows():
     alone = shift.drop(columns="all together")
     assert [name for name in alone if (alone[name] < 0).all() or (alone[name] > 0).all()] == ["queue_push"]
     assert (shift[["queue_rows", "map after ReLU", "attention"]].mean() < 0).all()
+
+
+def guided_table() -> str:
+    """The published scores of guidance as the README shows them: mean ± spread over seeds."""
+    from rddlib.guidance import GUIDED_NAMES, published
+
+    table, _ = published()
+    weights = sorted(table["guidance"].unique())
+    heads = ["", "steps", "sampler", *(f"FID, w = {w:g}" for w in weights), *(f"IS, w = {w:g}" for w in (0, 1))]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for (method, steps, sampler), rows in table.groupby(["method", "steps", "sampler"], sort=False):
+        grouped = rows.groupby("guidance")[["fid", "is"]].agg(["mean", "std"])
+        cells = [f"{grouped.loc[w, ('fid', 'mean')]:.2f} ± {grouped.loc[w, ('fid', 'std')]:.2f}" for w in weights]
+        cells += [f"{grouped.loc[w, ('is', 'mean')]:.2f}" for w in (0, 1)]
+        lines.append("| " + " | ".join([GUIDED_NAMES[method], str(steps), sampler, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def test_readmes_table_of_guidance_is_the_published_one():
+    assert guided_table() in (TOP / "README.md").read_text()
+
+
+def test_published_guidance_is_whole_and_has_receipts():
+    import json
+
+    from rddlib.guidance import GUIDED_COLUMNS, published
+
+    table, metric = published()
+    receipts = json.loads((TOP / "data/results/digits_guided_receipts.json").read_text())
+    assert list(table) == GUIDED_COLUMNS and len(table) == len(receipts) and table.notna().all(axis=None)
+    assert {receipt["metric"] for receipt in receipts.values()} == {metric}
+    drawn = {(r["sampler"], r["steps"], r["guidance"], r["evaluations"]) for r in receipts.values()}
+    teacher = {
+        (s, n, w, (2 if m == "teacher" else 1) * n)
+        for m, n, w, s in table.iloc[:, :4].itertuples(index=False, name=None)
+    }
+    assert drawn == teacher
+    assert not [r["git_commit"] for r in receipts.values() if "+changes" in r["git_commit"]]
