@@ -318,3 +318,57 @@ def test_published_guidance_is_whole_and_has_receipts():
     }
     assert drawn == teacher
     assert not [r["git_commit"] for r in receipts.values() if "+changes" in r["git_commit"]]
+
+
+def guided_fragments() -> list[str]:
+    """The README's sentences with numbers from the published scores of guidance."""
+    from rddlib.guidance import published
+
+    table, _ = published()
+    mean = table.groupby(["method", "sampler", "steps", "guidance"])["fid"].mean()
+    arms = table.pivot_table(index=["steps", "guidance", "seed"], columns=["method", "sampler"], values="fid")
+
+    def lower(one, other, at=None):
+        pairs = arms[[one, other]].dropna()
+        pairs = pairs if at is None else pairs[pairs.index.get_level_values("guidance").isin(at)]
+        return f"{(pairs[one] < pairs[other]).sum()} of {len(pairs)}"
+
+    def fid(*arm):
+        return f"{mean[arm]:.2f}"
+
+    pd, noisy, rdd, cfd = ("pd", "ddim"), ("pd", "stochastic"), ("rdd", "ddim"), ("cfd", "ddim")
+    return [
+        f"at w = 1 it has {fid('stage_one', 'ddim', 16, 1.0)} against the teacher's {fid('teacher', 'ddim', 16, 1.0)}",
+        f"at w = 0 {fid('stage_one', 'ddim', 16, 0.0)} against {fid('teacher', 'ddim', 16, 0.0)}",
+        f"and at w = 0.5 {fid('stage_one', 'ddim', 16, 0.5)} against {fid('teacher', 'ddim', 16, 0.5)}",
+        f"at w = 1 PD has {fid('pd', 'ddim', 8, 1.0)}, {fid('pd', 'ddim', 4, 1.0)}, {fid('pd', 'ddim', 2, 1.0)} and "
+        f"{fid('pd', 'ddim', 1, 1.0)} at 8, 4, 2 and 1 steps",
+        f"has the lower FID in {lower(noisy, pd)} arms, and in {lower(noisy, pd, (0.0, 0.5))} at w up to 0.5",
+        f"better in {lower(('cfd', 'stochastic'), cfd)} and {lower(('rdd', 'stochastic'), rdd)}",
+        f"RDD's FID is lower than PD's in {lower(rdd, pd)} arms and CFD's in {lower(cfd, pd)}",
+        f"RDD's is lower than CFD's in {lower(rdd, cfd)}",
+        f"one step at w = 1: {fid('pd', 'ddim', 1, 1.0)} (PD), {fid('cfd', 'ddim', 1, 1.0)} (CFD), {fid('rdd', 'ddim', 1, 1.0)} (RDD)",
+    ]
+
+
+def test_what_the_readme_says_of_guidance_is_in_the_rows():
+    text = " ".join((TOP / "README.md").read_text().split())
+    assert not [fragment for fragment in guided_fragments() if fragment not in text]
+    assert_words_on_guidance()
+
+
+def assert_words_on_guidance():
+    """What it says without numbers."""
+    from rddlib.guidance import published
+
+    table, _ = published()
+    fid, score = (
+        table.pivot_table(index=["method", "sampler", "steps"], columns="guidance", values=v) for v in ("fid", "is")
+    )
+    assert (fid.idxmin(axis=1) <= 1).all() and (fid.idxmax(axis=1) == 4).all()  # "FID is best at w of 1 or less"
+    assert (score.diff(axis=1).iloc[:, 1:] > -0.01).all(axis=None)  # "IS only rises with w", or is level
+    few = table[table["guidance"].isin((0.0, 0.5)) & (table["sampler"] == "ddim")].set_index(
+        ["method", "steps", "guidance", "seed"]
+    )["is"]
+    for method in ("cfd", "rdd"):  # "a higher IS than PD's at the same small w"
+        assert (few[method] > few["pd"].reindex(few[method].index)).all()
