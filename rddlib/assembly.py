@@ -32,7 +32,9 @@ def conditional_profile(profile: Profile, num_classes: int) -> Profile:
         profile,
         unet=replace(profile.unet, num_classes=num_classes, label_dropout=g.label_dropout),
         base=replace(profile.base, train=g.base, steps=g.steps, prediction=g.prediction),
-        distill=replace(profile.distill, iterations=g.iterations or profile.distill.iterations),
+        distill=replace(
+            profile.distill, iterations=tuple(max(1, round(g.budget * n)) for n in profile.distill.iterations)
+        ),
         evaluation=replace(profile.evaluation, samples=g.samples, baselines=()),
     )
 

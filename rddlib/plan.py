@@ -96,7 +96,7 @@ def guided_jobs_of(profile: Profile, arms: Sequence[tuple]) -> list[Job]:
     """The stages of the study that distils guidance, in the same folder; arms: its (method, steps, seed, w, sampler)."""
     g, p, seeds = profile.guidance, profile, len(profile.seeds)
     halvings, batch = (g.steps // p.halving.teacher_steps).bit_length() - 1, p.distill.train.batch_size
-    each = sum(g.iterations or p.distill.iterations)
+    each = sum(conditional_profile(profile, classes_of(profile)).distill.iterations)
     students = {
         method: {arm[1] for arm in arms if arm[0] == method and arm[4] == "stochastic"} for method in g.objectives
     }

@@ -184,7 +184,7 @@ def scatter_figure(samples: dict[float, Tensor], data: Tensor, title: str) -> Fi
         ax.plot(*data.T, linestyle="", marker=".", markersize=1.5, color="0.75", label="data of all classes")
         ax.plot(*points.T, linestyle="", marker="o", markersize=2, color="#D55E00", alpha=0.6, label="samples")
         ax.set_title(title.format(key), fontsize=10)
-        ax.set_aspect("equal")
+        ax.set(xlabel="first coordinate", ylabel="second coordinate", aspect="equal")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
 

@@ -173,7 +173,7 @@ class GuidanceConfig:
     label_dropout: share of labels that base training leaves out; weights: (w_min, w_max) that stage one learns; base,
     train: of the base model and of stage one; prediction: what their networks output, "x", "eps" or "v"; steps: of the DDIM
     sampler that stage two starts from (it ends at 1, as the profile's halvings do: by pd down to halving.teacher_steps,
-    below by each objective); iterations: of those below, as distill.iterations (empty: the same); stochastic: of each
+    below by each objective); budget: iterations of those below, as a multiple of distill.iterations; stochastic: those of each
     student for the stochastic sampler; objectives: of METHODS, those that are scored; at: the weights w they are scored at;
     samples: for each score.
     """
@@ -181,7 +181,7 @@ class GuidanceConfig:
     base: TrainConfig
     train: TrainConfig
     stochastic: int
-    iterations: tuple[int, ...] = ()
+    budget: float = 1.0
     label_dropout: float = 0.1
     weights: tuple[float, ...] = (0.0, 4.0)
     prediction: str = "v"
@@ -198,7 +198,8 @@ class GuidanceConfig:
         _check_prediction(self.prediction)
         _check(bool(self.at) and all(low <= w <= high for w in self.at),
                f"at is {self.at}, expected weights between {low:g} and {high:g}")  # fmt: skip
-        _check(min((self.stochastic, *self.iterations)) >= 1, "iterations are expected to be at least 1 each")
+        _check(self.stochastic >= 1, f"stochastic is {self.stochastic}, expected at least 1")
+        _check(self.budget > 0, f"budget is {self.budget}, expected above 0")
         _check(bool(self.objectives) and set(self.objectives) <= set(METHODS),
                f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}")  # fmt: skip
         for name in ("at", "objectives"):
@@ -281,9 +282,6 @@ class Profile:
         _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
         _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_halvings("guidance.steps", self.guidance.steps, teacher)
-        _check(len(self.guidance.iterations) in (0, len(self.distill.iterations)),
-               f"guidance.iterations lists {len(self.guidance.iterations)} halvings, distill.iterations "
-               f"{len(self.distill.iterations)}: give as many, or none for the same")  # fmt: skip
 
     @property
     def student_steps(self) -> tuple[int, ...]:
@@ -309,7 +307,7 @@ def digits() -> Profile:
             base=TrainConfig(1000, 64, 2e-3, rate="cosine", warmup=100, ema=0.998),
             train=TrainConfig(300, 64, 2e-3, rate="cosine", warmup=20),
             stochastic=75,
-            iterations=(75, 75, 150),
+            budget=0.5,
             steps=16,
             samples=1000,
         ),
@@ -334,7 +332,7 @@ def smoke() -> Profile:
             base=replace(full.guidance.base, iterations=60, batch_size=32),
             train=replace(full.guidance.train, iterations=10, batch_size=16),
             stochastic=4,
-            iterations=(),
+            budget=1.0,
             at=(0.0, 2.0),
             samples=200,
         ),

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from rddlib.cli import main
+from rddlib.study import open_study
 
 
 @pytest.fixture
@@ -219,7 +220,7 @@ def test_evaluating_a_study_s_model(rdd, tmp_path):
 
 
 def test_evaluating_a_checkpoint_by_another_sampler(rdd, smoke_run, tmp_path):
-    (base,) = (smoke_run[0] / "checkpoints").glob("base-*.safetensors")
+    base = open_study("smoke", smoke_run[0]).path_of("base")
     command = ["evaluate", "--profile", "smoke", "--checkpoint", str(base), "--samples", "100", "--out", str(tmp_path)]
     status, printed, errors = rdd(*command, "--sampler", "dpm-solver", "--steps", "5")
     assert status == 0 and "base-" in printed, errors

@@ -21,6 +21,7 @@ from rddlib.guidance import (
     GUIDED_COLUMNS,
     GUIDED_METHODS,
     GuidedStudy,
+    findings,
     guided_study,
     published,
     scores_table,
@@ -159,7 +160,7 @@ def test_stages_that_there_are_not(tmp_path, stage, words):
     ({"guidance.objectives": "[pd, pd]"}, "expected different ones"), ({"guidance.prediction": "w"}, "expected one of x, eps, v"),
     ({"guidance.weights": "[4]"}, "expected w_min and w_max"), ({"guidance.at": "[0, 5]"}, "between 0 and 4"),
     ({"guidance.label_dropout": "0"}, "label_dropout is 0"), ({"guidance.steps": "12"}, "guidance.steps 12 must be"),
-    ({"guidance.iterations": "[1]"}, "lists 1 halvings, distill.iterations 3"), ({"guidance.objectives": "[lpips]"}, "some of pd"),
+    ({"guidance.budget": "0"}, "budget is 0"), ({"guidance.objectives": "[lpips]"}, "some of pd"),
     ({"unet.guidance": "[0, 4]", "unet.num_classes": "10"}, "follows from guidance.weights"),
     ({"base.prediction": "eps"}, "needs schedule discrete"), ({"base.weight": "snr"}, "one of truncated, x, eps, v"),
 ])  # fmt: skip
@@ -325,6 +326,22 @@ def test_the_table_has_means_over_seeds():
     assert (
         table.loc[0, "method"] == "teacher" and table.loc[0, "FID*, w = 2"] == 3.5 and table.loc[0, "IS*, w = 2"] == 4.0
     )
+
+
+def test_findings_are_computed_from_the_rows():
+    table = toy()
+    table.loc[(table["method"] == "stage_one") & (table["guidance"] == 2), "fid"] += 0.5
+    table.loc[table["sampler"] == "stochastic", "fid"] -= 0.25
+    table.loc[table["method"] == "rdd", "fid"] *= 2
+    said = findings(table)
+    assert "FID\\*: +0.00 at w = 0, +0.50 at w = 2." in said and "a miss that happens to pay" not in said
+    assert "PD, stochastic, 8 steps: 1.25 at w = 0" in said and "By IS\\* the best are 2." in said
+    assert f"8 steps, stochastic {(1.25 / 1.5 + 3.25 / 4) / 2:.2f}" in said  # as a multiple of stage one's
+    assert "lower one in 4 of 4 for PD" in said and "RDD has a lower one than PD in 0 of 4" in said
+    table.loc[table["method"] == "stage_one", "fid"] -= 1
+    assert "At w = 0 stage one is *better* than what it imitates" in findings(table)
+    alone = findings(table[table["method"].isin(("teacher", "stage_one", "rdd"))])
+    assert "Pairs" not in alone and "RDD's students" in alone
 
 
 def test_published_rows_are_whole():

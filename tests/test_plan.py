@@ -105,7 +105,8 @@ def test_the_stages_of_guidance():
     profile = load_profile("cifar10", {"seeds": "[0, 1]"})
     arms = [("teacher", 1024, 0, 2.0, "ddim"), ("rdd", 4, 0, 2.0, "ddim"), ("rdd", 4, 0, 2.0, "stochastic")]
     jobs = {job.kind: job for job in guided_jobs_of(profile, arms)}
-    assert list(jobs) == ["base", "guide", "halving", "pd", "rdd", "sampling"]
+    assert list(jobs) == ["base", "extractor", "guide", "halving", "pd", "rdd", "sampling"]
+    assert (jobs["extractor"].iterations, jobs["extractor"].files) == (78_000, 1)  # the first seed has the study's own
     assert (jobs["guide"].iterations, jobs["guide"].files) == (2 * 50_000, 2)
     assert (jobs["halving"].iterations, jobs["halving"].files) == (2 * 7 * 10_000, 2 * 7)
     assert (jobs["rdd"].iterations, jobs["rdd"].files) == (2 * (80_000 + 20_000), 2 * (3 + 1))

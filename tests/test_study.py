@@ -75,7 +75,7 @@ def test_report_is_self_contained_and_its_links_lead_somewhere(smoke_run):
     assert local and all((out / link).exists() for link in local), [x for x in local if not (out / x).exists()]
     assert not [link for link in local if re.match(r"\w+:|/", link)]
     pictures = [base64.b64decode(link.split(",", 1)[1]) for link in parser.found if link.startswith("data:image/png")]
-    assert len(pictures) == 2 and all(p[:4] == b"\x89PNG" for p in pictures)
+    assert len(pictures) == 3 and all(p[:4] == b"\x89PNG" for p in pictures)
     assert "<td>all training</td>" in page.read_text() and re.search(r"All together \d+ s", page.read_text())
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_is_named(smoke_run, tmp_path):
 
     out = tmp_path / "copy"
     shutil.copytree(smoke_run[0], out)
-    file = next((out / "checkpoints").glob("base-*.safetensors"))
+    file = open_study("smoke", out).path_of("base")
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{file.name} is damaged.*delete it"):
         open_study("smoke", out).base()

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 
 import typer
 
@@ -36,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `rdd`: exit status 0; 1 where runs of a sweep failed, 2 for bad input, 130 after Ctrl-C, 143 after
     SIGTERM."""
     before = signal.signal(signal.SIGTERM, _interrupt)
-    warnings.simplefilter("once", GuidanceWarning)
-    warnings.showwarning = _warn
+    warnings.simplefilter("always", GuidanceWarning)
+    warnings.showwarning = _warner()
     try:
         if app(args=arguments, prog_name="rdd", standalone_mode=False) == 128 + signal.SIGINT:  # newer typers' Ctrl-C
             raise KeyboardInterrupt
@@ -63,12 +64,18 @@ def _leave(said: str, status: int) -> None:
     sys.exit(status)
 
 
-def _warn(message, category, *where, **more) -> None:
-    """Our own warnings as one line, without the line of code that others' come with."""
-    if category is not GuidanceWarning:
-        _show_warning(message, category, *where, **more)
-    elif os.environ.get("RANK", "0") == "0":
-        print(f"rdd: warning: {message}", file=sys.stderr)
+def _warner() -> Callable:
+    """Shows our own warnings as one line, each once; others as Python does."""
+    said = set()
+
+    def warn(message, category, *where, **more) -> None:
+        if category is not GuidanceWarning:
+            _show_warning(message, category, *where, **more)
+        elif str(message) not in said and os.environ.get("RANK", "0") == "0":
+            print(f"rdd: warning: {message}", file=sys.stderr)
+        said.add(str(message))
+
+    return warn
 
 
 def _interrupt(number: int, frame) -> None:

@@ -61,8 +61,7 @@ def weights_figure(table: pd.DataFrame, metric: str, scores: Sequence[str] = ("f
                 )
             if row == 0:
                 ax.set_title(_steps(steps), fontsize=10)
-            if row == len(scores) - 1:
-                ax.set_xlabel("guidance weight w")
+            ax.set_xlabel("guidance weight w")
         axes[row, 0].set_ylabel(_axis(score))
         if score == "fid":
             _log(axes[row, 0])
