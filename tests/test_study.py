@@ -294,3 +294,15 @@ def test_the_lineage_of_an_arm_is_all_that_it_needs(tmp_path):
     assert study.lineage("pd", 2, 1) == [*halved, ("student", "pd", 4, 1), ("student", "pd", 2, 1)]
     assert study.lineage("rdd", 4, 0) == [*halved, ("extractor",), ("student", "rdd", 4, 0)]
     assert study.training("student", "rdd", 1, 0).iterations == 6 and study.training("base").iterations == 60
+
+
+def test_another_process_makes_the_same_study_again(tmp_path):
+    study = Study(load_profile("smoke", {"loss.alpha": "3"}), tmp_path, 2, "ablations/scores")
+    kind, arguments = study.__reduce__()
+    again = kind(*arguments)
+    assert (again.profile, again.out, again.seed, again.scores) == (
+        study.profile,
+        study.out,
+        2,
+        tmp_path / "ablations/scores",
+    )

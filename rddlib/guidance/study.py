@@ -1,8 +1,8 @@
 """The study of a profile's section `guidance`, in the folder of the profile's own study.
 
-conditional() is the teacher, evaluated twice a step; base() is stage one, one network that takes w;
-from there on all is as in any study, with w drawn for each image: teacher(n) halves it by pd, student(method, n) by any
-objective, stochastic(method, n) is for the stochastic sampler.
+conditional() is the teacher, evaluated twice a step; base() is stage one, one network that takes w; from there on all is as
+in any study, with w drawn for each image: teacher(n) halves it by pd, student(method, n) by any objective, and
+stochastic(method, n) is for the stochastic sampler.
 """
 
 from collections.abc import Sequence
@@ -99,10 +99,8 @@ class GuidedStudy(Study):
         facts, config, loss = self._stochastic_facts(method, steps, seed), self.training(STOCHASTIC), self.profile.loss
 
         def make(files: Path):
-            teacher, objective = (
-                super(GuidedStudy, self).denoiser(method, steps, seed),
-                self.objective(method, steps, seed),
-            )
+            teacher = super(GuidedStudy, self).denoiser(method, steps, seed)
+            objective = self.objective(method, steps, seed)
             return self._timed(config, lambda: distill(
                 teacher, self.dataset, steps, objective, config, stream(seed, 11, steps), files=files, run=self.profile.run,
                 label=f"{method.upper()} {steps} stochastic steps", released=loss.released, watch=loss.watch,
