@@ -356,9 +356,9 @@ def test_published_rows_are_whole():
 def test_the_view_has_a_row_for_each_sampler_that_there_is(guided):
     view = guidance_view(guided, count=3)
     labels = lambda figure: [ax.texts[0].get_text() for ax in figure.axes]  # noqa: E731
-    assert labels(view(w=2.0, steps=4, label=7)) == ["teacher, 32 evaluations", "stage one, 16", "PD, 4", "PD stochastic, 4", "RDD, 4",
+    assert labels(view(w=2.0, steps=4, label=7)) == ["teacher, 2 x 16", "stage one, 16", "PD, 4", "PD stochastic, 4", "RDD, 4",
                                                      "RDD stochastic, 4"]  # fmt: skip
-    assert labels(view(w=2.0, steps=8)) == ["teacher, 32 evaluations", "stage one, 16", "PD, 8", "PD stochastic, 8"]
+    assert labels(view(w=2.0, steps=8)) == ["teacher, 2 x 16", "stage one, 16", "PD, 8", "PD stochastic, 8"]
     assert "Class 7, guidance weight w = 2" in view(w=2.0, steps=1, label=7).get_suptitle()
 
 

@@ -175,7 +175,7 @@ def guidance_view(guided: GuidedStudy, count: int = 12) -> Callable[..., Figure]
     first, near_one = min(3, profile.unet.num_classes - 1), min(profile.guidance.at, key=lambda w: abs(w - 1))
 
     def guidance(w: float = near_one, steps: int = profile.student_steps[0], label: int = first) -> Figure:
-        rows = {f"teacher, {2 * top} evaluations": drawn("teacher", top, "ddim", w, label),
+        rows = {f"teacher, 2 x {top}": drawn("teacher", top, "ddim", w, label),
                 f"stage one, {top}": drawn("stage_one", top, "ddim", w, label)}  # fmt: skip
         for method in profile.guidance.objectives:
             for sampler, words in (("ddim", ""), ("stochastic", " stochastic")):
