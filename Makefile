@@ -8,7 +8,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make study     install into $(VENV) and run the digits study (about 12 minutes on 2 cores)"
+	@echo "make study     install into $(VENV) and run the digits study (about 17 minutes on 2 cores)"
 	@echo "make test      install and run the tests, those in a browser too where there is one"
 	@echo "make test-all  the same, long tests included"
 	@echo "make lab       open the notebooks in JupyterLab"
