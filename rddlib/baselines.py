@@ -82,10 +82,11 @@ def _run(
     scheduler,
     denoiser: Denoiser,
     noise: Tensor,
-    y: Tensor | None,
-    clip: bool,
-    guidance: Tensor | float | None,
     output: Callable[[Tensor, Tensor, int], Tensor] = lambda x, z, index: x,
+    *,
+    y: Tensor | None = None,
+    clip: bool = True,
+    guidance: Tensor | float | None = None,
 ) -> Tensor:
     """Denoise at each of the scheduler's times and let it step; output(x, z, index): what it takes in the place of x."""
     z, size = noise, scheduler.config.num_train_timesteps
@@ -98,15 +99,7 @@ def _run(
 
 
 @torch.no_grad()
-def diffusers_ddim_sample(
-    denoiser: Denoiser,
-    noise: Tensor,
-    steps: int,
-    *,
-    y: Tensor | None = None,
-    clip: bool = True,
-    guidance: Tensor | float | None = None,
-) -> Tensor:
+def diffusers_ddim_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
     """DDIM (Song et al. 2021, eta = 0) by diffusers: a second opinion on `rddlib.sampling.ddim_sample`, at its times.
 
     Arguments and result are ddim_sample's, and the two agree to rounding; steps >= 1. Raises UserError for fewer steps,
@@ -118,19 +111,11 @@ def diffusers_ddim_sample(
         prediction_type="sample", timestep_spacing="trailing", clip_sample=False,
     )  # fmt: skip
     scheduler.set_timesteps(steps)
-    return _run(scheduler, denoiser, noise, y, clip, guidance)
+    return _run(scheduler, denoiser, noise, **options)
 
 
 @torch.no_grad()
-def pndm_sample(
-    denoiser: Denoiser,
-    noise: Tensor,
-    steps: int,
-    *,
-    y: Tensor | None = None,
-    clip: bool = True,
-    guidance: Tensor | float | None = None,
-) -> Tensor:
+def pndm_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
     """F-PNDM (Algorithm 2, Liu et al. 2022): three Runge-Kutta steps of four evaluations each, then linear multistep.
 
     Arguments and result are ddim_sample's; steps >= 4, which cost steps + 9 evaluations. It steps in
@@ -148,19 +133,11 @@ def pndm_sample(
         alpha_bar = scheduler.alphas_cumprod[index]
         return (z - alpha_bar.sqrt() * x) / (1 - alpha_bar).sqrt()
 
-    return _run(scheduler, denoiser, noise, y, clip, guidance, noise_of)
+    return _run(scheduler, denoiser, noise, noise_of, **options)
 
 
 @torch.no_grad()
-def dpm_solver_sample(
-    denoiser: Denoiser,
-    noise: Tensor,
-    steps: int,
-    *,
-    y: Tensor | None = None,
-    clip: bool = True,
-    guidance: Tensor | float | None = None,
-) -> Tensor:
+def dpm_solver_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
     """DPM-Solver++(2M) (Algorithm 2, Lu et al. 2022): second-order multistep in the log SNR, one evaluation a step.
 
     Arguments and result are ddim_sample's, as are its times; steps >= 1. The first and the last step are of first
@@ -177,7 +154,7 @@ def dpm_solver_sample(
     scheduler.alphas_cumprod[-1] = torch.maximum(last, (1 - LARGEST_BETA) * before_last)
     scheduler.set_timesteps(steps)
     scheduler.sigmas[-1] = schedule.sigma(0.0) / schedule.alpha(0.0)  # sigma/alpha at the end, t = 0
-    return _run(scheduler, denoiser, noise, y, clip, guidance)
+    return _run(scheduler, denoiser, noise, **options)
 
 
 SAMPLERS: dict[str, Sampler] = {

@@ -28,8 +28,10 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_prediction(prediction: str) -> None:
+def _check_prediction(prediction: str, schedule: str) -> None:
     _check(prediction in PREDICTIONS, f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+    _check(prediction != "eps" or schedule != "continuous",
+           "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,7 @@ class BaseConfig:
     schedule_offset: float = 0.008
 
     def __post_init__(self):
-        _check_prediction(self.prediction)
-        _check(self.prediction != "eps" or self.schedule != "continuous",
-               "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides")  # fmt: skip
+        _check_prediction(self.prediction, self.schedule)
         _check(self.weight in LOSS_WEIGHTS, f"weight is {self.weight!r}, expected one of {', '.join(LOSS_WEIGHTS)}")
         _check(self.snr_max == 0 or self.snr_max >= 1, f"snr_max is {self.snr_max}, expected 0 (none) or at least 1")
         _check(self.steps >= 2, f"steps is {self.steps}, expected at least 2")
@@ -195,7 +195,6 @@ class GuidanceConfig:
         _check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
         check_guidance_range(self.weights)
         low, high = self.weights
-        _check_prediction(self.prediction)
         _check(bool(self.at) and all(low <= w <= high for w in self.at),
                f"at is {self.at}, expected weights between {low:g} and {high:g}")  # fmt: skip
         _check(self.stochastic >= 1, f"stochastic is {self.stochastic}, expected at least 1")
@@ -282,6 +281,7 @@ class Profile:
         _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
         _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_halvings("guidance.steps", self.guidance.steps, teacher)
+        _check_prediction(self.guidance.prediction, self.base.schedule)
 
     @property
     def student_steps(self) -> tuple[int, ...]:

@@ -158,6 +158,7 @@ def test_stages_that_there_are_not(tmp_path, stage, words):
     ({"guidance.weights": "[4, 0]"}, "w_min < w_max"), ({"guidance.weights": "[-2, 4]"}, "-1 <= w_min"),
     ({"guidance.weights": "[0, .inf]"}, "w_min < w_max"), ({"guidance.at": "[1, 1]"}, "expected different ones"),
     ({"guidance.objectives": "[pd, pd]"}, "expected different ones"), ({"guidance.prediction": "w"}, "expected one of x, eps, v"),
+    ({"guidance.prediction": "eps"}, "needs schedule discrete"),
     ({"guidance.weights": "[4]"}, "expected w_min and w_max"), ({"guidance.at": "[0, 5]"}, "between 0 and 4"),
     ({"guidance.label_dropout": "0"}, "label_dropout is 0"), ({"guidance.steps": "12"}, "guidance.steps 12 must be"),
     ({"guidance.budget": "0"}, "budget is 0"), ({"guidance.objectives": "[lpips]"}, "some of pd"),
