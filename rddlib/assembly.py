@@ -9,13 +9,13 @@ from rddlib.extractor import build_extractor as build_extractor_by_name
 from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict
 from rddlib.schedule import make_schedule
-from rddlib.unet import UNet, UNetConfig
+from rddlib.unet import UNet
 
 
-def build_denoiser(profile: Profile, unet: UNetConfig | None = None) -> Denoiser:
-    """The U-Net (the profile's own, if no other is given) with its parametrisation and schedule."""
+def build_denoiser(profile: Profile) -> Denoiser:
+    """The profile's U-Net with its parametrisation and schedule."""
     base = profile.base
-    return Denoiser(UNet(unet or profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
+    return Denoiser(UNet(profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
 
 
 def conditional_profile(profile: Profile, num_classes: int) -> Profile:

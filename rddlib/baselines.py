@@ -5,7 +5,6 @@ it is used; this file lays our schedules onto their grid. A scheduler's index i 
 that index T - 1 is pure noise and the time "before index 0" is t = 0.
 """
 
-import importlib
 import math
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rddlib.denoiser import Denoiser
+from rddlib.diffusers_unet import diffusers_class
 from rddlib.errors import UserError
 from rddlib.sampling import ddim_sample, stochastic_sample
 from rddlib.schedule import DiscreteCosineSchedule, Schedule
@@ -49,14 +49,6 @@ def grid_betas(schedule: Schedule, size: int) -> Tensor:
     return (1 - later / earlier).clamp(max=LARGEST_BETA)
 
 
-def _diffusers(scheduler: str) -> type:
-    try:
-        return getattr(importlib.import_module("diffusers"), scheduler)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: diffusers' own, where a part of it cannot be imported
-        remedy = "pip install 'rddlib[baselines]'"
-        raise UserError(f"this sampler needs diffusers, which cannot be imported here: {remedy}") from error
-
-
 def _grid_of(name: str, schedule: Schedule, steps: int, multiple: int = 1) -> int:
     """T of the grid that `steps` steps of `multiple` indices each fit on. Raises UserError for too few or too many."""
     _check_steps(name, steps)
@@ -72,7 +64,7 @@ def _prepare(scheduler: str, schedule: Schedule, size: int, **options):
     Besides the betas, which diffusers keeps in float32 and capped, it gets the schedule's own alpha^2 at each index.
     """
     betas = grid_betas(schedule, size)
-    made = _diffusers(scheduler)(num_train_timesteps=size, trained_betas=betas.tolist(), **options)
+    made = diffusers_class(scheduler)(num_train_timesteps=size, trained_betas=betas.tolist(), **options)
     made.alphas_cumprod = alpha_bars(schedule, size)
     made.final_alpha_cumprod = schedule.alpha(0.0).square()  # at t = 0, below 1 on a discrete schedule
     return made
@@ -191,7 +183,7 @@ def find_sampler(name: str, steps: int | None = None) -> Sampler:
     if steps is not None:
         _check_steps(name, steps)
     if name not in OWN:
-        _diffusers("DDIMScheduler")
+        diffusers_class("DDIMScheduler")
     return SAMPLERS[name]
 
 

@@ -57,6 +57,7 @@ class Denoiser(nn.Module):
     network(z, t), network(z, t, y) or network(z, t, y, w) -> image-shaped output of the given kind ("x", "eps" or "v").
     num_classes: labels y are 0..num_classes-1, 0 for an unconditional network; unconditional: whether it takes NO_CLASS for
     a label as well; guidance: (w_min, w_max) where it takes w itself. Left out, they are what network.config says.
+    steps: of the sampler that it was distilled for, 0 for a model that draws in any number of them.
 
     Calling it: z [N, C, H, W], t a number or [N] in [0, 1], y [N] int64 or None, w a number or [N] or None -> x [N, C, H, W].
     With w, a network that takes none is evaluated twice: classifier-free guidance (Ho & Salimans 2022; Meng et al. 2022),
@@ -76,11 +77,12 @@ class Denoiser(nn.Module):
         num_classes: int | None = None,
         unconditional: bool | None = None,
         guidance: tuple[float, ...] | None = None,
+        steps: int = 0,
     ):
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
-        self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.network, self.schedule, self.prediction, self.steps = network, schedule, prediction, steps
         config = getattr(network, "config", None)
         given = (
             getattr(config, "num_classes", 0),

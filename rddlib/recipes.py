@@ -12,17 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.checkpoint import save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
 from rddlib.denoiser import Denoiser
-from rddlib.errors import UserError
 from rddlib.extractor import MetricNetwork, accuracy
 from rddlib.losses import loss_weight
 from rddlib.objectives import Objective, microscope
 from rddlib.sampling import ddim_sample, stochastic_sample, stochastic_target, two_step_target
-from rddlib.schedule import Schedule, expand_to, make_schedule, name_of
+from rddlib.schedule import Schedule, expand_to
 from rddlib.training import RunConfig, Step, TrainConfig, Trainer, prepared, stream, training_device
-from rddlib.unet import NO_CLASS, UNet, UNetConfig
+from rddlib.unet import NO_CLASS, UNet
 
 Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("teacher"): around the work of that part of a step
 
@@ -36,54 +35,6 @@ def add_noise(x: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generat
     """z_t = alpha_t x + sigma_t eps with eps ~ N(0, I); x [N, C, H, W], t [N]."""
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return expand_to(schedule.alpha(t), x) * x + expand_to(schedule.sigma(t), x) * noise
-
-
-def describe(denoiser: Denoiser) -> dict:
-    """What `load_denoiser` needs to know besides the tensors."""
-    network = denoiser.network
-    return {"unet": dataclasses.asdict(network.config), "prediction": denoiser.prediction,
-            "schedule": name_of(denoiser.schedule), "schedule_offset": denoiser.schedule.offset}  # fmt: skip
-
-
-def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
-    """A base model, teacher or student from its checkpoint -> (denoiser in eval mode, what is recorded of it).
-
-    Raises UserError where the file is missing, damaged or holds something else.
-    """
-    tensors, info = load_checkpoint(path)
-    if "model" not in info:
-        raise UserError(f"{path} holds no denoiser but {info.get('kind', 'something else')}: name a base-, pd-, or student's "
-                        "file")  # fmt: skip
-    model = info["model"]
-    config = {name: tuple(value) if isinstance(value, list) else value for name, value in model["unet"].items()}
-    schedule = make_schedule(model.get("schedule", "continuous"), model["schedule_offset"])
-    denoiser = Denoiser(UNet(UNetConfig(**config)), schedule, model["prediction"])
-    try:
-        denoiser.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path} holds other tensors than its own description says: make it again") from error
-    return denoiser.eval().requires_grad_(False), info
-
-
-def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
-    """What a receipt says of a trained model: its size and checkpoint, whether it is an average (EMA), how it was trained.
-
-    info: what its checkpoint records.
-    """
-    facts = info.get("facts", {})
-    ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
-    config, size = denoiser.network.config, sum(p.numel() for p in denoiser.parameters()) / 1e6
-    kinds = [f"{denoiser.prediction} prediction"]
-    kinds += [f"{config.num_classes} classes"] if config.num_classes else []
-    kinds += [f"takes guidance {config.guidance[0]:g} to {config.guidance[1]:g}"] if config.guidance else []
-    model = f"U-Net, {config.channels} channels, {size:.2f}M parameters, {', '.join(kinds)}"
-    return {
-        "model": model,
-        "checkpoint_sha256": info.get("sha256", "not known"),
-        "ema": "none" if ema == 0 else str(ema),
-        "training_precision": info.get("precision", "not known"),
-        "training_seed": facts.get("seed", "not known"),
-    }
 
 
 def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
@@ -293,6 +244,7 @@ def distill(
     debug: bool = False,
     clock: Clock = untimed,
     stochastic: bool = False,
+    student: Denoiser | None = None,
 ) -> Denoiser:
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
@@ -301,16 +253,23 @@ def distill(
     A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often.
     A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
     stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
+    student: where the student starts instead, on the teacher's schedule; needed for a teacher that is a function without
+    parameters of its own. It is trained in place.
     files, run: of rddlib.training.Trainer. released: of
     rddlib.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
     term's gradient at the student's image and their cosines (rddlib.objectives.microscope) every so many iterations;
     debug: stop at the first NaN or infinity that a loss is given, naming it; clock: sees the parts "data", "teacher" and
     "student" of each step.
-    Returns the student. Raises ValueError for steps < 1.
+    Returns the student. Raises ValueError for steps < 1 and for a student that has no parameters or another schedule.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    run, device, student = run or RunConfig(), training_device(), _without_dropout(teacher)
+    student = _without_dropout(teacher) if student is None else student
+    if not any(True for _ in student.parameters()):
+        raise ValueError("the student has no parameters to train: make the network an nn.Module, or pass student=")
+    if student.schedule != teacher.schedule:
+        raise ValueError("student and teacher have different schedules: give the student the teacher's")
+    run, device, student.steps = run or RunConfig(), training_device(), steps
     teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
     objective.to(device)
     for frozen in (teacher, *objective.frozen()):

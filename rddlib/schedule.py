@@ -86,7 +86,50 @@ class DiscreteCosineSchedule:
         return self._at(t).log() - torch.log1p(-self._at(t))
 
 
-Schedule = CosineSchedule | DiscreteCosineSchedule
+@dataclass(frozen=True)
+class BetaSchedule:
+    """Any table beta_0, ..., beta_{T-1} of a variance-preserving diffusion, as other libraries' models are trained with.
+
+    Their index i stands for t = (i + 1)/T, so alpha_t^2 = prod_{j<=i} (1 - beta_j) there, and alpha(0) = 1. Between two of
+    these times alpha^2 is interpolated linearly. Raises ValueError for an empty table and for betas outside [0, 1].
+    """
+
+    betas: tuple[float, ...]
+    _alpha_bar: Tensor = field(init=False, repr=False, compare=False, hash=False)
+
+    def __post_init__(self):
+        betas = torch.tensor(self.betas, dtype=torch.float64)
+        if not len(betas) or not ((betas >= 0) & (betas <= 1)).all():
+            raise ValueError("betas must be at least one number, all in [0, 1]")
+        object.__setattr__(self, "_alpha_bar", torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)]))
+
+    @property
+    def steps(self) -> int:
+        """T, the number of times of the table."""
+        return len(self.betas)
+
+    def _at(self, t: Tensor | float) -> Tensor:
+        position = _time(t) * self.steps  # i + 1
+        nearest = position.round()
+        position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k/n * T may miss i + 1 by an ulp
+        low = position.floor().long().clamp(max=self.steps - 1)
+        alpha_bar = self._alpha_bar.to(position.device)
+        return torch.lerp(alpha_bar[low], alpha_bar[low + 1], position - low)
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Signal rate alpha_t in [0, 1]."""
+        return self._at(t).sqrt()
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise rate sigma_t in [0, 1]."""
+        return (1 - self._at(t)).clamp(min=0.0).sqrt()
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2): +inf at t = 0."""
+        return self._at(t).log() - torch.log1p(-self._at(t))
+
+
+Schedule = CosineSchedule | DiscreteCosineSchedule | BetaSchedule
 SCHEDULES = {"continuous": CosineSchedule, "discrete": DiscreteCosineSchedule}  # the paper's, the released code's
 
 
@@ -97,9 +140,23 @@ def make_schedule(name: str, offset: float = 0.008) -> Schedule:
     return SCHEDULES[name](offset=offset)
 
 
-def name_of(schedule: Schedule) -> str:
-    """Under which name of SCHEDULES a schedule is made."""
-    return next(name for name, kind in SCHEDULES.items() if isinstance(schedule, kind))
+def schedule_facts(schedule: Schedule) -> dict:
+    """A schedule as plain numbers, for a file; `schedule_of` makes it again."""
+    if isinstance(schedule, BetaSchedule):
+        return {"schedule": "betas", "betas": list(schedule.betas)}
+    name = next(name for name, kind in SCHEDULES.items() if isinstance(schedule, kind))
+    grid = {"schedule_steps": schedule.steps} if isinstance(schedule, DiscreteCosineSchedule) else {}
+    return {"schedule": name, "schedule_offset": schedule.offset, **grid}
+
+
+def schedule_of(facts: dict) -> Schedule:
+    """The schedule that `schedule_facts` described (in files of earlier versions, by its offset alone)."""
+    name = facts.get("schedule", "continuous")
+    if name == "betas":
+        return BetaSchedule(tuple(facts["betas"]))
+    if name == "discrete":
+        return DiscreteCosineSchedule(facts.get("schedule_steps", 1024), facts["schedule_offset"])
+    return make_schedule(name, facts["schedule_offset"])
 
 
 def expand_to(coefficient: Tensor, images: Tensor) -> Tensor:

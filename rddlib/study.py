@@ -42,13 +42,13 @@ from rddlib.evaluation import (
     write_record,
 )
 from rddlib.extractor import FeatureExtractor, accuracy
+from rddlib.model_file import build_described, describe, provenance
 from rddlib.objectives import PD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict, load_profile
-from rddlib.recipes import describe, distill, provenance, train_base, train_classifier
+from rddlib.recipes import distill, train_base, train_classifier
 from rddlib.sampling import ddim_sample
 from rddlib.training import Checkpoints, TrainConfig, chosen_precision, prepared, stream, training_device
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
-from rddlib.unet import UNetConfig
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 STUDY_FILE = "study.json"
@@ -274,17 +274,17 @@ class Study:
                  "peak_memory": peak_memory(device) - before}  # fmt: skip
         return module, facts | ({"model": describe(module)} if isinstance(module, Denoiser) else {})
 
-    @property
-    def unet(self) -> UNetConfig:
-        """The network of teachers and students."""
-        return self.profile.unet
-
-    def _denoiser(self, tensors: dict | None = None, unet: UNetConfig | None = None) -> Denoiser:
-        denoiser = build_denoiser(self.profile, unet or self.unet)
-        if tensors is not None:
-            denoiser.load_state_dict(tensors)
+    def _ready(self, denoiser: Denoiser) -> Denoiser:
+        """On this study's device, as its machine likes it, not to be trained."""
         denoiser = denoiser.to(self.device).eval().requires_grad_(False)
         return prepared(denoiser, replace(self.profile.run, compile="never"), "float32")
+
+    def _denoiser(self, made: tuple[dict, dict]) -> Denoiser:
+        """The model of an artefact, as `_made` returns it."""
+        tensors, info = made
+        denoiser = build_described(info["model"])
+        denoiser.load_state_dict(tensors)
+        return self._ready(denoiser)
 
     def _base_facts(self) -> dict:
         p = self.profile
@@ -302,16 +302,16 @@ class Study:
         return self._trained_base(self._base_facts())
 
     def _trained_base(self, facts: dict) -> Denoiser:
-        config, unet = self.profile.base, self.profile.unet
+        config = self.profile.base
 
         def make(files: Path):
-            untrained = self._seeded(lambda: self._denoiser(unet=unet), 1)
+            untrained = self._seeded(lambda: self._ready(build_denoiser(self.profile)), 1)
             return self._timed(config.train, lambda: train_base(
                 untrained, self.dataset, config.train, stream(self.seed, 2), snr_max=config.snr_max or None, files=files,
                 run=self.profile.run, preview_steps=min(config.steps, 32), weight=config.weight,
             ))  # fmt: skip
 
-        return self._denoiser(self._made("base", facts, make)[0], unet)
+        return self._denoiser(self._made("base", facts, make))
 
     def _teacher_facts(self, steps: int) -> dict:
         known = self._halved(self.profile.base.steps, self.profile.halving.teacher_steps)
@@ -335,7 +335,7 @@ class Study:
                 label=f"PD {2 * steps} to {steps} steps", files=files, run=self.profile.run,
             ))  # fmt: skip
 
-        return self._denoiser(self._made(self._name_of("teacher", steps), self._teacher_facts(steps), make)[0])
+        return self._denoiser(self._made(self._name_of("teacher", steps), self._teacher_facts(steps), make))
 
     def _extractor_facts(self) -> dict:
         config = {k: v for k, v in as_dict(self.profile.extractor).items() if k != "map_at"}  # does not change weights
@@ -456,7 +456,7 @@ class Study:
             ))  # fmt: skip
 
         name = self._name_of("student", method, steps, seed)
-        return self._denoiser(self._made(name, self._student_facts(method, steps, seed), make)[0])
+        return self._denoiser(self._made(name, self._student_facts(method, steps, seed), make))
 
     def denoiser(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
         """Who draws `method`'s images in `steps` steps: samplers (rddlib.baselines.TRAINING_FREE) draw with the base model,

@@ -21,7 +21,9 @@ class UNetConfig:
     resolution; attention: the resolutions (in pixels) with self-attention; dropout: inside residual blocks;
     groups: of GroupNorm; num_classes: 0 for an unconditional network; label_dropout: the share of labels that base
     training replaces by NO_CLASS, above 0 for classifier-free guidance, 0 for a network that knows no NO_CLASS;
-    guidance: (w_min, w_max), the weights that a network distilled from a guided one takes as an input; empty: none.
+    guidance: (w_min, w_max), the weights that a network distilled from a guided one takes as an input; empty: none;
+    time_grid: 0 for continuous times, p = 1024 t; else the T of a grid t = k/T: p = round(T t), a row of a table of sinusoids
+    that belongs to the weights, as in the released code.
     """
 
     image_size: int = 32
@@ -35,13 +37,15 @@ class UNetConfig:
     num_classes: int = 0
     label_dropout: float = 0.0
     guidance: tuple[float, ...] = ()
+    time_grid: int = 0
 
     def __post_init__(self):
         for name in ("image_size", "image_channels", "channels", "blocks", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes is {self.num_classes}, expected at least 0")
+        for name in ("num_classes", "time_grid"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         halvings = len(self.multipliers) - 1
         if halvings < 0 or self.image_size % 2**halvings:
             raise ValueError(
@@ -147,6 +151,8 @@ class UNet(nn.Module):
         c = config
         embedding = 4 * c.channels
         self.time_embedding = _embedding(c.channels, embedding)
+        if c.time_grid:
+            self.register_buffer("time_table", sinusoids(torch.arange(c.time_grid + 1), c.channels))
         self.label_embedding = nn.Linear(c.num_classes, embedding) if c.num_classes else None
         self.head = nn.Conv2d(c.image_channels, c.channels, 3, padding=1)
 
@@ -190,13 +196,18 @@ class UNet(nn.Module):
             raise ValueError("this U-Net takes guidance weights w: pass them" if w is None else
                              "this U-Net takes no guidance weights w")  # fmt: skip
         dtype, channels = self.head.weight.dtype, self.config.channels
-        embedding = self.time_embedding(sinusoids(t * TIME_SCALE, channels).to(dtype))
+        embedding = self.time_embedding(self._position(t).to(dtype))
         if y is not None:
             one_hot = F.one_hot(y - NO_CLASS, self.config.num_classes + 1)[:, 1:]  # [N, classes], zeros for NO_CLASS
             embedding = embedding + self.label_embedding(one_hot.to(dtype))
         if w is not None:
             embedding = embedding + self.guidance_embedding(sinusoids(w * GUIDANCE_SCALE, channels).to(dtype))
         return embedding
+
+    def _position(self, t: Tensor) -> Tensor:
+        """The sinusoids of t: [N, channels]."""
+        grid = self.config.time_grid
+        return self.time_table[(t * grid).round().long()] if grid else sinusoids(t * TIME_SCALE, self.config.channels)
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         embedding = self.embed(t, y, w)

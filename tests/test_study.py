@@ -232,7 +232,7 @@ def test_bars_collapse_to_their_last_state():
 
 
 def test_a_student_is_read_back_from_its_file_alone(smoke_run):
-    from rddlib.recipes import load_denoiser
+    from rddlib.model_file import load_denoiser
 
     study = open_study("smoke", smoke_run[0])
     denoiser, info = load_denoiser(study.path_of("student", "rdd", 1, 0))
@@ -277,7 +277,7 @@ def test_an_extractor_s_seed_and_classes_make_another_one(tmp_path):
 
 
 def test_a_model_on_the_released_grid_is_read_back_on_it(tmp_path):
-    from rddlib.recipes import load_denoiser
+    from rddlib.model_file import load_denoiser
 
     study = Study(load_profile("smoke", {"base.schedule": "discrete", "base.train.iterations": "1"}), tmp_path)
     base = study.base()

@@ -40,7 +40,7 @@ def _drawn_by(
 ) -> "DrawnImages":
     """Images of a checkpoint's model; conditions: guidance and classes."""
     from rddlib.evaluation import DrawnImages
-    from rddlib.recipes import load_denoiser, provenance
+    from rddlib.model_file import load_denoiser, provenance
     from rddlib.training import training_device
 
     denoiser, info = load_denoiser(checkpoint)

@@ -22,7 +22,6 @@ from rddlib.profiles import METHODS, Profile, as_dict
 from rddlib.recipes import distill, distill_guidance, takes_guidance
 from rddlib.study import Study, key_of
 from rddlib.training import TrainConfig, stream
-from rddlib.unet import UNetConfig
 
 GUIDED_METHODS = ("teacher", "stage_one", *METHODS)
 GUIDED_COLUMNS = ["method", "steps", "guidance", "sampler", "seed", "fid", "pfd", "is"]
@@ -56,10 +55,6 @@ class GuidedStudy(Study):
 
     # networks
 
-    @property
-    def unet(self) -> UNetConfig:
-        return replace(self.profile.unet, guidance=self.profile.guidance.weights, label_dropout=0.0, dropout=0.0)
-
     def conditional(self) -> Denoiser:
         """The class-conditional base model, trained with label dropout: what classifier-free guidance evaluates twice."""
         return self._trained_base(super()._base_facts())
@@ -81,7 +76,7 @@ class GuidedStudy(Study):
                 run=p.run, preview_steps=min(p.base.steps, 32), weight=p.base.weight,
             ))  # fmt: skip
 
-        return self._denoiser(self._made(self._name_of("base"), self._base_facts(), make)[0])
+        return self._denoiser(self._made(self._name_of("base"), self._base_facts(), make))
 
     def _stochastic_facts(self, method: str, steps: int, seed: int) -> dict:
         if steps == 1:
@@ -107,7 +102,7 @@ class GuidedStudy(Study):
                 debug=loss.debug, stochastic=True,
             ))  # fmt: skip
 
-        return self._denoiser(self._made(self._name_of(STOCHASTIC, method, steps, seed), facts, make)[0])
+        return self._denoiser(self._made(self._name_of(STOCHASTIC, method, steps, seed), facts, make))
 
     # artefacts by name, as in Study
 

@@ -1,0 +1,201 @@
+"""The checkpoint files published with RCFD and RDD: torch pickles, read without running anything in them.
+
+A U-Net's file holds {net_model, ema_model (base models only), x_T, T, time_scale}: an image predictor on the grid of
+T * time_scale steps (`DiscreteCosineSchedule`), to be sampled in T of them; time_scale = 1 is the base model. A
+classifier's file holds {model}: DenseNet201 for small images.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rddlib.denoiser import Denoiser
+from rddlib.errors import UserError
+from rddlib.extractor import FeatureExtractor, build_extractor
+from rddlib.schedule import DiscreteCosineSchedule
+from rddlib.unet import UNet, UNetConfig
+
+SHOWN = 10  # names of tensors in a message
+GROUPS = 32  # of every GroupNorm there
+TIME_TABLE = "time_embedding.timembedding.0.weight"
+
+# (ours, the released name), applied in turn to the names of our tensors.
+UNET_NAMES = (
+    (r"^time_table$", TIME_TABLE),
+    (r"^time_embedding\.0\.", "time_embedding.timembedding.1."),
+    (r"^time_embedding\.2\.", "time_embedding.timembedding.3."),
+    (r"^label_embedding\.", "y_embedding."),
+    (r"^down\.(\d+)\.(weight|bias)$", r"downblocks.\1.main.\2"),
+    (r"^up\.(\d+)\.conv\.", r"upblocks.\1.main."),
+    (r"^(down|up|middle)\.", r"\1blocks."),
+    (r"\.norm1\.", ".block1.0."),
+    (r"\.conv1\.", ".block1.2."),
+    (r"\.embed\.", ".temb_proj.1."),
+    (r"\.norm2\.", ".block2.0."),
+    (r"\.conv2\.", ".block2.3."),
+    (r"\.attention\.norm\.", ".attn.group_norm."),
+    (r"\.attention\.proj\.", ".attn.proj."),
+    (r"\.attention\.qkv\.", ".attn.proj_*."),
+)
+DENSENET_NAMES = (
+    (r"^trunk\.denseblock(\d)\.", r"block\1."),
+    (r"^trunk\.transition(\d)\.", r"trans\1."),
+    (r"^trunk\.", "features."),
+    (r"^norm\.", "final_norm."),
+)
+
+
+def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoiser:
+    """A published U-Net as a Denoiser in eval mode, `steps` being its T (0 for the base model, whose EMA weights are taken).
+
+    Width, multipliers, attention, blocks and classes follow from the tensors; image_size: by default that of the file's
+    noise x_T. Its schedule is DiscreteCosineSchedule(T * time_scale), its prediction x, and `ddim_sample` in T steps, clipped,
+    is its sampler. Raises UserError for a file that is something else, that holds code, or whose tensors are too few or many.
+    """
+    file = read_tensors(path)
+    steps, scale = (_whole(file, name, path) for name in ("T", "time_scale"))
+    tensors = _part(file, "ema_model" if scale == 1 else "net_model", path)
+    size = image_size or _noise_size(file, path)
+    try:
+        network = UNet(_unet_config(tensors, steps * scale, size))
+    except KeyError as error:
+        raise UserError(
+            f"{path} holds no U-Net of RCFD or RDD: it lacks {error.args[0]}; {_listed('it has', tensors)}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} holds a U-Net that cannot be built: {error}") from None
+    if TIME_TABLE not in tensors:  # some tools leave constant tensors out
+        tensors = {**tensors, TIME_TABLE: network.time_table}
+    _load(network, tensors, UNET_NAMES, path)
+    denoiser = Denoiser(network, DiscreteCosineSchedule(steps * scale), "x", steps=0 if scale == 1 else steps)
+    return denoiser.eval().requires_grad_(False)
+
+
+def load_released_classifier(path: str | Path, map_at: str = "relu") -> FeatureExtractor:
+    """The published DenseNet201 as a FeatureExtractor in eval mode: images [N, C, H, W] in [-1, 1] -> map, pooled, logits.
+
+    map_at: of FeatureExtractor; "relu", as the released network returns it, or "conv", as the RDD paper says. Raises
+    UserError for a file that is something else, that holds code, or whose tensors are too few or many.
+    """
+    tensors = _part(read_tensors(path), "model", path)
+    try:
+        channels, classes = tensors["features.conv0.weight"].shape[1], len(tensors["fc.bias"])
+    except KeyError as error:
+        raise UserError(
+            f"{path} holds no DenseNet201 of RCFD or RDD: it lacks {error.args[0]}; {_listed('it has', tensors)}"
+        ) from None
+    extractor = build_extractor("densenet201", channels, classes, map_at)
+    _load(extractor, tensors, DENSENET_NAMES, path)
+    return extractor.eval().requires_grad_(False)
+
+
+def read_tensors(path: str | Path) -> dict:
+    """What a torch file of tensors, numbers and dicts holds, on the CPU. Raises UserError for anything else in it."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file at {path}: correct the path")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{path} holds Python objects besides tensors, which could run code; nothing of it was run: "
+                "ask its makers for a file of tensors"
+            ) from None
+        raise UserError(f"{path} is damaged or no torch file: get it again") from None
+    except Exception:  # whatever a file of random bytes makes the reader stumble over
+        raise UserError(f"{path} is damaged or no torch file: get it again") from None
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} holds a {type(found).__name__}, not a dict of tensors: name a published checkpoint")
+    return dict(found)
+
+
+def is_classifier(file: Mapping) -> bool:
+    """Whether what `read_tensors` found is a classifier's file."""
+    return "model" in file and "net_model" not in file
+
+
+def _part(file: Mapping, name: str, path: str | Path) -> dict[str, Tensor]:
+    part = file.get(name)
+    if not isinstance(part, Mapping) or not all(isinstance(tensor, Tensor) for tensor in part.values()):
+        raise UserError(f"{path} has no {name}, a dict of tensors: it holds {', '.join(map(str, file)) or 'nothing'}")
+    return dict(part)
+
+
+def _whole(file: Mapping, name: str, path: str | Path) -> int:
+    value = file.get(name)
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(value, (int, float)) or value != int(value) or value < 1:
+        raise UserError(f"{path} has {name} = {value}, expected a whole number from 1 on: name a published checkpoint")
+    return int(value)
+
+
+def _noise_size(file: Mapping, path: str | Path) -> int:
+    noise = file.get("x_T")
+    if not isinstance(noise, Tensor) or noise.ndim != 4 or noise.shape[2] != noise.shape[3]:
+        raise UserError(
+            f"{path} has no noise x_T [N, C, H, H] that tells its image size: pass image_size (--image-size)"
+        )
+    return noise.shape[2]
+
+
+def _unet_config(tensors: Mapping[str, Tensor], grid: int, image_size: int) -> UNetConfig:
+    """The U-Net whose tensors, under their released names, these are."""
+    channels, image_channels = tensors["head.weight"].shape[:2]
+    numbers = [int(name.split(".")[1]) for name in tensors if re.match(r"downblocks\.\d+\.", name)]
+    levels: list[list[int]] = [[]]  # of each level, the numbers of its residual blocks in downblocks
+    for number in range(1 + max(numbers, default=0)):
+        if f"downblocks.{number}.main.weight" in tensors:
+            levels.append([])
+        else:
+            levels[-1].append(number)
+    if not all(levels):
+        raise ValueError("it has a level without residual blocks")
+    widths = [len(tensors[f"downblocks.{level[-1]}.block1.2.bias"]) for level in levels]
+    attends = [f"downblocks.{level[-1]}.attn.proj.weight" in tensors for level in levels]
+    if any(width % channels for width in widths):
+        raise ValueError(f"its widths {widths} are no multiples of {channels}")
+    return UNetConfig(
+        image_size, image_channels, channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks=len(levels[0]),
+        attention=tuple(image_size >> level for level, attending in enumerate(attends) if attending),
+        groups=GROUPS,
+        num_classes=tensors["y_embedding.weight"].shape[1] if "y_embedding.weight" in tensors else 0,
+        time_grid=grid,
+    )  # fmt: skip
+
+
+def _released_names(name: str, rules: tuple[tuple[str, str], ...]) -> list[str]:
+    """Under which names the files hold our tensor of this name: of q, k and v, which are one tensor here, three."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return [name.replace("*", part) for part in "qkv"] if "*" in name else [name]
+
+
+def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...], path) -> None:
+    """Fill the network from tensors of released names. Raises UserError where names or shapes are not its own."""
+    own = network.state_dict()
+    parts = {name: _released_names(name, rules) for name in own}
+    shapes = {part: [len(own[name]) // len(names), *own[name].shape[1:]] if own[name].ndim else []
+              for name, names in parts.items() for part in names}  # fmt: skip
+    lacking, more = [name for name in shapes if name not in tensors], [name for name in tensors if name not in shapes]
+    wrong = [f"{name} {list(tensors[name].shape)} for {shape}" for name, shape in shapes.items()
+             if name in tensors and list(tensors[name].shape) != shape]  # fmt: skip
+    faults = {"lacks": lacking, "has, beyond its own,": more, "has in another shape": wrong}
+    if said := [_listed(f"it {what}", names) for what, names in faults.items() if names]:
+        raise UserError(f"{path} holds other tensors than its network has: {'; '.join(said)}")
+    network.load_state_dict(
+        {name: torch.cat([tensors[part] for part in names]) if len(names) > 1 else tensors[names[0]] for name, names in
+         parts.items()}
+    )  # fmt: skip
+
+
+def _listed(what: str, names) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what} {', '.join(names[:SHOWN])}{more}"
