@@ -8,8 +8,8 @@ from rddlib.extractor import FeatureExtractor
 from rddlib.extractor import build_extractor as build_extractor_by_name
 from rddlib.objectives import CFD, PD, RCFD, RDD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict
-from rddlib.schedule import make_schedule
-from rddlib.unet import UNet
+from rddlib.schedule import Schedule, make_schedule
+from rddlib.unet import UNet, UNetConfig
 
 
 def build_denoiser(profile: Profile) -> Denoiser:
@@ -37,6 +37,26 @@ def conditional_profile(profile: Profile, num_classes: int) -> Profile:
         ),
         evaluation=replace(profile.evaluation, samples=g.samples, baselines=()),
     )
+
+
+def fitted(profile: Profile, teacher: Denoiser) -> Profile:
+    """The profile of a study whose base model is this one: its images' shape, classes and steps are the model's.
+
+    unet is its network's configuration, or for a network of another kind than ours a UNetConfig that says the images' shape
+    and classes and nothing else. Raises UserError where its steps do not fit the profile's halvings.
+    """
+    config = teacher.network.config
+    if not isinstance(config, UNetConfig):
+        config = UNetConfig(config.image_size, config.image_channels, channels=1, multipliers=(1,), blocks=1, attention=(),
+                            groups=1, num_classes=config.num_classes)  # fmt: skip
+    steps = teacher.steps or profile.base.steps
+    if steps < profile.halving.teacher_steps:
+        few = f"{steps}-step model: set halving.teacher_steps={steps} and distill.iterations to a number for each halving of it"
+        raise UserError(f"given.teacher is a {few if steps > 1 else '1-step model: there is nothing left to halve'}")
+    try:
+        return replace(profile, unet=config, base=replace(profile.base, steps=steps))
+    except ValueError as error:
+        raise UserError(f"given.teacher does not fit the profile: {error}") from error
 
 
 def build_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:
@@ -71,9 +91,16 @@ def objective_numbers(profile: Profile, method: str, steps: int) -> dict:
     }[method]
 
 
-def build_objective(profile: Profile, method: str, steps: int, extractor: FeatureExtractor | None = None) -> Objective:
-    """What a student of `steps` steps minimises by `method`, one of METHODS; all but "pd" need the extractor."""
+def build_objective(
+    profile: Profile,
+    method: str,
+    steps: int,
+    extractor: FeatureExtractor | None = None,
+    schedule: Schedule | None = None,
+) -> Objective:
+    """What a student of `steps` steps minimises by `method`, one of METHODS; all but "pd" need the extractor. schedule: the
+    teacher's, by default the profile's."""
     numbers = objective_numbers(profile, method, steps)
     if method == "pd":
-        return PD(make_schedule(profile.base.schedule, profile.base.schedule_offset))
+        return PD(schedule or make_schedule(profile.base.schedule, profile.base.schedule_offset))
     return {"cfd": CFD, "rcfd": RCFD, "rdd": RDD}[method](extractor, **numbers)

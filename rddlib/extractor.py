@@ -12,11 +12,11 @@ MAPS = ("conv", "relu")
 
 
 class Features(NamedTuple):
-    """map [N, C, H, W], the last feature map; pooled [N, C], averaged over pixels; logits [N, classes]."""
+    """map [N, C, H, W], the last feature map; pooled [N, C], averaged over pixels; logits [N, classes], or None."""
 
     map: Tensor
     pooled: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 class FeatureExtractor(nn.Module):
@@ -34,6 +34,11 @@ class FeatureExtractor(nn.Module):
             raise ValueError(f"map_at is {map_at!r}, expected one of {MAPS}")
         self.trunk, self.norm, self.channels, self.map_at = trunk, norm, channels, map_at
         self.fc = nn.Linear(channels, num_classes)
+
+    @property
+    def image_channels(self) -> int:
+        """Of the images it takes."""
+        return next(layer for layer in self.trunk.modules() if isinstance(layer, nn.Conv2d)).in_channels
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The feature maps [N, C_k, H_k, W_k] after each stage: the last map of every resolution on the way down."""
@@ -125,6 +130,47 @@ def build_extractor(name: str, image_channels: int, num_classes: int, map_at: st
             "resnet50": partial(_resnet, name, 2048), "densenet201": _densenet201}[name]  # fmt: skip
     trunk, norm, channels = make(image_channels)
     return FeatureExtractor(trunk, norm, channels, num_classes, map_at)
+
+
+def extractor_of(name: str, tensors: dict[str, Tensor], map_at: str = "conv") -> FeatureExtractor:
+    """The extractor of that name with these tensors, which say its image channels and classes; in eval mode."""
+    stem = next(tensors[stem] for stem in ("trunk.0.weight", "trunk.conv0.weight") if stem in tensors)
+    extractor = build_extractor(name, stem.shape[1], len(tensors["fc.bias"]), map_at)
+    extractor.load_state_dict(tensors)
+    return extractor.eval().requires_grad_(False)
+
+
+class MapExtractor(nn.Module):
+    """Any network that returns a feature map [N, C, H, W] of images, as an extractor: Features(map, its mean, None).
+
+    Without class predictions it serves CFD and RDD, not RCFD. Made by `as_extractor`.
+    """
+
+    def __init__(self, network: nn.Module, channels: int):
+        super().__init__()
+        self.network, self.channels = network, channels
+
+    def forward(self, images: Tensor) -> Features:
+        found = self.network(images)
+        return Features(found, found.mean(dim=(2, 3)), None)
+
+
+def as_extractor(network: nn.Module, image_shape: tuple[int, int, int]) -> FeatureExtractor | MapExtractor:
+    """Any nn.Module that maps images [N, C, H, W] in [-1, 1] to a feature map [N, C', H', W'], for the objectives to look
+    through. image_shape: (C, H, W), on zeros of which it is tried once. A FeatureExtractor is returned as it is.
+
+    Raises ValueError where it returns anything but such a map.
+    """
+    if isinstance(network, (FeatureExtractor, MapExtractor)):
+        return network
+    training, like = network.training, next(network.parameters(), torch.zeros(()))
+    with torch.no_grad():
+        found = network.eval()(torch.zeros(2, *image_shape, device=like.device, dtype=like.dtype))
+    network.train(training)
+    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 2:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"the extractor returns {shape} for 2 images, expected a feature map [2, C, H, W]")
+    return MapExtractor(network, found.shape[1])
 
 
 class MetricNetwork(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rddlib.distributed import all_gather_grad, sum_over_ranks, world_size
-from rddlib.extractor import FeatureExtractor, Features
+from rddlib.extractor import FeatureExtractor, Features, MapExtractor
 from rddlib.losses import (
     cfd_loss,
     diversity_loss,
@@ -173,10 +173,19 @@ class PDPerceptual(_Frozen, PD):
         return {"pd": pd, self.name: self._distance(x_student, x_teacher)}
 
 
+def check_predicts(extractor: nn.Module) -> None:
+    """Raise ValueError where the extractor predicts no classes."""
+    if isinstance(extractor, MapExtractor):
+        raise ValueError(
+            "this extractor returns a map alone, no class predictions: use CFD or RDD, without predictions"
+        )
+
+
 class CFD(_Frozen, Objective):
     """Classifier-based feature distillation: KL(softmax(F^T/tau) || softmax(F^S))  (Eq. 4, Feng et al. 2024).
 
-    extractor: frozen here, and no part of this module's state; temperature: tau of the teacher's features, in (0, 1] as
+    extractor: a FeatureExtractor, or any network through rddlib.extractor.as_extractor; frozen here, and no part of this
+    module's state; temperature: tau of the teacher's features, in (0, 1] as
     the papers have it; dual: tau on both sides, times tau^2 (Eq. 8, Sun et al. 2023); predictions: compare the
     classifier's logits instead of its pooled features (Figures 4 and 5 there); cfd: weight, for subclasses with more terms.
     """
@@ -191,6 +200,12 @@ class CFD(_Frozen, Objective):
         cfd: float = 1.0,
     ):
         super().__init__()
+        if not hasattr(extractor, "channels"):
+            raise ValueError(
+                "the extractor is a bare module: make it one with rddlib.extractor.as_extractor(module, image_shape)"
+            )
+        if predictions:
+            check_predicts(extractor)
         self._hold("extractor", extractor)
         self.temperature, self.dual, self.predictions = temperature, dual, predictions
         self.weights = {"cfd": cfd}
@@ -219,6 +234,7 @@ class RCFD(CFD):
 
     def __init__(self, extractor: FeatureExtractor, temperature: float, beta: float, gamma: float, **options):
         super().__init__(extractor, temperature, **options)
+        check_predicts(extractor)
         self.weights |= {"entropy": beta * gamma, "diversity": beta * (1 - gamma)}
         if not any(self.weights.values()):
             raise ValueError("all weights are 0: nothing would be learnt")

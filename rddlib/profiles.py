@@ -208,6 +208,21 @@ class GuidanceConfig:
 
 
 @dataclass(frozen=True)
+class GivenConfig:
+    """Models made elsewhere, in the place of those that a study trains.
+
+    teacher: of any file that rddlib.interop.load_model reads, instead of the base model; it brings its network, schedule,
+    prediction and classes, and, where it was distilled already, base.steps. extractor: of any that
+    rddlib.interop.load_classifier reads. convert: how a teacher that predicts eps learns to predict v first
+    (rddlib.recipes.reparametrise).
+    """
+
+    convert: TrainConfig
+    teacher: str = ""
+    extractor: str = ""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """samples: generated for each score; batch_size: of sampling; seed: of the common noise, the same for every method;
     clip: hold x in [-1, 1] at each sampling step. network: whose features are compared: "" for digits' own on digits and
@@ -264,6 +279,7 @@ class Profile:
     extractor: ExtractorConfig
     distill: DistillConfig
     guidance: GuidanceConfig
+    given: GivenConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -312,6 +328,7 @@ def digits() -> Profile:
             at=(0.0, 0.5, 1.0, 4.0),
             samples=600,
         ),
+        given=GivenConfig(TrainConfig(600, 64, 2e-3, rate="cosine", warmup=20)),
         loss=LossConfig(draws=1024, per_image=4),
         evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
     )
@@ -337,6 +354,7 @@ def smoke() -> Profile:
             at=(0.0, 2.0),
             samples=200,
         ),
+        given=GivenConfig(replace(full.given.convert, iterations=10, batch_size=16)),
         loss=replace(full.loss, queue_size=500, draws=64),
         evaluation=replace(full.evaluation, samples=200, batch_size=100),
     )
@@ -365,6 +383,7 @@ def cifar10() -> Profile:
             stochastic=20_000,
             samples=10_000,
         ),
+        given=GivenConfig(TrainConfig(50_000, 128, 1e-4, rate="cosine", warmup=1000)),  # ours
         evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
         run=RunConfig(save_every=300, log_every=100, sample_every=5000),
     )
@@ -395,6 +414,7 @@ def imagenet64() -> Profile:
             train=TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000),
             stochastic=50_000,
         ),
+        given=GivenConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000)),  # ours
         loss=LossConfig(alpha=100.0),  # RDD 5.2
     )
 
@@ -426,6 +446,7 @@ def cifar10_small() -> Profile:
             steps=64,
             samples=5000,
         ),
+        given=GivenConfig(replace(full.given.convert, iterations=5000)),
         evaluation=replace(full.evaluation, samples=10_000),
         run=replace(full.run, save_every=60, log_every=25, sample_every=1000),
     )

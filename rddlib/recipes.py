@@ -162,6 +162,43 @@ def distill_guidance(
     teacher.check_guidable()
     if not student.guidance:
         raise ValueError("the student takes no guidance weights: make it with takes_guidance(teacher, (w_min, w_max))")
+    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "clock": clock}
+    return _imitate(teacher, student, dataset, config, seed, "guidance, stage one", weight=weight, **options)
+
+
+def reparametrise(
+    teacher: Denoiser,
+    prediction: str,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    seed: int,
+    snr_max: float | None = None,
+    files: Path | None = None,
+    run: RunConfig | None = None,
+    preview_steps: int = 32,
+) -> Denoiser:
+    """A denoiser like the teacher whose network, which starts as the teacher's, has learnt to predict another thing,
+
+        E w_t ||x_student(z_t, t, y) - x_teacher(z_t, t, y)||^2,    w_t = max(SNR, 1), held to snr_max where one is given.
+
+    For teachers that predict eps: x = (z - sigma eps)/alpha blows up every error of theirs where alpha is small, and few-step
+    students stand just there (Salimans & Ho 2022, Section 4). prediction: "x" or "v". The rest is `train_base`'s.
+    """
+    student = Denoiser(
+        copy.deepcopy(_without_dropout(teacher).network), teacher.schedule, prediction, num_classes=teacher.num_classes,
+        unconditional=teacher.unconditional, guidance=teacher.guidance, steps=teacher.steps,
+    )  # fmt: skip
+    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "drop": True}
+    return _imitate(teacher, student, dataset, config, seed, f"predicting {prediction}", **options)
+
+
+def _imitate(
+    teacher: Denoiser, student: Denoiser, dataset: ImageDataset, config: TrainConfig, seed: int, label: str, *,
+    snr_max: float | None, files: Path | None, run: RunConfig | None, preview_steps: int, clock: Clock = untimed,
+    weight: str = "truncated", drop: bool = False,
+) -> Denoiser:  # fmt: skip
+    """Train the student to denoise as the teacher does at any t, for any w where it takes one; drop: labels, as often as the
+    teacher's were."""
     run, device = run or RunConfig(), training_device()
     teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
     prepared(teacher, run, config.precision)
@@ -172,13 +209,14 @@ def distill_guidance(
             t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
             w = draw_guidance(student, len(x), step.generator, x.device)
             z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
+            y = drop_labels(y, teacher, step.generator) if drop else y
         with clock("teacher"), torch.no_grad():
-            guided = teacher(z, t, y, w)
+            x_teacher = teacher(z, t, y, w)
         with clock("student"):
-            prediction = model(z, t, y, w)
-        return weighted_error(prediction, guided, loss_weight(weight, t, teacher.schedule, maximum=snr_max))
+            x_student = model(z, t, y, w)
+        return weighted_error(x_student, x_teacher, loss_weight(weight, t, teacher.schedule, maximum=snr_max))
 
-    trainer = Trainer(config, seed, len(dataset), "guidance, stage one", files, run)
+    trainer = Trainer(config, seed, len(dataset), label, files, run)
     return trainer.fit(student, loss, preview=_preview(dataset, preview_steps, seed))
 
 

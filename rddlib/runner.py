@@ -396,7 +396,10 @@ def run_study(
 
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
-    load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer
+    if load_profile(profile_name, overrides).given.teacher:  # wrong numbers first: all else takes longer
+        raise UserError(
+            "the notebooks train and show a base model of their own: leave given.teacher out (rdd distill takes it)"
+        )
     notebooks = selected(only, start)
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
     for notebook in notebooks:

@@ -90,18 +90,20 @@ class DiscreteCosineSchedule:
 class BetaSchedule:
     """Any table beta_0, ..., beta_{T-1} of a variance-preserving diffusion, as other libraries' models are trained with.
 
-    Their index i stands for t = (i + 1)/T, so alpha_t^2 = prod_{j<=i} (1 - beta_j) there, and alpha(0) = 1. Between two of
-    these times alpha^2 is interpolated linearly. Raises ValueError for an empty table and for betas outside [0, 1].
+    Their index i stands for t = (i + 1)/T, so alpha_t^2 = prod_{j<=i} (1 - beta_j) there; alpha(0)^2 is `clean`, 1 but for
+    samplers that end at a little noise. Between two of these times alpha^2 is interpolated linearly. Raises ValueError for an
+    empty table and for numbers outside [0, 1].
     """
 
     betas: tuple[float, ...]
+    clean: float = 1.0
     _alpha_bar: Tensor = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self):
         betas = torch.tensor(self.betas, dtype=torch.float64)
-        if not len(betas) or not ((betas >= 0) & (betas <= 1)).all():
-            raise ValueError("betas must be at least one number, all in [0, 1]")
-        object.__setattr__(self, "_alpha_bar", torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)]))
+        if not len(betas) or not ((betas >= 0) & (betas <= 1)).all() or not 0 < self.clean <= 1:
+            raise ValueError("betas must be at least one number, all in [0, 1], and clean in (0, 1]")
+        object.__setattr__(self, "_alpha_bar", torch.cat([betas.new_tensor([self.clean]), (1 - betas).cumprod(0)]))
 
     @property
     def steps(self) -> int:
@@ -125,7 +127,7 @@ class BetaSchedule:
         return (1 - self._at(t)).clamp(min=0.0).sqrt()
 
     def log_snr(self, t: Tensor | float) -> Tensor:
-        """log(alpha_t^2 / sigma_t^2): +inf at t = 0."""
+        """log(alpha_t^2 / sigma_t^2): +inf at t = 0, where `clean` is 1."""
         return self._at(t).log() - torch.log1p(-self._at(t))
 
 
@@ -143,7 +145,7 @@ def make_schedule(name: str, offset: float = 0.008) -> Schedule:
 def schedule_facts(schedule: Schedule) -> dict:
     """A schedule as plain numbers, for a file; `schedule_of` makes it again."""
     if isinstance(schedule, BetaSchedule):
-        return {"schedule": "betas", "betas": list(schedule.betas)}
+        return {"schedule": "betas", "betas": list(schedule.betas), "clean": schedule.clean}
     name = next(name for name, kind in SCHEDULES.items() if isinstance(schedule, kind))
     grid = {"schedule_steps": schedule.steps} if isinstance(schedule, DiscreteCosineSchedule) else {}
     return {"schedule": name, "schedule_offset": schedule.offset, **grid}
@@ -153,7 +155,7 @@ def schedule_of(facts: dict) -> Schedule:
     """The schedule that `schedule_facts` described (in files of earlier versions, by its offset alone)."""
     name = facts.get("schedule", "continuous")
     if name == "betas":
-        return BetaSchedule(tuple(facts["betas"]))
+        return BetaSchedule(tuple(facts["betas"]), facts["clean"])
     if name == "discrete":
         return DiscreteCosineSchedule(facts.get("schedule_steps", 1024), facts["schedule_offset"])
     return make_schedule(name, facts["schedule_offset"])

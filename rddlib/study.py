@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import rddlib
 from rddlib import progress
-from rddlib.assembly import build_denoiser, build_extractor, build_objective, halving_of, objective_numbers
+from rddlib.assembly import build_denoiser, build_extractor, build_objective, fitted, halving_of, objective_numbers
 from rddlib.baselines import TRAINING_FREE, find_sampler
 from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.data import ImageDataset, load_dataset
@@ -41,11 +41,12 @@ from rddlib.evaluation import (
     row_of,
     write_record,
 )
-from rddlib.extractor import FeatureExtractor, accuracy
+from rddlib.extractor import FeatureExtractor, accuracy, extractor_of
+from rddlib.interop import load_classifier, load_model
 from rddlib.model_file import build_described, describe, provenance
 from rddlib.objectives import PD, Objective
 from rddlib.profiles import METHODS, Profile, as_dict, load_profile
-from rddlib.recipes import distill, train_base, train_classifier
+from rddlib.recipes import distill, reparametrise, train_base, train_classifier
 from rddlib.sampling import ddim_sample
 from rddlib.training import Checkpoints, TrainConfig, chosen_precision, prepared, stream, training_device
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
@@ -146,6 +147,18 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
         write_atomically(record, text + "\n")
 
 
+def study_profile(name: str, overrides: dict[str, str]) -> Profile:
+    """The profile by name with fields replaced, fitted to the models that it is given. Raises UserError as `load_profile`, and
+    where a model does not fit."""
+    profile = load_profile(name, overrides)
+    if profile.given.teacher:
+        profile = fitted(profile, load_model(profile.given.teacher)[0])
+    if profile.given.extractor:
+        found = load_classifier(profile.given.extractor)[1]["name"]
+        profile = replace(profile, extractor=replace(profile.extractor, name=found))
+    return profile
+
+
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> "Study":
     """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new.
 
@@ -154,7 +167,7 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
     folder = Path(out) if out else default_out(profile)
     record = folder / STUDY_FILE
     overrides = _read_record(record)["overrides"] if record.exists() else {}
-    loaded = load_profile(profile, overrides)
+    loaded = study_profile(profile, overrides)
     prepare_folder(folder, loaded, overrides, seed)
     return Study(loaded, folder, seed)
 
@@ -178,7 +191,7 @@ def continue_study(
     if before.get("profile", profile) != profile:
         raise UserError(f"{out} holds a study of the profile {before['profile']}: choose another --out")
     overrides = {**before["overrides"], **overrides}
-    study = Study(load_profile(profile, overrides), out, seed)
+    study = Study(study_profile(profile, overrides), out, seed)
     study.check()
     check(study)
     prepare_folder(out, study.profile, overrides, seed, update, look_only)
@@ -288,6 +301,8 @@ class Study:
 
     def _base_facts(self) -> dict:
         p = self.profile
+        if p.given.teacher:
+            return self._given_base_facts()
         base = {k: v for k, v in as_dict(p.base).items() if k != "steps"}
         return {"data": self._data_facts(), "unet": as_dict(p.unet), "base": base, "seed": self.seed,
                 "version": rddlib.__version__}  # fmt: skip
@@ -298,8 +313,38 @@ class Study:
             return make()
 
     def base(self) -> Denoiser:
-        """The base model: trained on data, sampled by DDIM with any number of steps."""
-        return self._trained_base(self._base_facts())
+        """The base model, sampled by DDIM with any number of steps: trained on data, or the one that is given."""
+        return self._given_base() if self.profile.given.teacher else self._trained_base(self._base_facts())
+
+    @cached_property
+    def _given_teacher(self) -> tuple[Denoiser, dict]:
+        return load_model(self.profile.given.teacher)
+
+    def _given_base_facts(self) -> dict:
+        denoiser, info = self._given_teacher
+        facts = {"given": info["sha256"], "source": info.get("source", {"name": Path(self.profile.given.teacher).name,
+                 "made_by": "rddlib"})}  # fmt: skip
+        if denoiser.prediction != "eps":
+            return facts
+        p = self.profile
+        return {**facts, "data": self._data_facts(), "train": as_dict(p.given.convert), "snr_max": p.base.snr_max,
+                "seed": self.seed}  # fmt: skip
+
+    def _given_base(self) -> Denoiser:
+        """The given teacher; one that predicts eps has learnt to predict v first, or few-step students would learn nothing."""
+        p, facts = self.profile, self._base_facts()
+
+        def make(files: Path):
+            given = self._given_teacher[0]
+            if given.prediction != "eps":
+                precision = str(next(given.parameters()).dtype).removeprefix("torch.")
+                return given, {"seconds": 0.0, "precision": precision, "model": describe(given)}
+            return self._timed(p.given.convert, lambda: reparametrise(
+                given, "v", self.dataset, p.given.convert, stream(self.seed, 12), snr_max=p.base.snr_max or None,
+                files=files, run=p.run, preview_steps=min(p.base.steps, 32),
+            ))  # fmt: skip
+
+        return self._denoiser(self._made("base", facts, make))
 
     def _trained_base(self, facts: dict) -> Denoiser:
         config = self.profile.base
@@ -337,7 +382,14 @@ class Study:
 
         return self._denoiser(self._made(self._name_of("teacher", steps), self._teacher_facts(steps), make))
 
+    @cached_property
+    def _given_extractor(self) -> tuple[FeatureExtractor, dict]:
+        return load_classifier(self.profile.given.extractor, self.profile.extractor.map_at)
+
     def _extractor_facts(self) -> dict:
+        if self.profile.given.extractor:
+            found = self._given_extractor[1]
+            return {"given": found["sha256"], "extractor": {"name": found["name"]}}
         config = {k: v for k, v in as_dict(self.profile.extractor).items() if k != "map_at"}  # does not change weights
         return {
             "data": self._data_facts(),
@@ -349,26 +401,34 @@ class Study:
     def _new_extractor(self) -> FeatureExtractor:
         return build_extractor(self.profile, self.dataset.num_classes)
 
+    def _test_accuracy(self, extractor: FeatureExtractor) -> dict:
+        """{"test_accuracy"} on the data's test images, where they have the extractor's classes; else {}."""
+        if self.dataset.num_classes != extractor.fc.out_features:
+            return {}
+        return {"test_accuracy": accuracy(lambda images: extractor(images).logits, self._split("test"))}
+
     def extractor(self) -> FeatureExtractor:
         """The classifier whose features are distilled, trained on the data set's "extractor" split."""
         config = self.profile.extractor
 
         def make(files: Path):
+            if self.profile.given.extractor:
+                given = self._given_extractor[0].to(self.device)
+                return given, {"seconds": 0.0, "precision": "float32", **self._test_accuracy(given)}
             if not self.dataset.num_classes:
                 raise UserError(f"{self.dataset.name} has no classes to train an extractor with: sort its images into "
                                 "a folder for each class")  # fmt: skip
             other = (config.seed,) if config.seed else ()
-            untrained, test = self._seeded(self._new_extractor, 4, *other), self._split("test")
+            untrained = self._seeded(self._new_extractor, 4, *other)
             split = self._split("extractor").of_classes(config.classes)
             network, facts = self._timed(config.train, lambda: train_classifier(
                 untrained.to(self.device), lambda out: out.logits, split, config.train, stream(self.seed, 5, *other),
                 shift=config.shift, label=f"extractor {config.name}", files=files, run=self.profile.run,
             ))  # fmt: skip
-            return network, {**facts, "test_accuracy": accuracy(lambda images: network(images).logits, test)}
+            return network, {**facts, **self._test_accuracy(network)}
 
-        extractor = self._new_extractor()
-        extractor.load_state_dict(self._made("extractor", self._extractor_facts(), make)[0])
-        return extractor.to(self.device).eval().requires_grad_(False)
+        tensors, _ = self._made("extractor", self._extractor_facts(), make)
+        return extractor_of(config.name, tensors, config.map_at).to(self.device)
 
     def _facts_of(self, stage: str, *arguments) -> dict:
         return {"base": self._base_facts, "teacher": self._teacher_facts, "extractor": self._extractor_facts,
@@ -419,9 +479,11 @@ class Study:
         seed: of the distillation, from which the projection head starts.
         """
         extractor = None if method == "pd" else self.extractor()
-        return self._seeded(lambda: build_objective(self.profile, method, steps, extractor), 6, steps, seed).to(
-            self.device
+        schedule = self._given_teacher[0].schedule if self.profile.given.teacher else None
+        objective = self._seeded(
+            lambda: build_objective(self.profile, method, steps, extractor, schedule), 6, steps, seed
         )
+        return objective.to(self.device)
 
     def _student_facts(self, method: str, steps: int, seed: int) -> dict:
         halving, config = halving_of(self.profile, steps), self.profile.distill
@@ -678,6 +740,9 @@ class Study:
     def check(self) -> None:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
         classes, known = self.profile.unet.num_classes, self.dataset.num_classes
+        if self.profile.given.teacher and classes not in (0, known):
+            raise UserError(f"given.teacher is conditional on {classes} classes and {self.dataset.name} has "
+                            f"{known or 'no labels'}: give it images with a folder for each of its classes")  # fmt: skip
         if wrong := [k for k in self.profile.extractor.classes if k >= known]:
             raise UserError(
                 f"extractor.classes has {wrong[0]}, {self.dataset.name} has classes 0 to {known - 1}: leave it out"

@@ -21,7 +21,12 @@ MethodOption = Annotated[
     ),
 ]
 StepsOption = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
-CheckpointOption = Annotated[Path | None, typer.Option(help="Draw with this file's model, whatever the profile.")]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Draw with this model, whatever the profile: a checkpoint, a published file, a diffusers folder."
+    ),
+]
 SamplerOption = Annotated[
     str, typer.Option(help="How a --checkpoint or a model with --guidance draws: ddim, stochastic, pndm, dpm-solver.")
 ]
@@ -40,10 +45,11 @@ def _drawn_by(
 ) -> "DrawnImages":
     """Images of a checkpoint's model; conditions: guidance and classes."""
     from rddlib.evaluation import DrawnImages
-    from rddlib.model_file import load_denoiser, provenance
+    from rddlib.interop import load_model
+    from rddlib.model_file import provenance
     from rddlib.training import training_device
 
-    denoiser, info = load_denoiser(checkpoint)
+    denoiser, info = load_model(checkpoint)
     device = training_device()
     return DrawnImages(denoiser.to(device), samples, steps, seed=noise, clip=clip, device=device, sampler=sampler,
                        made=provenance(denoiser, info), name=f"{checkpoint.stem}, {steps} steps", **conditions)  # fmt: skip

@@ -4,6 +4,7 @@ What a stage needs and the folder lacks is trained first. Each runs under torchr
 """
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -125,6 +126,16 @@ def distill(
     settings: SetOption = None,
     seed: SeedOption = 0,
     update: UpdateOption = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Distil this model instead of a base model of the study: a checkpoint, a published file, or the "
+            "folder of a diffusers pipeline."
+        ),
+    ] = None,
+    extractor: Annotated[
+        Path | None, typer.Option(help="Look through this classifier: of rdd extractor, or a published file.")
+    ] = None,
 ) -> None:
     """Halve the number of sampling steps again and again, from a teacher to a student.
 
@@ -135,11 +146,15 @@ def distill(
       rdd distill --from 8 --to 1 --objective rdd
       rdd distill --from 64 --to 8 --objective pd
       rdd distill --guided --objective rdd --to 2 --stochastic
+      rdd distill --teacher ddpm-folder --profile cifar10_small --set data.root=photos --out runs/mine
+      rdd distill --teacher ckpt.pt --extractor densenet.pt --profile cifar10 --out runs/theirs
       torchrun --nproc_per_node 4 -m rddlib.cli distill --profile cifar10 --objective rdd
     """
 
     if stochastic and not guided:
         raise UserError("--stochastic is for guided models: add --guided, or leave it out")
+    for field, given in (("teacher", teacher), ("extractor", extractor)):
+        settings = [*(settings or []), *([f"given.{field}={given}"] if given is not None else [])]
 
     def of(study: "Study") -> "Study":
         from rddlib.guidance import guided_study

@@ -18,7 +18,7 @@ from rddlib.distributed import rank, together
 from rddlib.download import fetch
 from rddlib.errors import UserError
 from rddlib.evaluation.protocols import Protocol
-from rddlib.extractor import FeatureExtractor, MetricNetwork, build_extractor
+from rddlib.extractor import FeatureExtractor, MetricNetwork, extractor_of
 from rddlib.installation import shipped
 
 DIGITS_NETWORK = "digits_metric_network.safetensors"
@@ -176,12 +176,12 @@ def network_of_checkpoint(path: Path) -> Network:
         )
     if info.get("kind") != "extractor":
         raise UserError(f"{path} holds no network that scores: use one made by `rdd extractor` or `rdd metric-network`")
-    name, classes = info["facts"]["extractor"]["name"], len(tensors["fc.bias"])
-    channels = next(tensors[stem] for stem in ("trunk.0.weight", "trunk.conv0.weight") if stem in tensors).shape[1]
-    extractor = build_extractor(name, channels, classes)
-    extractor.load_state_dict(tensors)
+    name = info["facts"]["extractor"]["name"]
+    extractor = extractor_of(name, tensors)
     facts = f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else ""
-    return _classifier(f"extractor {name}{facts}", path, _Pooled(extractor), extractor.channels, (channels, 0, 0))
+    return _classifier(
+        f"extractor {name}{facts}", path, _Pooled(extractor), extractor.channels, (extractor.image_channels, 0, 0)
+    )
 
 
 def inception_weights(download: bool = True, timeout: float = 30.0) -> Path:

@@ -216,6 +216,10 @@ def guided_study(study: Study, seed: int | None = None) -> GuidedStudy:
     seed: one of study.profile.seeds (default the first); added to the study's own, it is that of every stage. Raises
     UserError for images without classes.
     """
+    if study.profile.given.teacher:
+        raise UserError(
+            "given.teacher is distilled as it is: guidance has a base model of its own, so leave one of them out"
+        )
     profile = conditional_profile(study.profile, study.dataset.num_classes)
     seed = study.profile.seeds[0] if seed is None else seed
     guided = GuidedStudy(profile, study.out, study.seed + seed, judge=study.seed)

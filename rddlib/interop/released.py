@@ -64,7 +64,7 @@ def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoi
         network = UNet(_unet_config(tensors, steps * scale, size))
     except KeyError as error:
         raise UserError(
-            f"{path} holds no U-Net of RCFD or RDD: it lacks {error.args[0]}; {_listed('it has', tensors)}"
+            f"{path} holds no U-Net of RCFD or RDD: it lacks {error.args[0]}; {listed('it has', tensors)}"
         ) from None
     except ValueError as error:
         raise UserError(f"{path} holds a U-Net that cannot be built: {error}") from None
@@ -86,7 +86,7 @@ def load_released_classifier(path: str | Path, map_at: str = "relu") -> FeatureE
         channels, classes = tensors["features.conv0.weight"].shape[1], len(tensors["fc.bias"])
     except KeyError as error:
         raise UserError(
-            f"{path} holds no DenseNet201 of RCFD or RDD: it lacks {error.args[0]}; {_listed('it has', tensors)}"
+            f"{path} holds no DenseNet201 of RCFD or RDD: it lacks {error.args[0]}; {listed('it has', tensors)}"
         ) from None
     extractor = build_extractor("densenet201", channels, classes, map_at)
     _load(extractor, tensors, DENSENET_NAMES, path)
@@ -187,7 +187,7 @@ def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[
     wrong = [f"{name} {list(tensors[name].shape)} for {shape}" for name, shape in shapes.items()
              if name in tensors and list(tensors[name].shape) != shape]  # fmt: skip
     faults = {"lacks": lacking, "has, beyond its own,": more, "has in another shape": wrong}
-    if said := [_listed(f"it {what}", names) for what, names in faults.items() if names]:
+    if said := [listed(f"it {what}", names) for what, names in faults.items() if names]:
         raise UserError(f"{path} holds other tensors than its network has: {'; '.join(said)}")
     network.load_state_dict(
         {name: torch.cat([tensors[part] for part in names]) if len(names) > 1 else tensors[names[0]] for name, names in
@@ -195,7 +195,7 @@ def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[
     )  # fmt: skip
 
 
-def _listed(what: str, names) -> str:
+def listed(what: str, names) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{what} {', '.join(names[:SHOWN])}{more}"

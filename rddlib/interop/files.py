@@ -1,0 +1,53 @@
+"""Any file that a model may come in: ours, a published one, or the folder of a diffusers pipeline."""
+
+import json
+from pathlib import Path
+
+from rddlib.checkpoint import digest, load_checkpoint
+from rddlib.denoiser import Denoiser
+from rddlib.errors import UserError
+from rddlib.extractor import FeatureExtractor, extractor_of
+from rddlib.interop.pipelines import from_diffusers
+from rddlib.interop.released import load_released_classifier, load_released_unet
+from rddlib.model_file import describe, load_denoiser
+
+
+def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoiser, dict]:
+    """(denoiser in eval mode, what is recorded of it) from a checkpoint of ours (.safetensors), a diffusers folder, or a file
+    published with RCFD or RDD (anything else); image_size: of `load_released_unet`.
+
+    The record of a model from elsewhere is {"kind": "given", "model", "source", "sha256"}. Raises UserError as they do.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no model at {path}: correct the path (a published pipeline must be downloaded first)")
+    if path.suffix == ".safetensors":
+        return load_denoiser(path)
+    denoiser = from_diffusers(path) if path.is_dir() else load_released_unet(path, image_size)
+    made_by = "diffusers" if path.is_dir() else "RCFD/RDD, released"
+    return denoiser, given_info(denoiser, path, made_by)
+
+
+def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
+    """What is recorded of a model from elsewhere; its sha256 is of its tensors and description."""
+    model = describe(denoiser)
+    return {"kind": "given", "model": model, "source": {"name": Path(path).name, "made_by": made_by},
+            "sha256": digest(denoiser.state_dict(), json.dumps(model, sort_keys=True))}  # fmt: skip
+
+
+def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtractor, dict]:
+    """(extractor in eval mode, {"name", "sha256"}) from a checkpoint of `rdd extractor` or a published classifier's file.
+
+    map_at: of FeatureExtractor. Raises UserError where it is something else.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        extractor = load_released_classifier(path, map_at)
+        return extractor, {"name": "densenet201", "sha256": digest(extractor.state_dict(), "densenet201")}
+    tensors, info = load_checkpoint(path)
+    if info.get("kind") != "extractor":
+        raise UserError(
+            f"{path} holds no extractor but {info.get('kind', 'something else')}: name one made by rdd extractor"
+        )
+    name = info["facts"]["extractor"]["name"]
+    return extractor_of(name, tensors, map_at), {"name": name, "sha256": info["sha256"]}

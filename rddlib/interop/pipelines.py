@@ -1,0 +1,305 @@
+"""Pixel-space diffusion models of diffusers in and out: a UNet2DModel with its scheduler as a Denoiser, and back."""
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rddlib.checkpoint import cannot_write
+from rddlib.denoiser import Denoiser
+from rddlib.diffusers_unet import DiffusersUNet, diffusers_class
+from rddlib.errors import UserError
+from rddlib.interop.released import listed
+from rddlib.schedule import BetaSchedule, CosineSchedule
+from rddlib.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
+
+PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names, ours
+LATENT = ("vae", "vqvae", "movq", "prior", "transformer", "text_encoder")  # components of pipelines in latent space
+TABLE_TOLERANCE = 1e-3  # of a released time table against its sinusoids, which float32 alone makes differ by 1e-4
+CLASS_PIPELINE = "class_pipeline"
+
+
+# in
+
+
+def from_diffusers(source, scheduler=None, *, null_class: bool = False) -> Denoiser:
+    """A pixel-space model of diffusers as a Denoiser in eval mode: (z, t) -> x, or (z, t, y) where it has classes.
+
+    source: a pipeline (DDPMPipeline, DDIMPipeline, ...), a UNet2DModel, or the folder of either; scheduler: a diffusers
+    scheduler (or the folder of one), needed beside a bare UNet2DModel, which does not know its betas. Any betas; prediction
+    "epsilon", "sample" or "v_prediction". null_class: its last class embedding means "no class", so that it can be guided.
+
+    The scheduler's index i stands for t = (i + 1)/T, so that t = 1 is its noisiest and t = 0 is beyond its cleanest one.
+    No code of the folder is run, and nothing downloaded. Raises UserError for latent-diffusion pipelines and for networks
+    and schedulers of other kinds, for files that are missing or damaged, and without diffusers.
+    """
+    if isinstance(source, (str, Path)):
+        source, found = _read(Path(source))
+        scheduler = found if scheduler is None else scheduler
+    elif not isinstance(source, nn.Module):
+        _refuse_latent(type(source).__name__, getattr(source, "components", {}))
+        source, scheduler = getattr(source, "unet", None), scheduler or source.scheduler
+    if not isinstance(source, diffusers_class("UNet2DModel")):
+        raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(source).__name__}: {PIXELS}")
+    if isinstance(scheduler, (str, Path)):
+        scheduler = _read_scheduler(Path(scheduler))
+    if scheduler is None:
+        raise UserError("a UNet2DModel alone does not say its betas: name its pipeline, or pass its scheduler too")
+    schedule, prediction = _schedule_of(scheduler)
+    network = DiffusersUNet(source, schedule.steps, null_class)
+    return Denoiser(network, schedule, prediction).eval().requires_grad_(False)
+
+
+PIXELS = "only pixel-space models, UNet2DModel with a DDPM or DDIM kind of scheduler, are supported"
+
+
+def _refuse_latent(name: str, components) -> None:
+    if latent := [part for part in LATENT if part in components]:
+        raise UserError(f"{name} has a {latent[0]}: it draws in a latent space or from text, and {PIXELS}")
+
+
+def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
+    """(its betas and the last alpha^2 that it ends at, what the network predicts, in our words)."""
+    config, betas = getattr(scheduler, "config", {}), getattr(scheduler, "betas", None)
+    prediction = PREDICTION_TYPES.get(config.get("prediction_type", "epsilon"))
+    if betas is None or prediction is None:
+        what = type(scheduler).__name__ if betas is None else f"prediction_type {config.get('prediction_type')}"
+        raise UserError(f"{what} is of another kind of diffusion: {PIXELS}")
+    betas = tuple(torch.as_tensor(betas, dtype=torch.float64).tolist())
+    if prediction == "eps" and 1.0 in betas:
+        raise UserError("this scheduler ends in pure noise, from which epsilon says nothing of the image: give it betas below "
+                        "1, or a network that predicts v")  # fmt: skip
+    return BetaSchedule(betas, float(getattr(scheduler, "final_alpha_cumprod", 1.0))), prediction
+
+
+def _read(folder: Path) -> tuple[nn.Module, object]:
+    """(UNet2DModel, scheduler or None) from the folder of a pipeline or of a UNet2DModel."""
+    if (folder / "model_index.json").is_file():
+        index = _json(folder / "model_index.json")
+        _refuse_latent(f"{folder}", index)
+        kind = index.get("unet") or [None, "no unet"]
+        if kind[1] != "UNet2DModel":
+            raise UserError(f"{folder} has {kind[1]} for its network: {PIXELS}")
+        return _read_unet(folder / "unet"), _read_scheduler(folder / "scheduler")
+    if (folder / "config.json").is_file():
+        return _read_unet(folder), None
+    raise UserError(
+        f"{folder} holds no diffusers model (no model_index.json): name the folder of a downloaded pipeline"
+    )
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged: get the folder again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: get the folder again")
+    return found
+
+
+def _read_unet(folder: Path) -> nn.Module:
+    kind, unet2d = _json(folder / "config.json").get("_class_name"), diffusers_class("UNet2DModel")
+    if kind not in (None, "UNet2DModel"):
+        raise UserError(f"{folder} holds a {kind}: {PIXELS}")
+    try:
+        unet, found = unet2d.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+        )
+    except Exception as error:  # of many kinds, for a damaged file, one with code in it, or tensors of other shapes
+        said = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise UserError(f"{folder} cannot be read as a UNet2DModel ({said}): get the folder again") from error
+    faults = {"lacks": found["missing_keys"], "has, beyond its own,": found["unexpected_keys"]}
+    if said := [listed(f"it {what}", sorted(names)) for what, names in faults.items() if names]:
+        raise UserError(f"{folder} holds other tensors than its configuration says: {'; '.join(said)}")
+    return unet
+
+
+def _read_scheduler(folder: Path):
+    name = str(_json(folder / "scheduler_config.json").get("_class_name"))
+    try:
+        kind = diffusers_class(name) if name.endswith("Scheduler") else None
+    except AttributeError:
+        kind = None
+    if kind is None:
+        raise UserError(f"{folder} names the scheduler {name}, which this diffusers lacks: {PIXELS}")
+    return kind.from_pretrained(folder, local_files_only=True)
+
+
+# out
+
+
+def to_diffusers(denoiser: Denoiser, folder: str | Path, *, guidance: float | None = None, clip: bool = True) -> Path:
+    """Save a denoiser as a pipeline that diffusers loads by itself; returns the folder, which must be new or empty.
+
+    Without classes that is a DDIMPipeline; with classes one of the folder's own pipeline.py, which takes class_labels too
+    (`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`). In both, num_inference_steps=n, eta=0 and
+    use_clipped_model_output=True give the images of `ddim_sample` in n steps, for n that divide 1024 (or the T of the model's
+    own betas). guidance: the one w that the network shall have, where it takes one; clip: hold x in [-1, 1] at each step.
+
+    Our U-Net's weights become a UNet2DModel's: a step's index i is p - 1, and the shift of the sinusoids' positions is a
+    rotation that its first time layer absorbs; w becomes part of a bias, labels a table. Raises UserError for networks that
+    are no UNet2DModel, for a folder with other content, and without diffusers.
+    """
+    unet, scheduler = _unet2d(denoiser, guidance), _scheduler(denoiser, clip)
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: choose another one")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            made = Path(temporary) / "pipeline"
+            _save_pipeline(unet, scheduler, denoiser.num_classes > 0, made)
+            made.replace(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return folder
+
+
+def _save_pipeline(unet: nn.Module, scheduler, with_classes: bool, folder: Path) -> None:
+    if not with_classes:
+        diffusers_class("DDIMPipeline")(unet, scheduler).save_pretrained(folder)
+        return
+    from rddlib.interop.class_pipeline import ClassDDIMPipeline
+
+    ClassDDIMPipeline(unet, scheduler).save_pretrained(folder)
+    shutil.copy(Path(__file__).with_name(f"{CLASS_PIPELINE}.py"), folder / f"{CLASS_PIPELINE}.py")
+    index = _json(folder / "model_index.json") | {"_class_name": [CLASS_PIPELINE, "ClassDDIMPipeline"]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _grid(denoiser: Denoiser) -> int:
+    """T of the scheduler: its index i is t = (i + 1)/T."""
+    return 1024 if isinstance(denoiser.schedule, CosineSchedule) else denoiser.schedule.steps
+
+
+def _scheduler(denoiser: Denoiser, clip: bool):
+    """A DDIMScheduler with the schedule's alphas at t = (i + 1)/T, and its own alpha(0) at the end.
+
+    Where alpha(0) < 1, as on the released grid, it takes the place of the alpha of index 0, since diffusers knows no other
+    last one but 1: right for all samplers but the one of T steps.
+    """
+    schedule, size = denoiser.schedule, _grid(denoiser)
+    alpha_bar = schedule.alpha(torch.arange(1, size + 1, dtype=torch.float64) / size).square()
+    last = float(schedule.alpha(0.0)) ** 2
+    if last < 1:
+        alpha_bar[0] = last
+    ratios = alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    predictions = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
+    return diffusers_class("DDIMScheduler")(
+        num_train_timesteps=size, trained_betas=(1 - ratios).tolist(), clip_sample=clip, set_alpha_to_one=last == 1,
+        prediction_type=predictions[denoiser.prediction], timestep_spacing="trailing",
+    )  # fmt: skip
+
+
+def _unet2d(denoiser: Denoiser, guidance: float | None) -> nn.Module:
+    network = denoiser.network
+    if guidance is not None and not denoiser.guidance:
+        raise UserError(
+            "this model takes no guidance weight: leave guidance out, or distil guidance into it first (rdd guide)"
+        )
+    if isinstance(network, DiffusersUNet):
+        return network.unet
+    if not isinstance(network, UNet):
+        raise UserError(
+            f"a {type(network).__name__} is no U-Net that diffusers knows: export it to TorchScript instead"
+        )
+    if denoiser.guidance and guidance is None:
+        low, high = denoiser.guidance
+        raise UserError(
+            f"this model takes a guidance weight, and a pipeline has one: pass guidance, {low:g} to {high:g}"
+        )
+    unet = diffusers_class("UNet2DModel")(**_config(denoiser))
+    unet.load_state_dict(_weights(network, guidance))
+    return unet.eval()
+
+
+def _config(denoiser: Denoiser) -> dict:
+    c = denoiser.network.config
+    if c.multipliers[0] != 1:
+        raise UserError(
+            f"a U-Net with multipliers {c.multipliers} has no UNet2DModel, whose first is 1: export it to TorchScript"
+        )
+    if _grid(denoiser) != (c.time_grid or TIME_SCALE):
+        raise UserError("this U-Net's times are not those of its schedule's grid: export it to TorchScript instead")
+    attends = [(c.image_size >> level) in c.attention for level in range(len(c.multipliers))]
+    return {
+        "sample_size": c.image_size, "in_channels": c.image_channels, "out_channels": c.image_channels,
+        "block_out_channels": tuple(c.channels * m for m in c.multipliers), "layers_per_block": c.blocks,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "attention_head_dim": None, "norm_num_groups": c.groups, "dropout": c.dropout, "flip_sin_to_cos": False,
+        "num_class_embeds": (c.num_classes + (c.label_dropout > 0)) or None,
+    }  # fmt: skip
+
+
+def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
+    """Our U-Net's tensors under UNet2DModel's names."""
+    c, found = network.config, {}
+
+    def put(name: str, layer: nn.Module) -> None:
+        found.update({f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()})
+
+    def put_block(stem: str, number: int, block: ResidualBlock) -> None:
+        name = f"{stem}.resnets.{number}"
+        for theirs, ours in (("norm1", block.norm1), ("conv1", block.conv1), ("time_emb_proj", block.embed),
+                             ("norm2", block.norm2), ("conv2", block.conv2), ("conv_shortcut", block.shortcut)):  # fmt: skip
+            put(f"{name}.{theirs}", ours)
+        if not isinstance(block.attention, nn.Identity):
+            put_attention(f"{stem}.attentions.{number}", block.attention)
+
+    def put_attention(name: str, attention: nn.Module) -> None:
+        put(f"{name}.group_norm", attention.norm)
+        for part, weight, bias in zip("qkv", attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True):
+            found.update({f"{name}.to_{part}.weight": weight[:, :, 0, 0], f"{name}.to_{part}.bias": bias})
+        found[f"{name}.to_out.0.weight"] = attention.proj.weight[:, :, 0, 0]
+        found[f"{name}.to_out.0.bias"] = attention.proj.bias
+
+    for stem, layers in (("down", network.down), ("up", network.up)):
+        level, number = 0, 0
+        for layer in layers:
+            if isinstance(layer, ResidualBlock):
+                put_block(f"{stem}_blocks.{level}", number, layer)
+                number += 1
+            else:
+                resampler = "upsamplers.0.conv" if isinstance(layer, Upsample) else "downsamplers.0.conv"
+                put(f"{stem}_blocks.{level}.{resampler}", layer.conv if isinstance(layer, Upsample) else layer)
+                level, number = level + 1, 0
+    for number, block in enumerate(network.middle):
+        put_block("mid_block", number, block)
+    put("conv_in", network.head)
+    put("conv_norm_out", network.tail[0])
+    put("conv_out", network.tail[2])
+    first, second = network.time_embedding[0], network.time_embedding[2]
+    found |= {"time_embedding.linear_1.weight": _shifted(network), "time_embedding.linear_1.bias": first.bias}
+    found |= {"time_embedding.linear_2.weight": second.weight, "time_embedding.linear_2.bias": second.bias}
+    if guidance is not None:
+        w = torch.tensor([guidance * GUIDANCE_SCALE], device=second.bias.device)
+        branch = network.guidance_embedding(sinusoids(w, c.channels).to(second.bias.dtype))[0]
+        found["time_embedding.linear_2.bias"] = second.bias + branch
+    if network.label_embedding is not None:
+        rows = network.label_embedding.weight.T
+        rows = torch.cat([rows, torch.zeros_like(rows[:1])]) if c.label_dropout else rows  # the last one: no class
+        found["class_embedding.weight"] = rows + network.label_embedding.bias
+    return {name: tensor.detach().float().cpu() for name, tensor in found.items()}
+
+
+def _shifted(network: UNet) -> Tensor:
+    """The first time layer for sinusoids of p - 1, sines first, that gives what ours gives for those of p, interleaved.
+
+    sin(p w) = sin((p-1) w) cos w + cos((p-1) w) sin w, and likewise the cosine: a rotation of each pair.
+    """
+    c, weight = network.config, network.time_embedding[0].weight.double()
+    if c.time_grid:
+        positions = torch.arange(c.time_grid + 1, device=weight.device)
+        if (network.time_table - sinusoids(positions, c.channels)).abs().max() > TABLE_TOLERANCE:
+            raise UserError(
+                "this U-Net has a time table of its own, which diffusers has not: export it to TorchScript instead"
+            )
+    w = torch.exp(torch.arange(0, c.channels, 2, device=weight.device).double() * (-math.log(10000.0) / c.channels))
+    sines, cosines = weight[:, 0::2], weight[:, 1::2]
+    return torch.cat([sines * w.cos() - cosines * w.sin(), sines * w.sin() + cosines * w.cos()], dim=1)
