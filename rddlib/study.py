@@ -321,14 +321,12 @@ class Study:
         return load_model(self.profile.given.teacher)
 
     def _given_base_facts(self) -> dict:
-        denoiser, info = self._given_teacher
-        facts = {"given": info["sha256"], "source": info.get("source", {"name": Path(self.profile.given.teacher).name,
-                 "made_by": "rddlib"})}  # fmt: skip
+        p, (denoiser, info) = self.profile, self._given_teacher
+        own = {"name": Path(p.given.teacher).name, "made_by": "rddlib"}
+        facts = {"given": info["sha256"], "source": info.get("source", own), "data": self._data_facts()}
         if denoiser.prediction != "eps":
             return facts
-        p = self.profile
-        return {**facts, "data": self._data_facts(), "train": as_dict(p.given.convert), "snr_max": p.base.snr_max,
-                "seed": self.seed}  # fmt: skip
+        return {**facts, "train": as_dict(p.given.convert), "snr_max": p.base.snr_max, "seed": self.seed}
 
     def _given_base(self) -> Denoiser:
         """The given teacher; one that predicts eps has learnt to predict v first, or few-step students would learn nothing."""

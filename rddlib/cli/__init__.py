@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from rddlib.cli import ablate, bench, images, report, study, training
+from rddlib.cli import ablate, bench, exchange, images, report, study, training
 from rddlib.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
@@ -23,6 +23,8 @@ for _command in (study.study, study.plan, training.train, training.extractor, tr
                  ablate.ablate, images.sample, images.evaluate):  # fmt: skip
     app.command()(_command)
 app.command()(report.report)
+app.add_typer(exchange.importing, name="import")
+app.add_typer(exchange.exporting, name="export")
 app.add_typer(bench.bench, name="bench")
 app.command("metric-network")(bench.metric_network)
 

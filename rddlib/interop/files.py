@@ -11,6 +11,8 @@ from rddlib.interop.pipelines import from_diffusers
 from rddlib.interop.released import load_released_classifier, load_released_unet
 from rddlib.model_file import describe, load_denoiser
 
+RELEASED, DIFFUSERS = "released with RCFD and RDD", "diffusers"  # whose a model is
+
 
 def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoiser, dict]:
     """(denoiser in eval mode, what is recorded of it) from a checkpoint of ours (.safetensors), a diffusers folder, or a file
@@ -24,8 +26,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoise
     if path.suffix == ".safetensors":
         return load_denoiser(path)
     denoiser = from_diffusers(path) if path.is_dir() else load_released_unet(path, image_size)
-    made_by = "diffusers" if path.is_dir() else "RCFD/RDD, released"
-    return denoiser, given_info(denoiser, path, made_by)
+    return denoiser, given_info(denoiser, path.resolve(), DIFFUSERS if path.is_dir() else RELEASED)
 
 
 def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:

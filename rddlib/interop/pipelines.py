@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,13 +15,14 @@ from rddlib.denoiser import Denoiser
 from rddlib.diffusers_unet import DiffusersUNet, diffusers_class
 from rddlib.errors import UserError
 from rddlib.interop.released import listed
+from rddlib.interop.torchscript import check_guidance, scripted, shape_of
 from rddlib.schedule import BetaSchedule, CosineSchedule
 from rddlib.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
 
+FRONT_MATTER = "---\nlibrary_name: diffusers\nlicense: # to be filled in\n---\n"  # of a model card, as hubs read it
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names, ours
 LATENT = ("vae", "vqvae", "movq", "prior", "transformer", "text_encoder")  # components of pipelines in latent space
 TABLE_TOLERANCE = 1e-3  # of a released time table against its sinusoids, which float32 alone makes differ by 1e-4
-CLASS_PIPELINE = "class_pipeline"
 
 
 # in
@@ -133,43 +135,111 @@ def _read_scheduler(folder: Path):
 # out
 
 
-def to_diffusers(denoiser: Denoiser, folder: str | Path, *, guidance: float | None = None, clip: bool = True) -> Path:
+def to_diffusers(
+    denoiser: Denoiser, folder: str | Path, *, steps: int = 0, guidance: float | None = None, clip: bool = True,
+    image_shape: tuple[int, int, int] | None = None, card: Callable[[str], str] | None = None,
+) -> Path:  # fmt: skip
     """Save a denoiser as a pipeline that diffusers loads by itself; returns the folder, which must be new or empty.
 
-    Without classes that is a DDIMPipeline; with classes one of the folder's own pipeline.py, which takes class_labels too
-    (`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`). In both, num_inference_steps=n, eta=0 and
-    use_clipped_model_output=True give the images of `ddim_sample` in n steps, for n that divide 1024 (or the T of the model's
-    own betas). guidance: the one w that the network shall have, where it takes one; clip: hold x in [-1, 1] at each step.
+    A network that is a UNet2DModel, or that maps onto one as our U-Net does, becomes a DDIMPipeline; with classes one of the
+    folder's own class_pipeline.py, which takes class_labels. num_inference_steps=n, eta=0 and use_clipped_model_output=True
+    then give the images of `ddim_sample` in n steps, for n that divide 1024 (or the T of the model's own betas). Any other
+    network becomes a TorchScript sampler of `steps` steps in scripted_pipeline.py. What has a module of its own is loaded by
+    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+
+    steps: that it was distilled for (default denoiser.steps), for TorchScript and for the model card, README.md; card: that
+    card's text, given the lines of Python that draw with the pipeline (default: what the denoiser itself says); guidance: the
+    one w that the network shall have, where it takes one; clip: hold x in [-1, 1] at each step; image_shape: (C, H, W), of a
+    network that does not say it.
 
     Our U-Net's weights become a UNet2DModel's: a step's index i is p - 1, and the shift of the sinusoids' positions is a
-    rotation that its first time layer absorbs; w becomes part of a bias, labels a table. Raises UserError for networks that
-    are no UNet2DModel, for a folder with other content, and without diffusers.
+    rotation that its first time layer absorbs; w becomes part of a bias, labels a table. Raises UserError for a folder with
+    other content, for guidance that the model does not take or lacks, and without diffusers.
     """
-    unet, scheduler = _unet2d(denoiser, guidance), _scheduler(denoiser, clip)
-    folder = Path(folder)
+    from rddlib.interop.cards import model_card
+
+    check_guidance(denoiser, guidance)
+    folder, steps = Path(folder), steps or denoiser.steps
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: choose another one")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pipeline"
-            _save_pipeline(unet, scheduler, denoiser.num_classes > 0, made)
+            if maps_onto_unet2d(denoiser, guidance):
+                _save_unet2d(denoiser, guidance, clip, made)
+            else:
+                _save_scripted(denoiser, steps, guidance, clip, image_shape, made)
+            usage = _usage(denoiser, folder.name, steps, {path.stem for path in made.glob("*.py")})
+            text = card(usage) if card else model_card(denoiser, title=folder.name, steps=steps, usage=usage)
+            (made / "README.md").write_text(f"{FRONT_MATTER}{text}")
             made.replace(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
     return folder
 
 
-def _save_pipeline(unet: nn.Module, scheduler, with_classes: bool, folder: Path) -> None:
-    if not with_classes:
+def maps_onto_unet2d(denoiser: Denoiser, guidance: float | None = None) -> bool:
+    """Whether the network is a UNet2DModel, or has the same function as one."""
+    network = denoiser.network
+    if isinstance(network, DiffusersUNet):
+        return guidance is None
+    if not isinstance(network, UNet) or (guidance is not None and not denoiser.guidance):
+        return False
+    c = network.config
+    same_times = _grid(denoiser) == (c.time_grid or TIME_SCALE)
+    return c.multipliers[0] == 1 and same_times and _has_sinusoids(network)
+
+
+def _has_sinusoids(network: UNet) -> bool:
+    """Whether a table of times, where the network has one, is that of the sinusoids."""
+    c = network.config
+    if not c.time_grid:
+        return True
+    positions = torch.arange(c.time_grid + 1, device=network.time_table.device)
+    return bool((network.time_table - sinusoids(positions, c.channels)).abs().max() <= TABLE_TOLERANCE)
+
+
+def _save_unet2d(denoiser: Denoiser, guidance: float | None, clip: bool, folder: Path) -> None:
+    unet, scheduler = _unet2d(denoiser, guidance), _scheduler(denoiser, clip)
+    if not denoiser.num_classes:
         diffusers_class("DDIMPipeline")(unet, scheduler).save_pretrained(folder)
         return
     from rddlib.interop.class_pipeline import ClassDDIMPipeline
 
     ClassDDIMPipeline(unet, scheduler).save_pretrained(folder)
-    shutil.copy(Path(__file__).with_name(f"{CLASS_PIPELINE}.py"), folder / f"{CLASS_PIPELINE}.py")
-    index = _json(folder / "model_index.json") | {"_class_name": [CLASS_PIPELINE, "ClassDDIMPipeline"]}
+    _own_pipeline(folder, "class_pipeline", "ClassDDIMPipeline")
+
+
+def _save_scripted(denoiser: Denoiser, steps: int, guidance, clip: bool, image_shape, folder: Path) -> None:
+    from rddlib.interop.scripted_pipeline import ScriptedPipeline
+
+    content, _ = scripted(denoiser, steps, clip, guidance, image_shape)
+    pipeline = ScriptedPipeline(shape_of(denoiser, image_shape), steps, denoiser.num_classes)
+    pipeline.save_pretrained(folder)
+    (folder / "sampler.ts").write_bytes(content)
+    _own_pipeline(folder, "scripted_pipeline", "ScriptedPipeline")
+
+
+def _own_pipeline(folder: Path, module: str, name: str) -> None:
+    """Let a saved pipeline's class be one of a module that lies in its folder."""
+    shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
+    index = _json(folder / "model_index.json") | {"_class_name": [module, name]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _usage(denoiser: Denoiser, name: str, steps: int, modules: set[str]) -> str:
+    """The lines of Python that draw with a saved pipeline, which has these modules of its own."""
+    arguments = [
+        f"class_labels={list(range(min(4, denoiser.num_classes)))}" if denoiser.num_classes else "batch_size=4"
+    ]
+    if "scripted_pipeline" not in modules:
+        arguments += [f"num_inference_steps={steps or 8}", "use_clipped_model_output=True"]
+    trust = ", trust_remote_code=True" if modules else ""
+    return f"""from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{name}"{trust})
+images = pipeline({", ".join(arguments)}).images"""
 
 
 def _grid(denoiser: Denoiser) -> int:
@@ -198,34 +268,15 @@ def _scheduler(denoiser: Denoiser, clip: bool):
 
 def _unet2d(denoiser: Denoiser, guidance: float | None) -> nn.Module:
     network = denoiser.network
-    if guidance is not None and not denoiser.guidance:
-        raise UserError(
-            "this model takes no guidance weight: leave guidance out, or distil guidance into it first (rdd guide)"
-        )
     if isinstance(network, DiffusersUNet):
         return network.unet
-    if not isinstance(network, UNet):
-        raise UserError(
-            f"a {type(network).__name__} is no U-Net that diffusers knows: export it to TorchScript instead"
-        )
-    if denoiser.guidance and guidance is None:
-        low, high = denoiser.guidance
-        raise UserError(
-            f"this model takes a guidance weight, and a pipeline has one: pass guidance, {low:g} to {high:g}"
-        )
-    unet = diffusers_class("UNet2DModel")(**_config(denoiser))
+    unet = diffusers_class("UNet2DModel")(**_config(network))
     unet.load_state_dict(_weights(network, guidance))
     return unet.eval()
 
 
-def _config(denoiser: Denoiser) -> dict:
-    c = denoiser.network.config
-    if c.multipliers[0] != 1:
-        raise UserError(
-            f"a U-Net with multipliers {c.multipliers} has no UNet2DModel, whose first is 1: export it to TorchScript"
-        )
-    if _grid(denoiser) != (c.time_grid or TIME_SCALE):
-        raise UserError("this U-Net's times are not those of its schedule's grid: export it to TorchScript instead")
+def _config(network: UNet) -> dict:
+    c = network.config
     attends = [(c.image_size >> level) in c.attention for level in range(len(c.multipliers))]
     return {
         "sample_size": c.image_size, "in_channels": c.image_channels, "out_channels": c.image_channels,
@@ -294,12 +345,6 @@ def _shifted(network: UNet) -> Tensor:
     sin(p w) = sin((p-1) w) cos w + cos((p-1) w) sin w, and likewise the cosine: a rotation of each pair.
     """
     c, weight = network.config, network.time_embedding[0].weight.double()
-    if c.time_grid:
-        positions = torch.arange(c.time_grid + 1, device=weight.device)
-        if (network.time_table - sinusoids(positions, c.channels)).abs().max() > TABLE_TOLERANCE:
-            raise UserError(
-                "this U-Net has a time table of its own, which diffusers has not: export it to TorchScript instead"
-            )
     w = torch.exp(torch.arange(0, c.channels, 2, device=weight.device).double() * (-math.log(10000.0) / c.channels))
     sines, cosines = weight[:, 0::2], weight[:, 1::2]
     return torch.cat([sines * w.cos() - cosines * w.sin(), sines * w.sin() + cosines * w.cos()], dim=1)

@@ -1,0 +1,147 @@
+"""`rdd import` and `rdd export`: models from elsewhere into checkpoints, checkpoints into what others load."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rddlib.errors import UserError
+
+if TYPE_CHECKING:
+    from rddlib.denoiser import Denoiser
+
+importing = typer.Typer(help="Models from elsewhere as checkpoints of ours.", no_args_is_help=True)
+exporting = typer.Typer(help="Checkpoints as what other programs load, each with a model card.", no_args_is_help=True)
+
+ImportTo = Annotated[Path | None, typer.Option("--to", help="File to write; default NAME.safetensors in this folder.")]
+SourceArgument = Annotated[Path, typer.Argument(help="A checkpoint, a published file, or a diffusers folder.")]
+GuidanceOption = Annotated[float | None, typer.Option(help="The weight w it shall have, where the model takes one.")]
+StepsOption = Annotated[int, typer.Option(min=0, help="Sampling steps; 0 for those it was distilled for.")]
+UnclippedOption = Annotated[bool, typer.Option("--unclipped", help="Do not hold x in [-1, 1] at each step.")]
+
+
+@importing.command()
+def released(
+    path: Annotated[Path, typer.Argument(help="A file published with RCFD or RDD: a U-Net's or a classifier's.")],
+    to: ImportTo = None,
+    image_size: Annotated[int, typer.Option(min=0, help="In pixels, for a U-Net's file that does not say it.")] = 0,
+) -> None:
+    """Read a file published with RCFD or RDD, without running anything in it, and write a checkpoint.
+
+    \b
+    Examples:
+      rdd import released ckpt.pt
+      rdd import released densenet201.pt --to theirs.safetensors
+    """
+    from rddlib.checkpoint import save_checkpoint
+    from rddlib.interop.files import RELEASED, given_info
+    from rddlib.interop.released import is_classifier, load_released_classifier, load_released_unet, read_tensors
+
+    if is_classifier(read_tensors(path)):
+        to = _new_file(to, path)
+        extractor = load_released_classifier(path)
+        facts = {"source": {"name": path.name, "made_by": RELEASED}, "extractor": {"name": "densenet201"}}
+        save_checkpoint(to, extractor.state_dict(), {"kind": "extractor", "facts": facts})
+        print(f"{to}: DenseNet201, {extractor.fc.out_features} classes")
+        return
+    to = _new_file(to, path)
+    denoiser = load_released_unet(path, image_size or None)
+    _write_model(to, denoiser, given_info(denoiser, path, RELEASED))
+
+
+@importing.command()
+def diffusers(
+    path: Annotated[Path, typer.Argument(help="Folder of a pixel-space pipeline (DDPMPipeline, DDIMPipeline, ...).")],
+    to: ImportTo = None,
+) -> None:
+    """Read the UNet2DModel and the betas of a diffusers pipeline, without running code of its folder, and write a checkpoint.
+
+    \b
+    Example:
+      rdd import diffusers ddpm-cifar10-32
+    """
+    from rddlib.interop.files import DIFFUSERS, given_info
+    from rddlib.interop.pipelines import from_diffusers
+
+    to = _new_file(to, path.resolve())
+    denoiser = from_diffusers(path)
+    _write_model(to, denoiser, given_info(denoiser, path.resolve(), DIFFUSERS))
+
+
+def _new_file(to: Path | None, source: Path) -> Path:
+    to = to or Path(f"{source.stem or source.name}.safetensors")
+    if to.suffix != ".safetensors":
+        raise UserError(f"--to {to}: a checkpoint's name ends in .safetensors")
+    return _absent(to)
+
+
+def _absent(path: Path) -> Path:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists: choose another --to, or delete it")
+    return path
+
+
+def _write_model(to: Path, denoiser: "Denoiser", info: dict) -> None:
+    from rddlib.checkpoint import save_checkpoint
+    from rddlib.model_file import summary
+
+    save_checkpoint(to, denoiser.state_dict(), {name: value for name, value in info.items() if name != "sha256"})
+    steps = f"for {denoiser.steps} steps" if denoiser.steps else "for any number of steps"
+    print(f"{to}: {summary(denoiser)}, {steps}")
+
+
+@exporting.command("diffusers")
+def to_pipeline(
+    checkpoint: SourceArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write, new or empty.")],
+    steps: StepsOption = 0,
+    guidance: GuidanceOption = None,
+    unclipped: UnclippedOption = False,
+) -> None:
+    """Save a model as a pipeline that diffusers loads without rddlib, with a model card (README.md).
+
+    \b
+    Examples:
+      rdd export diffusers runs/digits/checkpoints/rdd-1-*.safetensors --to rdd-digits
+      rdd export diffusers runs/digits/checkpoints/guided-rdd-2-*.safetensors --guidance 1 --to guided-digits
+    """
+    from rddlib.interop import load_model, to_diffusers
+    from rddlib.interop.cards import card_of
+
+    denoiser, info = load_model(checkpoint)
+
+    def card(usage: str) -> str:
+        return card_of(denoiser, checkpoint, info, title=to.name, steps=steps or denoiser.steps, usage=usage)
+
+    to_diffusers(denoiser, _absent(to), steps=steps, guidance=guidance, clip=not unclipped, card=card)
+    print(f"{to}: a diffusers pipeline; {to / 'README.md'}: its model card, with the lines that draw with it")
+
+
+@exporting.command()
+def torchscript(
+    checkpoint: SourceArgument,
+    to: Annotated[Path | None, typer.Option("--to", help="File to write; default NAME.ts in this folder.")] = None,
+    steps: StepsOption = 0,
+    guidance: GuidanceOption = None,
+    unclipped: UnclippedOption = False,
+) -> None:
+    """Save a few-step sampler, noise in and images out, as one TorchScript file for CPUs, with a model card (.md).
+
+    \b
+    Example:
+      rdd export torchscript runs/digits/checkpoints/rdd-1-*.safetensors --to rdd-digits.ts
+    """
+    from rddlib.checkpoint import write_atomically
+    from rddlib.interop import export_torchscript, load_model
+    from rddlib.interop.cards import card_of
+    from rddlib.interop.torchscript import script_usage
+
+    to = to or Path(f"{checkpoint.stem}.ts")
+    card = _absent(to.with_suffix(".md"))
+    denoiser, info = load_model(checkpoint)
+    difference = export_torchscript(denoiser, _absent(to), steps, clip=not unclipped, guidance=guidance)
+    usage = script_usage(denoiser, to.name)
+    write_atomically(
+        card, card_of(denoiser, checkpoint, info, title=to.stem, steps=steps or denoiser.steps, usage=usage)
+    )
+    print(f"{to}: noise in, images out, within {difference:.1g} of ours; {card}: its model card")

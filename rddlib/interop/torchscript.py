@@ -1,0 +1,109 @@
+"""A few-step student as one TorchScript file, noise in and images out, that runs where there is neither rddlib nor Python."""
+
+import copy
+import io
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rddlib.checkpoint import write_atomically
+from rddlib.denoiser import Denoiser
+from rddlib.errors import UserError
+from rddlib.sampling import ddim_sample
+
+TOLERANCE = 1e-4  # between the exported images and ours
+LARGEST = 64  # steps: each is unrolled
+
+
+class FewSteps(nn.Module):
+    """forward(noise) or forward(noise, y): noise [N, C, H, W], labels y [N] where there are classes -> images."""
+
+    def __init__(self, denoiser: Denoiser, steps: int, clip: bool = True, guidance: float | None = None):
+        super().__init__()
+        self.denoiser, self.steps, self.clip, self.guidance = denoiser, steps, clip, guidance
+
+    def forward(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
+        return ddim_sample(self.denoiser, noise, self.steps, y=y, clip=self.clip, guidance=self.guidance)
+
+
+def export_torchscript(
+    denoiser: Denoiser, path: str | Path, steps: int = 0, *, clip: bool = True, guidance: float | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> float:  # fmt: skip
+    """Write the sampler of `steps` steps (default: those it was distilled for) as a TorchScript file for CPUs, in float32.
+
+    `torch.jit.load(path)(noise)`, or `(noise, labels)` with classes, are the images of `ddim_sample`, for any number of them;
+    guidance: the one w it shall have; image_shape: (C, H, W), where the network's config does not say it. The file is read
+    back and compared before it is kept; returns the largest difference. Raises UserError where that is above 1e-4, for steps
+    < 1 or > 64, and for guidance that the model does not take or lacks.
+    """
+    content, difference = scripted(denoiser, steps, clip, guidance, image_shape)
+    write_atomically(Path(path), content)
+    return difference
+
+
+def scripted(
+    denoiser: Denoiser, steps: int, clip: bool, guidance: float | None, image_shape: tuple[int, int, int] | None
+) -> tuple[bytes, float]:
+    """(content of the file, its largest difference) of `export_torchscript`."""
+    steps, shape = steps or denoiser.steps, shape_of(denoiser, image_shape)
+    if not 1 <= steps <= LARGEST:
+        raise UserError(f"steps is {steps}: say for how many the sampler shall be, 1 to {LARGEST}")
+    check_guidance(denoiser, guidance)
+    denoiser = copy.deepcopy(denoiser).cpu().float().eval().requires_grad_(False)
+    sampler = FewSteps(denoiser, steps, clip, guidance)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torch calls TorchScript deprecated; nothing else runs everywhere
+        warnings.simplefilter(
+            "ignore", torch.jit.TracerWarning
+        )  # constants; the comparison below would see a wrong one
+        traced = torch.jit.trace(sampler, _inputs(denoiser, shape, 2, 0), check_trace=False)
+        content = io.BytesIO()
+        torch.jit.save(torch.jit.freeze(traced.eval()), content)
+        content.seek(0)
+        loaded, inputs = torch.jit.load(content), _inputs(denoiser, shape, 3, 1)
+        difference = float((loaded(*inputs) - sampler(*inputs)).abs().max())
+    if not difference <= TOLERANCE:
+        raise UserError(f"the TorchScript file's images differ by {difference:.2g}: this network cannot be traced")
+    return content.getvalue(), difference
+
+
+def shape_of(denoiser: Denoiser, image_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """(C, H, W) of a denoiser's images. Raises UserError where neither argument says it."""
+    config = getattr(denoiser.network, "config", None)
+    if image_shape is None and not hasattr(config, "image_size"):
+        raise UserError("this network does not say its images' shape: pass image_shape, (C, H, W)")
+    return image_shape or (config.image_channels, config.image_size, config.image_size)
+
+
+def check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
+    """Raise UserError where a sampler with this one w, or with none, cannot be made."""
+    if denoiser.guidance and guidance is None:
+        low, high = denoiser.guidance
+        raise UserError(
+            f"this model takes a guidance weight, and an export has one: pass guidance, {low:g} to {high:g}"
+        )
+    if guidance is not None:
+        try:
+            denoiser.check_guidable()
+        except ValueError as error:
+            raise UserError(f"{error}; or leave guidance out") from error
+
+
+def script_usage(denoiser: Denoiser, name: str) -> str:
+    """The lines of Python that draw with an exported file."""
+    channels, height, width = shape_of(denoiser, None)
+    labels = f", torch.arange(4) % {denoiser.num_classes}" if denoiser.num_classes else ""
+    return f"""import torch
+
+sampler = torch.jit.load("{name}")
+images = sampler(torch.randn(4, {channels}, {height}, {width}){labels})  # [4, {channels}, {height}, {width}] in [-1, 1]"""
+
+
+def _inputs(denoiser: Denoiser, shape: tuple[int, int, int], count: int, seed: int) -> tuple[Tensor, ...]:
+    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+    return (noise, torch.arange(count) % denoiser.num_classes) if denoiser.num_classes else (noise,)
