@@ -101,6 +101,46 @@ def bench_step_command(
         print(f"Wrote {out}")
 
 
+@bench.command("export")
+def bench_export_command(
+    profile: ProfileOption = "digits",
+    settings: SetOption = None,
+    batch: Annotated[str, typer.Option(help="Images at a time: one number or several.")] = "1,64",
+    repetitions: Annotated[int, typer.Option(min=1, help="Timed calls; the median counts.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON here.")] = None,
+) -> None:
+    """Images a second on the CPU: the teacher in all its steps, a one-step student, and the student's TorchScript file.
+
+    The networks are untrained, which changes no time; no data set is needed.
+
+    \b
+    Examples:
+      rdd bench export
+      rdd bench export --profile cifar10 --batch 1,16 --out export.json
+    """
+    import json
+
+    from rddlib.bench.export import bench_export, format_export
+    from rddlib.checkpoint import write_atomically
+
+    try:
+        batches = [int(word) for word in batch.split(",")]
+    except ValueError:
+        raise UserError(f"--batch {batch}: expected whole numbers, e.g. --batch 1,64") from None
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    report = bench_export(profile, parse_overrides(settings), batches=batches, repetitions=repetitions, progress=say)
+    if out is not None:
+        write_atomically(out, json.dumps(report, indent=1) + "\n")
+    print(f"{profile} on {report['hardware']}, torch {report['torch']}")
+    print(format_export(report))
+    print(
+        f"speed: images/s over the teacher's. The file's images differ from Python's by {report['difference']:.1g} at most."
+    )
+    if out is not None:
+        print(f"Wrote {out}")
+
+
 def metric_network(
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("data/digits_metric_network.safetensors"),
 ) -> None:
