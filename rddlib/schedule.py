@@ -155,7 +155,7 @@ def schedule_of(facts: dict) -> Schedule:
     """The schedule that `schedule_facts` described (in files of earlier versions, by its offset alone)."""
     name = facts.get("schedule", "continuous")
     if name == "betas":
-        return BetaSchedule(tuple(facts["betas"]), facts["clean"])
+        return BetaSchedule(tuple(facts["betas"]), facts.get("clean", 1.0))
     if name == "discrete":
         return DiscreteCosineSchedule(facts.get("schedule_steps", 1024), facts["schedule_offset"])
     return make_schedule(name, facts["schedule_offset"])

@@ -9,6 +9,8 @@ import pytest
 import torch
 from filelock import FileLock
 
+from rddlib.cli import main
+
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
@@ -69,3 +71,20 @@ def smoke_run(shared, tmp_path_factory, watched_kernels):
 def smoke_figures(smoke_run, watched_kernels):
     """One {"cell": source, "faults": [line, ...]} for each figure that the smoke study's notebooks drew."""
     return [json.loads(line) for file in watched_kernels[1].iterdir() for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def rdd(capsys, monkeypatch):
+    """Run the command in this process: rdd("study", ...) -> (exit status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            main(list(arguments))
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run

@@ -3,25 +3,7 @@ import sys
 
 import pytest
 
-from rddlib.cli import main
 from rddlib.study import open_study
-
-
-@pytest.fixture
-def rdd(capsys, monkeypatch):
-    """Run the command in this process: rdd("study", ...) -> (exit status, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            main(list(arguments))
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -19,8 +19,9 @@ from rddlib.extractor import FeatureExtractor, build_extractor
 from rddlib.schedule import DiscreteCosineSchedule
 from rddlib.unet import UNet, UNetConfig
 
-SHOWN = 10  # names of tensors in a message
+SHOWN, LONGEST_WORD = 10, 120  # names of tensors in a message, characters of each
 GROUPS = 32  # of every GroupNorm there
+LONGEST_GRID = 100_000  # steps; the published ones have 1024
 TIME_TABLE = "time_embedding.timembedding.0.weight"
 
 # (ours, the released name), applied in turn to the names of our tensors.
@@ -59,6 +60,10 @@ def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoi
     file = read_tensors(path)
     steps, scale = (_whole(file, name, path) for name in ("T", "time_scale"))
     tensors = _part(file, "ema_model" if scale == 1 else "net_model", path)
+    if steps * scale > LONGEST_GRID:
+        raise UserError(
+            f"{path} has a grid of T * time_scale = {steps * scale} steps, more than {LONGEST_GRID}: is it a published one?"
+        )
     size = image_size or _noise_size(file, path)
     try:
         network = UNet(_unet_config(tensors, steps * scale, size))
@@ -66,8 +71,8 @@ def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoi
         raise UserError(
             f"{path} holds no U-Net of RCFD or RDD: it lacks {error.args[0]}; {listed('it has', tensors)}"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{path} holds a U-Net that cannot be built: {error}") from None
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds a U-Net that cannot be built: {one_line(error)}") from None
     if TIME_TABLE not in tensors:  # some tools leave constant tensors out
         tensors = {**tensors, TIME_TABLE: network.time_table}
     _load(network, tensors, UNET_NAMES, path)
@@ -79,7 +84,8 @@ def load_released_classifier(path: str | Path, map_at: str = "relu") -> FeatureE
     """The published DenseNet201 as a FeatureExtractor in eval mode: images [N, C, H, W] in [-1, 1] -> map, pooled, logits.
 
     map_at: of FeatureExtractor; "relu", as the released network returns it, or "conv", as the RDD paper says. Raises
-    UserError for a file that is something else, that holds code, or whose tensors are too few or many.
+    UserError for a file that is something else, that holds code, or whose tensors are too few or many, ValueError for
+    another map_at.
     """
     tensors = _part(read_tensors(path), "model", path)
     try:
@@ -88,6 +94,8 @@ def load_released_classifier(path: str | Path, map_at: str = "relu") -> FeatureE
         raise UserError(
             f"{path} holds no DenseNet201 of RCFD or RDD: it lacks {error.args[0]}; {listed('it has', tensors)}"
         ) from None
+    except (IndexError, TypeError) as error:
+        raise UserError(f"{path} holds a DenseNet201 that cannot be built: {one_line(error)}") from None
     extractor = build_extractor("densenet201", channels, classes, map_at)
     _load(extractor, tensors, DENSENET_NAMES, path)
     return extractor.eval().requires_grad_(False)
@@ -101,7 +109,7 @@ def read_tensors(path: str | Path) -> dict:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if re.search("Unsupported (global|class)|GLOBAL", str(error)):
             raise UserError(
                 f"{path} holds Python objects besides tensors, which could run code; nothing of it was run: "
                 "ask its makers for a file of tensors"
@@ -121,16 +129,26 @@ def is_classifier(file: Mapping) -> bool:
 
 def _part(file: Mapping, name: str, path: str | Path) -> dict[str, Tensor]:
     part = file.get(name)
-    if not isinstance(part, Mapping) or not all(isinstance(tensor, Tensor) for tensor in part.values()):
-        raise UserError(f"{path} has no {name}, a dict of tensors: it holds {', '.join(map(str, file)) or 'nothing'}")
+    if not isinstance(part, Mapping) or not all(
+        isinstance(key, str) and _plain(tensor) for key, tensor in part.items()
+    ):
+        raise UserError(
+            f"{path} has no {name}, a dict of tensors: {listed('it holds', file) if file else 'it is empty'}"
+        )
     return dict(part)
+
+
+def _plain(tensor) -> bool:
+    """Whether this is a tensor of real numbers, all of them there."""
+    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_meta)
 
 
 def _whole(file: Mapping, name: str, path: str | Path) -> int:
     value = file.get(name)
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if not isinstance(value, (int, float)) or value != int(value) or value < 1:
-        raise UserError(f"{path} has {name} = {value}, expected a whole number from 1 on: name a published checkpoint")
+    if not isinstance(value, (int, float)) or not 1 <= value <= LONGEST_GRID or value != int(value):
+        raise UserError(f"{path} has {name} = {one_line(value)}, expected a whole number up to {LONGEST_GRID}: name a published "
+                        "checkpoint")  # fmt: skip
     return int(value)
 
 
@@ -196,6 +214,13 @@ def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[
 
 
 def listed(what: str, names) -> str:
+    """What, and the first ten of the names with the number of the others."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{what} {', '.join(names[:SHOWN])}{more}"
+    return f"{what} {', '.join(map(one_line, names[:SHOWN]))}{more}"
+
+
+def one_line(thing) -> str:
+    """Anything as a short text without line breaks, for a message."""
+    text = " ".join(str(thing).split())
+    return text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}..."
