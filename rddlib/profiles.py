@@ -328,7 +328,7 @@ def digits() -> Profile:
             at=(0.0, 0.5, 1.0, 4.0),
             samples=600,
         ),
-        given=GivenConfig(TrainConfig(600, 64, 2e-3, rate="cosine", warmup=20)),
+        given=GivenConfig(TrainConfig(800, 64, 2e-3, rate="cosine", warmup=20, ema=0.998)),
         loss=LossConfig(draws=1024, per_image=4),
         evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
     )
@@ -383,7 +383,7 @@ def cifar10() -> Profile:
             stochastic=20_000,
             samples=10_000,
         ),
-        given=GivenConfig(TrainConfig(50_000, 128, 1e-4, rate="cosine", warmup=1000)),  # ours
+        given=GivenConfig(TrainConfig(50_000, 128, 1e-4, rate="cosine", warmup=1000, ema=0.9999)),  # ours
         evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
         run=RunConfig(save_every=300, log_every=100, sample_every=5000),
     )
@@ -414,7 +414,7 @@ def imagenet64() -> Profile:
             train=TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000),
             stochastic=50_000,
         ),
-        given=GivenConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000)),  # ours
+        given=GivenConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000, ema=0.9999)),  # ours
         loss=LossConfig(alpha=100.0),  # RDD 5.2
     )
 
@@ -446,7 +446,7 @@ def cifar10_small() -> Profile:
             steps=64,
             samples=5000,
         ),
-        given=GivenConfig(replace(full.given.convert, iterations=5000)),
+        given=GivenConfig(replace(full.given.convert, iterations=5000, ema=0.999)),
         evaluation=replace(full.evaluation, samples=10_000),
         run=replace(full.run, save_every=60, log_every=25, sample_every=1000),
     )

@@ -179,26 +179,28 @@ def reparametrise(
 ) -> Denoiser:
     """A denoiser like the teacher whose network, which starts as the teacher's, has learnt to predict another thing,
 
-        E w_t ||x_student(z_t, t, y) - x_teacher(z_t, t, y)||^2,    w_t = max(SNR, 1), held to snr_max where one is given.
+        E w_t ||x_student(z_t, t, y) - clip(x_teacher(z_t, t, y))||^2,    w_t = max(SNR, 1), held to snr_max where one is given.
 
     For teachers that predict eps: x = (z - sigma eps)/alpha blows up every error of theirs where alpha is small, and few-step
-    students stand just there (Salimans & Ho 2022, Section 4). prediction: "x" or "v". The rest is `train_base`'s.
+    students stand just there (Salimans & Ho 2022, Section 4). For the same reason the teacher's x is held in [-1, 1], as its
+    own samplers do: unbounded, its errors at the noisy end would be all that is learnt. prediction: "x" or "v". The rest is
+    `train_base`'s.
     """
     student = Denoiser(
         copy.deepcopy(_without_dropout(teacher).network), teacher.schedule, prediction, num_classes=teacher.num_classes,
         unconditional=teacher.unconditional, guidance=teacher.guidance, steps=teacher.steps,
     )  # fmt: skip
-    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "drop": True}
+    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "plain": True}
     return _imitate(teacher, student, dataset, config, seed, f"predicting {prediction}", **options)
 
 
 def _imitate(
     teacher: Denoiser, student: Denoiser, dataset: ImageDataset, config: TrainConfig, seed: int, label: str, *,
     snr_max: float | None, files: Path | None, run: RunConfig | None, preview_steps: int, clock: Clock = untimed,
-    weight: str = "truncated", drop: bool = False,
+    weight: str = "truncated", plain: bool = False,
 ) -> Denoiser:  # fmt: skip
-    """Train the student to denoise as the teacher does at any t, for any w where it takes one; drop: labels, as often as the
-    teacher's were."""
+    """Train the student to denoise as the teacher does at any t, for any w where it takes one; plain: where none of w is to be
+    learnt, so that labels are dropped as often as the teacher's were, and its x is held in [-1, 1]."""
     run, device = run or RunConfig(), training_device()
     teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
     prepared(teacher, run, config.precision)
@@ -209,9 +211,10 @@ def _imitate(
             t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
             w = draw_guidance(student, len(x), step.generator, x.device)
             z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
-            y = drop_labels(y, teacher, step.generator) if drop else y
+            y = drop_labels(y, teacher, step.generator) if plain else y
         with clock("teacher"), torch.no_grad():
             x_teacher = teacher(z, t, y, w)
+            x_teacher = x_teacher.clamp(-1, 1) if plain else x_teacher
         with clock("student"):
             x_student = model(z, t, y, w)
         return weighted_error(x_student, x_teacher, loss_weight(weight, t, teacher.schedule, maximum=snr_max))

@@ -23,7 +23,7 @@ from rddlib import progress
 from rddlib.assembly import build_denoiser, build_extractor, build_objective, fitted, halving_of, objective_numbers
 from rddlib.baselines import TRAINING_FREE, find_sampler
 from rddlib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from rddlib.data import ImageDataset, load_dataset
+from rddlib.data import ImageDataset, WrongShape, load_dataset
 from rddlib.denoiser import Denoiser
 from rddlib.distributed import agreed, join, locked, rank, wait
 from rddlib.errors import Interrupted, UserError
@@ -231,7 +231,13 @@ class Study:
         return self._split("train")
 
     def _split(self, split: str) -> ImageDataset:
-        return load_dataset(self.profile.data, split, self.image_shape).to(self.device)
+        try:
+            return load_dataset(self.profile.data, split, self.image_shape).to(self.device)
+        except WrongShape as error:
+            if not self.profile.given.teacher:
+                raise
+            raise UserError(f"{error.fault} by given.teacher: name images of that shape, or have a folder's resized with "
+                            "data.resize=true") from error  # fmt: skip
 
     def _data_facts(self) -> dict:
         """Which images and labels: by their content, not by where they lie."""

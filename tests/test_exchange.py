@@ -222,7 +222,7 @@ def bad(tmp_path, monkeypatch):
     """Files to refuse, by name."""
     monkeypatch.setenv("EVIL", str(tmp_path / "ran"))
     torch.save({"net_model": Evil()}, tmp_path / "evil.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     (tmp_path / "noise.pt").write_bytes(os.urandom(5000))
     good = torch.load(released_file(tmp_path / "good.pt"), weights_only=True)
     for name in list(good["net_model"])[:15]:
@@ -255,10 +255,10 @@ def folder_of_images(path):
 
 @pytest.mark.parametrize("arguments, words", [
     (["import", "released", "evil.pt"], "could run code; nothing of it was run"),
-    (["import", "released", "plain.pt"], "could run code; nothing of it was run|damaged or no torch file"),
+    (["import", "released", "plain.pt"], "could run code; nothing of it was run"),
     (["import", "released", "noise.pt"], "damaged or no torch file"),
     (["import", "released", "nowhere.pt"], "no file at"),
-    (["import", "released", "holes.pt"], r"lacks .*block1.*and \d+ more|lacks .*"),
+    (["import", "released", "holes.pt"], r"holds other tensors.*lacks downblocks.0.block1.0.weight, .*extra.weight"),
     (["import", "released", "sizeless.pt"], "--image-size"),
     (["import", "released", "good.pt", "--to", "x.pt"], "ends in .safetensors"),
     (["import", "released", "good.pt", "--to", "there.safetensors"], "exists: choose another --to"),
@@ -267,9 +267,9 @@ def folder_of_images(path):
     (["distill", "--profile", "smoke", "--teacher", "evil.pt"], "nothing of it was run"),
     (["distill", "--profile", "smoke", "--teacher", "latent"], "only pixel-space models"),
     (["distill", "--profile", "smoke", "--teacher", "nowhere"], "no model at"),
-    (["distill", "--profile", "smoke", "--teacher", "large.pt"], "8x8|8 x 8|16"),
-    (["distill", "--profile", "smoke", "--teacher", "large"], "8x8|8 x 8|16"),
-    (["distill", "--profile", "smoke", "--teacher", "colour"], "gray|channels|3"),
+    (["distill", "--profile", "smoke", "--teacher", "large.pt"], r"has images \(1, 8, 8\), wanted are \(1, 16, 16\) by given.teacher"),
+    (["distill", "--profile", "smoke", "--teacher", "large"], r"wanted are \(1, 16, 16\) by given.teacher"),
+    (["distill", "--profile", "smoke", "--teacher", "colour"], r"wanted are \(3, 8, 8\) by given.teacher"),
     (["distill", "--profile", "smoke", "--teacher", "four.pt"], "4-step model: set halving.teacher_steps=4"),
     (["distill", "--profile", "smoke", "--teacher", "one.pt"], "1-step model: there is nothing left to halve"),
     (["distill", "--profile", "smoke", "--teacher", "classes.pt", "--set", "data.name=folder", "--set", "data.root=plain"],
@@ -279,8 +279,8 @@ def folder_of_images(path):
     (["guide", "--profile", "smoke", "--set", "given.teacher=good.pt"], "given.teacher"),
     (["study", "--profile", "smoke", "--set", "given.teacher=good.pt"], "given.teacher"),
     (["plan", "--profile", "smoke", "--set", "given.teacher=good.pt"], "given.teacher"),
-    (["export", "diffusers", "good.pt", "--to", "latent"], "exists|not empty"),
-    (["export", "diffusers", "good.pt", "--to", "new", "--guidance", "2"], "cannot be guided|takes no guidance"),
+    (["export", "diffusers", "good.pt", "--to", "latent"], "latent exists"),
+    (["export", "diffusers", "good.pt", "--to", "new", "--guidance", "2"], "cannot be guided"),
     (["export", "torchscript", "nowhere.pt"], "no model at"),
     (["export", "torchscript", "good.pt", "--steps", "1000"], "1 to 64"),
 ])  # fmt: skip

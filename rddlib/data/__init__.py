@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from rddlib.data.cifar10 import load_cifar10
 from rddlib.data.config import DataConfig, data_folder
-from rddlib.data.dataset import ImageDataset, check_shape, grid_png, to_uint8
+from rddlib.data.dataset import ImageDataset, WrongShape, check_shape, grid_png, to_uint8
 from rddlib.data.digits import DIGITS_SPLITS, load_digits
 from rddlib.data.folder import load_folder
 from rddlib.data.imagenet64 import load_imagenet64
 from rddlib.data.mixture import GaussianMixture
 from rddlib.errors import UserError
 
-__all__ = ["DIGITS_SPLITS", "DataConfig", "GaussianMixture", "ImageDataset", "data_folder", "grid_png", "load_dataset",
-           "to_uint8"]  # fmt: skip
+__all__ = ["DIGITS_SPLITS", "DataConfig", "GaussianMixture", "ImageDataset", "WrongShape", "data_folder", "grid_png",
+           "load_dataset", "to_uint8"]  # fmt: skip
 
 SOURCES = {"digits": load_digits, "cifar10": load_cifar10, "imagenet64": load_imagenet64, "folder": load_folder}
 

@@ -98,10 +98,16 @@ def grid_png(images: Tensor) -> bytes:
     return picture.getvalue()
 
 
+class WrongShape(UserError):
+    """Images of another shape than the model's: `fault` says which, the message adds the remedy."""
+
+    def __init__(self, fault: str, remedy: str):
+        super().__init__(f"{fault}: {remedy}")
+        self.fault = fault
+
+
 def check_shape(name: str, shape: Sequence[int], wanted: Sequence[int] | None, remedy: str = "") -> None:
-    """Raises UserError where images of (C, H, W) are not the wanted ones; wanted None: any will do."""
+    """Raises WrongShape where images of (C, H, W) are not the wanted ones; wanted None: any will do."""
     if wanted is not None and tuple(shape) != tuple(wanted):
-        raise UserError(
-            f"{name} has images {tuple(shape)}, wanted are {tuple(wanted)}: "
-            f"change unet.image_size / unet.image_channels{remedy}"
-        )
+        fault = f"{name} has images {tuple(shape)}, wanted are {tuple(wanted)}"
+        raise WrongShape(fault, f"change unet.image_size / unet.image_channels{remedy}")

@@ -147,8 +147,8 @@ def _whole(file: Mapping, name: str, path: str | Path) -> int:
     value = file.get(name)
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not isinstance(value, (int, float)) or not 1 <= value <= LONGEST_GRID or value != int(value):
-        raise UserError(f"{path} has {name} = {one_line(value)}, expected a whole number up to {LONGEST_GRID}: name a published "
-                        "checkpoint")  # fmt: skip
+        expected = f"expected a whole number, 1 to {LONGEST_GRID}"
+        raise UserError(f"{path} has {name} = {one_line(value)}, {expected}: name a published checkpoint")
     return int(value)
 
 
@@ -173,7 +173,7 @@ def _unet_config(tensors: Mapping[str, Tensor], grid: int, image_size: int) -> U
             levels[-1].append(number)
     if not all(levels):
         raise ValueError("it has a level without residual blocks")
-    widths = [len(tensors[f"downblocks.{level[-1]}.block1.2.bias"]) for level in levels]
+    widths = [_width(tensors, f"downblocks.{level[-1]}") for level in levels]
     attends = [f"downblocks.{level[-1]}.attn.proj.weight" in tensors for level in levels]
     if any(width % channels for width in widths):
         raise ValueError(f"its widths {widths} are no multiples of {channels}")
@@ -186,6 +186,22 @@ def _unet_config(tensors: Mapping[str, Tensor], grid: int, image_size: int) -> U
         num_classes=tensors["y_embedding.weight"].shape[1] if "y_embedding.weight" in tensors else 0,
         time_grid=grid,
     )  # fmt: skip
+
+
+def _width(tensors: Mapping[str, Tensor], block: str) -> int:
+    """Channels of a residual block, by any of its tensors: which of them are missing is said later."""
+    of_width = (
+        "block1.2.bias",
+        "block1.2.weight",
+        "temb_proj.1.bias",
+        "block2.0.weight",
+        "block2.3.bias",
+        "block2.3.weight",
+    )
+    found = [len(tensors[f"{block}.{name}"]) for name in of_width if f"{block}.{name}" in tensors]
+    if not found:
+        raise KeyError(f"{block}.block1.2.weight")
+    return found[0]
 
 
 def _released_names(name: str, rules: tuple[tuple[str, str], ...]) -> list[str]:
