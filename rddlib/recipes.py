@@ -294,8 +294,8 @@ def distill(
     A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often.
     A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
     stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
-    student: where the student starts instead, on the teacher's schedule; needed for a teacher that is a function without
-    parameters of its own. It is trained in place.
+    student: what the student starts as instead, on the teacher's schedule; needed for a teacher that is a function without
+    parameters of its own.
     files, run: of rddlib.training.Trainer. released: of
     rddlib.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
     term's gradient at the student's image and their cosines (rddlib.objectives.microscope) every so many iterations;
@@ -305,7 +305,7 @@ def distill(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    student = _without_dropout(teacher) if student is None else student
+    student = _without_dropout(student or teacher)
     if not any(True for _ in student.parameters()):
         raise ValueError("the student has no parameters to train: make the network an nn.Module, or pass student=")
     if student.schedule != teacher.schedule:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from rddlib.bench import Size, bench_losses, format_table, losses, write_json
+from rddlib.bench.export import bench_export, format_export
+from rddlib.errors import UserError
 
 TINY = Size("tiny", N=24, A=16, C=8)
 
@@ -68,3 +70,29 @@ def test_bad_arguments():
         bench_losses([TINY], dtypes=["int8"])
     with pytest.raises(ValueError, match="square"):
         Size("odd", N=1, A=5)
+
+
+def test_exports_are_compared_with_the_teacher_in_one_run(tmp_path):
+    report = bench_export("smoke", {}, batches=(1, 2), repetitions=1)
+    assert [(row["sampler"], row["steps"], row["batch"]) for row in report["rows"]] == [
+        (name, steps, batch) for batch in (1, 2)
+        for name, steps in (("teacher, Python", 8), ("student, Python", 1), ("student, TorchScript", 1))
+    ]  # fmt: skip
+    for row in report["rows"]:
+        teacher = next(other for other in report["rows"] if other["batch"] == row["batch"])
+        assert row["speed"] == pytest.approx(teacher["seconds"] / row["seconds"])
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
+    assert 0 <= report["difference"] < 1e-4 and report["git_commit"] and report["threads"] >= 1
+    assert len(format_export(report).splitlines()) == 7
+    with pytest.raises(UserError, match="at least 1"):
+        bench_export("smoke", {}, batches=(0,))
+    conditional = bench_export("smoke", {"unet.num_classes": "10"}, batches=(3,), repetitions=1)
+    assert len(conditional["rows"]) == 3
+
+
+def test_the_command_writes_what_it_shows(rdd, tmp_path):
+    status, said, _ = rdd("bench", "export", "--profile", "smoke", "--batch", "1", "--repetitions", "1", "--out",
+                          str(tmp_path / "e.json"))  # fmt: skip
+    assert status == 0 and "student, TorchScript" in said and json.loads((tmp_path / "e.json").read_text())["rows"]
+    status, _, error = rdd("bench", "export", "--batch", "one")
+    assert status == 2 and "--batch one: expected whole numbers" in error

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -19,11 +20,12 @@ from rddlib.recipes import (
     distill_guidance,
     draw_guidance,
     drop_labels,
+    reparametrise,
     takes_guidance,
     train_base,
 )
 from rddlib.sampling import ddim_sample, two_step_target
-from rddlib.schedule import CosineSchedule
+from rddlib.schedule import CosineSchedule, DiscreteCosineSchedule
 from rddlib.training import Checkpoints, RunConfig, TrainConfig
 from rddlib.unet import NO_CLASS, UNet, UNetConfig
 
@@ -389,3 +391,87 @@ def test_stochastic_students_learn_double_steps_and_a_single_last_one(monkeypatc
         torch.testing.assert_close(x_teacher[~last], expected, rtol=1e-4, atol=1e-4)
         halving = two_step_target(teacher, z, t, 1 / (2 * steps), y, w)
         assert not torch.allclose(x_teacher[~last], halving, rtol=1e-2, atol=1e-2)  # twice as long as a halving's
+
+
+def test_a_model_says_for_how_many_steps_it_was_distilled(base):
+    config = TrainConfig(1, 4, 1e-4)
+    student = distill(base, load_dataset("digits"), 4, PD(base.schedule), config, seed=0)
+    assert (base.steps, student.steps) == (0, 4)
+    assert distill(student, load_dataset("digits"), 2, PD(base.schedule), config, seed=0).steps == 2
+
+
+def test_a_function_teaches_a_student_of_its_own(base):
+    """A callable without parameters can teach; the student starts as another network."""
+    data, config = load_dataset("digits"), TrainConfig(3, 8, 1e-3)
+    plain = RunConfig(channels_last="never")  # as the function is left, so that sums are taken in the same order
+    teacher = as_denoiser(lambda z, t: base(z, t), base.schedule)
+    with pytest.raises(ValueError, match="no parameters to train.*student="):
+        distill(teacher, data, 4, PD(base.schedule), config, seed=0)
+    other = as_denoiser(lambda z, t: base(z, t), CosineSchedule(0.1))
+    with pytest.raises(ValueError, match="different schedules"):
+        distill(other, data, 4, PD(base.schedule), config, seed=0, student=untrained())
+    student = distill(teacher, data, 4, PD(base.schedule), config, seed=0, student=base, run=plain)
+    same = distill(base, data, 4, PD(base.schedule), config, seed=0, run=plain)
+    assert student.steps == 4 and base.steps == 0
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), same.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(student.parameters(), base.parameters(), strict=True))
+
+
+class LinearEps(torch.nn.Module):
+    """eps of one Gaussian N(0, s^2) per pixel, E[eps | z] = sigma z / (alpha^2 s^2 + sigma^2), off by a factor."""
+
+    def __init__(self, schedule, s=0.5, error=1.0):
+        super().__init__()
+        self.schedule, self.s = schedule, s
+        self.factor = torch.nn.Parameter(torch.tensor(error))
+
+    def forward(self, z, t):
+        alpha, sigma = (f(t)[:, None, None, None].to(z.dtype) for f in (self.schedule.alpha, self.schedule.sigma))
+        return self.factor * sigma * z / (alpha**2 * self.s**2 + sigma**2)
+
+
+def test_what_learns_to_predict_v_denoises_as_its_teacher(base):
+    """From a network that predicts eps: the same x within [-1, 1], from a network that now says v."""
+    data = load_dataset("digits")
+    teacher = Denoiser(base.network, base.schedule, "v")
+    student = reparametrise(teacher, "x", data, TrainConfig(150, 64, 1e-3, rate="cosine"), seed=0, snr_max=1e3)
+    untaught = Denoiser(base.network, base.schedule, "x")
+    assert student.prediction == "x" and student.schedule == base.schedule and not student.training
+    g = torch.Generator().manual_seed(0)
+    x, t = data.floats(torch.arange(256)), torch.rand(256, generator=g, dtype=torch.float64)
+    z = add_noise(x, t, base.schedule, g)
+    target = teacher(z, t).clamp(-1, 1)
+    before, after = ((d(z, t) - target).square().mean() for d in (untaught, student))
+    assert after < 0.1 * before, (float(before), float(after))
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), base.parameters(), strict=True))
+
+
+def test_targets_of_an_eps_teacher_are_held_where_they_blow_up(monkeypatch):
+    """A teacher whose eps is 10 % off has an x of hundreds at t near 1; what v is taught stays in [-1, 1]."""
+    import rddlib.recipes
+
+    schedule, seen = DiscreteCosineSchedule(1024), []
+    teacher = Denoiser(LinearEps(schedule, error=0.9), schedule, "eps")
+    with torch.no_grad():
+        assert teacher(torch.ones(1, 1, 8, 8), 1.0).abs().max() > 100
+    original = rddlib.recipes.weighted_error
+
+    def spy(prediction, x, weight):
+        seen.append(float(x.abs().max()))
+        return original(prediction, x, weight)
+
+    monkeypatch.setattr(rddlib.recipes, "weighted_error", spy)
+    reparametrise(teacher, "v", load_dataset("digits"), TrainConfig(3, 64, 0.0), seed=0, snr_max=1e3)
+    assert len(seen) == 3 and max(seen) <= 1
+
+
+def test_labels_are_dropped_while_another_prediction_is_learnt(monkeypatch):
+    import rddlib.recipes
+
+    seen, original = [], rddlib.recipes.drop_labels
+    monkeypatch.setattr(rddlib.recipes, "drop_labels", lambda y, *rest: seen.append(original(y, *rest)) or seen[-1])
+    config = dataclasses.replace(digits().unet, num_classes=10, label_dropout=0.5)
+    teacher = Denoiser(UNet(config), DiscreteCosineSchedule(1024), "eps")
+    student = reparametrise(teacher, "v", load_dataset("digits"), TrainConfig(1, 64, 1e-3), seed=0)
+    assert student.unconditional and student.num_classes == 10
+    assert 10 < int((seen[0] == NO_CLASS).sum()) < 54

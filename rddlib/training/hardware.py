@@ -45,7 +45,10 @@ def compiled(module: nn.Module, run: RunConfig) -> nn.Module:
 
 
 def prepared(module: nn.Module, run: RunConfig, precision: str) -> nn.Module:
-    """Both: for modules that are only applied, such as teachers and extractors. In place."""
+    """Both: for modules that are only applied, such as teachers and extractors; a function without parameters stays as it is.
+    In place."""
+    if next(module.parameters(), None) is None:
+        return module
     return compiled(laid_out(module, run, precision), run)
 
 
