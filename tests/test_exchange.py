@@ -179,6 +179,30 @@ numpy.save({str(tmp_path / "images.npy")!r}, images)
     return np.load(tmp_path / "images.npy")
 
 
+@pytest.mark.slow  # trains a DDPM of digits with diffusers, teaches it v, and distils it: minutes
+def test_a_ddpm_of_digits_in_one_step_beats_its_own_one_step_by_far(rdd, tmp_path):
+    """The README's example with a third of its iterations: a real epsilon model, distilled, saved, drawn by diffusers alone."""
+    hf, out, back = tmp_path / "digits-ddpm", tmp_path / "run", tmp_path / "digits-rdd-1"
+    subprocess.run(
+        [sys.executable, str(TOP / "examples/digits_ddpm.py"), str(hf), "600"], check=True, capture_output=True
+    )
+    fewer = ("given.convert.iterations=400", "halving.train.iterations=30", "distill.iterations=[60,60,100]",
+             "extractor.train.iterations=200")  # fmt: skip
+    fewer = [word for setting in fewer for word in ("--set", setting)]
+    status, _, error = rdd("distill", "--profile", "digits", "--teacher", str(hf), "--out", str(out), *fewer)
+    assert status == 0, error
+    asked = ("--steps", "1", "--samples", "1000", "--out", str(out))
+    assert rdd("evaluate", "--checkpoint", str(hf), *asked)[0] == rdd("evaluate", "--method", "rdd", *asked)[0] == 0
+    scores = {record["row"]["method"]: record["row"]["fid"] for record in
+              (json.loads(path.read_text()) for path in (out / "evaluations").glob("*.json"))}  # fmt: skip
+    assert scores["rdd"] < 0.5 * scores["digits-ddpm"], scores
+    student = only(out / "checkpoints", "rdd-1-*.safetensors")
+    assert rdd("export", "diffusers", str(student), "--to", str(back))[0] == 0
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    ours = _as_saved(ddim_sample(load_denoiser(student)[0], noise, 1))
+    assert np.abs(_drawn_by_diffusers_alone(back, tmp_path) - ours).max() < 1e-4
+
+
 def test_torchscript_lies_beside_its_card(rdd, tmp_path, studied):
     student, to = only(studied / "checkpoints", "rdd-1-*.safetensors"), tmp_path / "student.ts"
     status, said, error = rdd("export", "torchscript", str(student), "--to", str(to))

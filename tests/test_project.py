@@ -1,10 +1,12 @@
 """The project's own files agree with each other."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 TOP = Path(__file__).resolve().parent.parent
@@ -372,3 +374,80 @@ def assert_words_on_guidance():
     )["is"]
     for method in ("cfd", "rdd"):  # "a higher IS than PD's at the same small w"
         assert (few[method] > few["pd"].reindex(few[method].index)).all()
+
+
+def readme_block(language: str, containing: str) -> str:
+    """The README's block of code in a language that contains these words."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (TOP / "README.md").read_text(), flags=re.S)
+    (found,) = (block for block in blocks if containing in block)
+    return found
+
+
+def test_readmes_ten_lines_distil_any_network_through_any_features():
+    """The two blocks on one's own model, the stand-ins first, with fewer iterations."""
+    lines = readme_block("python", "as_denoiser(my_network").replace("iterations=150", "iterations=3")
+    assert len(lines.strip().splitlines()) == 10
+    names: dict = {}
+    exec(compile(readme_block("python", "class MyNetwork") + lines, "README.md", "exec"), names)
+    student, teacher = names["student"], names["my_network"]
+    assert student.steps == 4 and student(torch.randn(2, 1, 8, 8), 1.0).shape == (2, 1, 8, 8)
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
+
+
+DIFFUSERS_FILE = TOP / "data/results/digits_diffusers.json"
+
+
+def diffusers_table() -> str:
+    """The pipeline, undistilled and distilled, as the README shows it."""
+    records = json.loads(DIFFUSERS_FILE.read_text())
+    names = {"digits-ddpm": "the pipeline, by DDIM", "pd": "PD", "rdd": "RDD"}
+    lines = ["| | steps | FID | pFD | IS |", "|---|---|---|---|---|"]
+    for row in (record["row"] for record in records):
+        cells = [names[row["method"]], str(row["steps"]), f"{row['fid']:.2f}", f"{row['pfd']:.3f}", f"{row['is']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_readmes_table_of_a_pipeline_is_the_published_one():
+    assert diffusers_table() in (TOP / "README.md").read_text()
+
+
+def test_the_published_pipeline_has_receipts_of_one_commit():
+    records = json.loads(DIFFUSERS_FILE.read_text())
+    receipts = [record["receipt"] for record in records]
+    assert (
+        len(
+            {
+                (r["git_commit"], r["reference_sha256"], r["network_sha256"], r["samples"], r["noise_seed"])
+                for r in receipts
+            }
+        )
+        == 1
+    )
+    assert "changes" not in receipts[0]["git_commit"] and receipts[0]["samples"] == 5000
+    assert {(r["row"]["method"], r["row"]["steps"]) for r in records} >= {("rdd", 1), ("pd", 1), ("digits-ddpm", 1)}
+    assert "UNet2DModel" in receipts[0]["model"] and all("v prediction" in record["receipt"]["model"] for record in records
+                                                          if record["row"]["method"] != "digits-ddpm")  # fmt: skip
+
+
+def export_table() -> str:
+    """Images a second of exported students, as the README shows them."""
+    lines = [
+        "| profile | images at a time | teacher, 8 steps | student, Python | student, TorchScript |",
+        "|---|---|---|---|---|",
+    ]
+    for report in json.loads((TOP / "data/results/bench_export.json").read_text()):
+        for batch in dict.fromkeys(row["batch"] for row in report["rows"]):
+            rows = [row for row in report["rows"] if row["batch"] == batch]
+            cells = [
+                f"{row['images_per_second']:.3g}" + (f" ({row['speed']:.1f}x)" if row["steps"] == 1 else "")
+                for row in rows
+            ]
+            lines.append(f"| {report['profile']} | {batch} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_readmes_table_of_exports_is_the_measured_one():
+    assert export_table() in (TOP / "README.md").read_text()
+    for report in json.loads((TOP / "data/results/bench_export.json").read_text()):
+        assert report["difference"] < 1e-4 and report["git_commit"] and report["hardware"]

@@ -1,5 +1,6 @@
 """Pixel-space diffusion models of diffusers in and out: a UNet2DModel with its scheduler as a Denoiser, and back."""
 
+import copy
 import json
 import math
 import shutil
@@ -35,7 +36,7 @@ def from_diffusers(source, scheduler=None, *, null_class: bool = False) -> Denoi
     scheduler (or the folder of one), needed beside a bare UNet2DModel, which does not know its betas. Any betas; prediction
     "epsilon", "sample" or "v_prediction". null_class: its last class embedding means "no class", so that it can be guided.
 
-    The scheduler's index i stands for t = (i + 1)/T, so that t = 1 is its noisiest and t = 0 is beyond its cleanest one.
+    The network is copied. The scheduler's index i stands for t = (i + 1)/T, so that t = 1 is its noisiest and t = 0 is beyond its cleanest one.
     No code of the folder is run, and nothing downloaded. Raises UserError for latent-diffusion pipelines and for networks
     and schedulers of other kinds, for files that are missing or damaged, and without diffusers.
     """
@@ -44,7 +45,8 @@ def from_diffusers(source, scheduler=None, *, null_class: bool = False) -> Denoi
         scheduler = found if scheduler is None else scheduler
     elif not isinstance(source, nn.Module):
         _refuse_latent(type(source).__name__, getattr(source, "components", {}))
-        source, scheduler = getattr(source, "unet", None), scheduler or source.scheduler
+        found = getattr(source, "scheduler", None)
+        source, scheduler = getattr(source, "unet", None), found if scheduler is None else scheduler
     if not isinstance(source, diffusers_class("UNet2DModel")):
         raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(source).__name__}: {PIXELS}")
     if isinstance(scheduler, (str, Path)):
@@ -52,7 +54,7 @@ def from_diffusers(source, scheduler=None, *, null_class: bool = False) -> Denoi
     if scheduler is None:
         raise UserError("a UNet2DModel alone does not say its betas: name its pipeline, or pass its scheduler too")
     schedule, prediction = _schedule_of(scheduler)
-    network = DiffusersUNet(source, schedule.steps, null_class)
+    network = DiffusersUNet(copy.deepcopy(source), schedule.steps, null_class)
     return Denoiser(network, schedule, prediction).eval().requires_grad_(False)
 
 
