@@ -45,14 +45,20 @@ def fitted(profile: Profile, teacher: Denoiser) -> Profile:
     unet is its network's configuration, or for a network of another kind than ours a UNetConfig that says the images' shape
     and classes and nothing else. Raises UserError where its steps do not fit the profile's halvings.
     """
+    if teacher.guidance:
+        raise UserError(
+            "given.teacher takes a guidance weight: rdd distill --guided halves such models, in the study that made them"
+        )
     config = teacher.network.config
     if not isinstance(config, UNetConfig):
         config = UNetConfig(config.image_size, config.image_channels, channels=1, multipliers=(1,), blocks=1, attention=(),
                             groups=1, num_classes=config.num_classes)  # fmt: skip
     steps = teacher.steps or profile.base.steps
     if steps < profile.halving.teacher_steps:
-        few = f"{steps}-step model: set halving.teacher_steps={steps} and distill.iterations to a number for each halving of it"
-        raise UserError(f"given.teacher is a {few if steps > 1 else '1-step model: there is nothing left to halve'}")
+        if steps == 1:
+            raise UserError("given.teacher is a 1-step model: there is nothing left to halve")
+        raise UserError(f"given.teacher is a {steps}-step model: set halving.teacher_steps={steps}, and in distill.iterations "
+                        "and distill.temperatures a number for each of its halvings")  # fmt: skip
     try:
         return replace(profile, unet=config, base=replace(profile.base, steps=steps))
     except ValueError as error:

@@ -24,7 +24,7 @@ LEAST_GRID = 1024  # the papers' number of time steps
 
 
 def grid_size(schedule: Schedule, steps: int) -> int:
-    """T of the grid t = k/T: the first multiple of `steps` from 1024 on, or from a discrete schedule's own size on.
+    """T of the grid t = k/T: the first multiple of `steps` from 1024 on, or from a DiscreteCosineSchedule's own size on.
 
     A multiple, because diffusers spaces `steps` times evenly over T by whole numbers; 1024 for steps that divide it.
     Times off a discrete schedule's own grid take its nearest alpha, as they do in ddim_sample.

@@ -24,7 +24,7 @@ class DamagedFile(UserError):
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The one line for a full disk or a folder that may not be written."""
-    return UserError(f"cannot write {path}: {error.strerror}; free the place or choose another --out")
+    return UserError(f"cannot write {path}: {error.strerror}; free the place or choose another one")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

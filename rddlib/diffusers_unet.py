@@ -58,7 +58,7 @@ class DiffusersUNet(nn.Module):
 
     @property
     def facts(self) -> dict:
-        """As plain numbers, for a file; `network_of` makes it again, with fresh weights."""
+        """As plain numbers, for a file; `of` makes it again, with fresh weights."""
         config = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
         return {"config": config, "grid": self.grid, "null_class": self.null_class}
 
@@ -72,7 +72,7 @@ class DiffusersUNet(nn.Module):
 def _config_of(config, null_class: bool) -> DiffusersConfig:
     size, classes = config.sample_size, config.num_class_embeds or 0
     size = size[0] if isinstance(size, (tuple, list)) and len(set(size)) == 1 else size
-    if not isinstance(size, int):
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise UserError(f"this UNet2DModel has sample_size {size}: set it to the height and width of its square images")
     if config.in_channels != config.out_channels:
         raise UserError(

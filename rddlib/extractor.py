@@ -163,10 +163,13 @@ def as_extractor(network: nn.Module, image_shape: tuple[int, int, int]) -> Featu
     """
     if isinstance(network, (FeatureExtractor, MapExtractor)):
         return network
-    training, like = network.training, next(network.parameters(), torch.zeros(()))
-    with torch.no_grad():
-        found = network.eval()(torch.zeros(2, *image_shape, device=like.device, dtype=like.dtype))
-    network.train(training)
+    modes, like = {module: module.training for module in network.modules()}, next(network.parameters(), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            found = network.eval()(torch.zeros(2, *image_shape, device=like.device, dtype=like.dtype))
+    finally:
+        for module, training in modes.items():
+            module.training = training
     if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 2:
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"the extractor returns {shape} for 2 images, expected a feature map [2, C, H, W]")

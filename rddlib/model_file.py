@@ -42,7 +42,10 @@ def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
     if not info.get("model"):
         raise UserError(f"{path} holds no denoiser but {info.get('kind', 'something else')}: name a base-, pd-, or student's "
                         "file")  # fmt: skip
-    denoiser = build_described(info["model"])
+    try:
+        denoiser = build_described(info["model"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} holds a model unknown to this version: make it again, or update rddlib") from error
     try:
         denoiser.load_state_dict(tensors)
     except RuntimeError as error:

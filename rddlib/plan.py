@@ -251,8 +251,8 @@ def make_plan(
     from rddlib.study import Study
 
     loaded, device, threads = load_profile(profile, overrides), training_device(), torch.get_num_threads()
-    if loaded.given.teacher:
-        raise UserError("rdd plan probes the profile's own networks: leave given.teacher out")
+    if loaded.given.teacher or loaded.given.extractor:
+        raise UserError("rdd plan probes the profile's own networks: leave given.teacher and given.extractor out")
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
     memory, found = free_memory(device.type), {}

@@ -200,7 +200,7 @@ def _imitate(
     weight: str = "truncated", plain: bool = False,
 ) -> Denoiser:  # fmt: skip
     """Train the student to denoise as the teacher does at any t, for any w where it takes one; plain: where none of w is to be
-    learnt, so that labels are dropped as often as the teacher's were, and its x is held in [-1, 1]."""
+    learnt, so that labels are dropped as often as the teacher's were, and the teacher's x is held in [-1, 1]."""
     run, device = run or RunConfig(), training_device()
     teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
     prepared(teacher, run, config.precision)
@@ -291,7 +291,8 @@ def distill(
 
     t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
     is not clipped in its targets, and the student learns without dropout (Salimans & Ho 2022; the papers say nothing).
-    A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often.
+    A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often
+    (as the student's network.config says, where the teacher is a function that knows NO_CLASS).
     A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
     stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
     student: what the student starts as instead, on the teacher's schedule; needed for a teacher that is a function without
@@ -315,6 +316,7 @@ def distill(
     objective.to(device)
     for frozen in (teacher, *objective.frozen()):
         prepared(frozen, run, config.precision)
+    dropping = student if getattr(teacher.network, "config", None) is None and teacher.unconditional else teacher
     target, teacher_step = (stochastic_target, 1 / steps) if stochastic else (two_step_target, 1 / (2 * steps))
 
     def loss(model: nn.Module, step: Step):
@@ -323,7 +325,7 @@ def distill(
             k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
             t = k.double() / steps
             z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
-            y = drop_labels(y, teacher, step.generator)
+            y = drop_labels(y, dropping, step.generator)
             w = draw_guidance(teacher, len(x), step.generator, x.device)
         with clock("teacher"):
             x_teacher = target(teacher, z, t, teacher_step, y, w)

@@ -396,10 +396,7 @@ def run_study(
 
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
-    if load_profile(profile_name, overrides).given.teacher:  # wrong numbers first: all else takes longer
-        raise UserError(
-            "the notebooks train and show a base model of their own: leave given.teacher out (rdd distill takes it)"
-        )
+    load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer
     notebooks = selected(only, start)
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
     for notebook in notebooks:
@@ -420,7 +417,11 @@ def run_study(
 
 
 def _check_scoring(study: Study) -> None:
-    """Raise UserError where the results of this study, or of the one of guidance, could not be scored in the end."""
+    """Raise UserError where the results of this study, or of the one of guidance, could not be made and scored in the end."""
+    if study.profile.given.teacher:
+        raise UserError(
+            "the notebooks train and show a base model of their own: leave given.teacher out, or choose another --out"
+        )
     study.check_scoring()
     if study.dataset.num_classes:
         guided_study(study).check_scoring()

@@ -152,11 +152,22 @@ def study_profile(name: str, overrides: dict[str, str]) -> Profile:
     where a model does not fit."""
     profile = load_profile(name, overrides)
     if profile.given.teacher:
+        _check_brought(
+            "given.teacher", overrides, ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")
+        )
         profile = fitted(profile, load_model(profile.given.teacher)[0])
     if profile.given.extractor:
+        _check_brought("given.extractor", overrides, ("extractor.name", "extractor.train.", "extractor.shift", "extractor.seed",
+                                                      "extractor.classes"))  # fmt: skip
         found = load_classifier(profile.given.extractor)[1]["name"]
         profile = replace(profile, extractor=replace(profile.extractor, name=found))
     return profile
+
+
+def _check_brought(given: str, overrides: dict[str, str], fields: tuple[str, ...]) -> None:
+    """Raise UserError where an override would have no effect, since a given model brings its own."""
+    if wrong := [name for name in overrides if name.startswith(fields)]:
+        raise UserError(f"--set {wrong[0]} changes nothing, since {given} brings its own: leave it out")
 
 
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> "Study":
@@ -328,25 +339,27 @@ class Study:
 
     def _given_base_facts(self) -> dict:
         p, (denoiser, info) = self.profile, self._given_teacher
-        own = {"name": Path(p.given.teacher).name, "made_by": "rddlib"}
-        facts = {"given": info["sha256"], "source": info.get("source", own), "data": self._data_facts()}
+        facts = {"given": info["sha256"], "data": self._data_facts()}
         if denoiser.prediction != "eps":
             return facts
-        return {**facts, "train": as_dict(p.given.convert), "snr_max": p.base.snr_max, "seed": self.seed}
+        return {**facts, "train": as_dict(p.given.convert), "snr_max": p.base.snr_max, "seed": self.seed,
+                "version": rddlib.__version__}  # fmt: skip
 
     def _given_base(self) -> Denoiser:
         """The given teacher; one that predicts eps has learnt to predict v first, or few-step students would learn nothing."""
         p, facts = self.profile, self._base_facts()
 
         def make(files: Path):
-            given = self._given_teacher[0]
+            given, info = self._given_teacher
+            source = info.get("source", {"name": Path(p.given.teacher).name, "made_by": "rddlib"})
             if given.prediction != "eps":
-                precision = str(next(given.parameters()).dtype).removeprefix("torch.")
-                return given, {"seconds": 0.0, "precision": precision, "model": describe(given)}
-            return self._timed(p.given.convert, lambda: reparametrise(
+                precision = info.get("precision", "not known")
+                return given, {"seconds": 0.0, "precision": precision, "model": describe(given), "source": source}
+            student, made = self._timed(p.given.convert, lambda: reparametrise(
                 given, "v", self.dataset, p.given.convert, stream(self.seed, 12), snr_max=p.base.snr_max or None,
                 files=files, run=p.run, preview_steps=min(p.base.steps, 32),
             ))  # fmt: skip
+            return student, {**made, "source": source}
 
         return self._denoiser(self._made("base", facts, make))
 
@@ -405,34 +418,28 @@ class Study:
     def _new_extractor(self) -> FeatureExtractor:
         return build_extractor(self.profile, self.dataset.num_classes)
 
-    def _test_accuracy(self, extractor: FeatureExtractor) -> dict:
-        """{"test_accuracy"} on the data's test images, where they have the extractor's classes; else {}."""
-        if self.dataset.num_classes != extractor.fc.out_features:
-            return {}
-        return {"test_accuracy": accuracy(lambda images: extractor(images).logits, self._split("test"))}
-
     def extractor(self) -> FeatureExtractor:
         """The classifier whose features are distilled, trained on the data set's "extractor" split."""
         config = self.profile.extractor
 
         def make(files: Path):
             if self.profile.given.extractor:
-                given = self._given_extractor[0].to(self.device)
-                return given, {"seconds": 0.0, "precision": "float32", **self._test_accuracy(given)}
+                return self._given_extractor[0], {"seconds": 0.0, "precision": "not known"}
             if not self.dataset.num_classes:
                 raise UserError(f"{self.dataset.name} has no classes to train an extractor with: sort its images into "
                                 "a folder for each class")  # fmt: skip
             other = (config.seed,) if config.seed else ()
-            untrained = self._seeded(self._new_extractor, 4, *other)
+            untrained, test = self._seeded(self._new_extractor, 4, *other), self._split("test")
             split = self._split("extractor").of_classes(config.classes)
             network, facts = self._timed(config.train, lambda: train_classifier(
                 untrained.to(self.device), lambda out: out.logits, split, config.train, stream(self.seed, 5, *other),
                 shift=config.shift, label=f"extractor {config.name}", files=files, run=self.profile.run,
             ))  # fmt: skip
-            return network, {**facts, **self._test_accuracy(network)}
+            return network, {**facts, "test_accuracy": accuracy(lambda images: network(images).logits, test)}
 
-        tensors, _ = self._made("extractor", self._extractor_facts(), make)
-        return extractor_of(config.name, tensors, config.map_at).to(self.device)
+        facts = self._extractor_facts()
+        tensors, _ = self._made("extractor", facts, make)
+        return extractor_of(facts["extractor"]["name"], tensors, config.map_at).to(self.device)
 
     def _facts_of(self, stage: str, *arguments) -> dict:
         return {"base": self._base_facts, "teacher": self._teacher_facts, "extractor": self._extractor_facts,
@@ -559,6 +566,8 @@ class Study:
     def training(self, stage: str, *arguments) -> TrainConfig:
         """How an artefact, given as to `facts`, is trained."""
         p = self.profile
+        if stage == "base" and p.given.teacher:
+            return p.given.convert
         if stage == "student":
             return replace(p.distill.train, iterations=p.distill.iterations[halving_of(p, arguments[1])])
         return {"base": p.base, "teacher": p.halving, "extractor": p.extractor}[stage].train
@@ -753,6 +762,12 @@ class Study:
             )
         if classes not in (0, known):
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
+        if self.profile.given.extractor:
+            found, own = self._given_extractor[0].image_channels, self.image_shape[0]
+            if found != own:
+                raise UserError(
+                    f"given.extractor takes images of {found} channels, these have {own}: name another classifier"
+                )
         with torch.device("meta"):
             height, width = self._new_extractor().eval()(torch.empty(1, *self.image_shape)).map.shape[2:]
         candidates = height * width * (self.profile.distill.train.batch_size if "queue_per_batch" in

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rddlib.checkpoint import load_checkpoint
+from rddlib.checkpoint import load_checkpoint, save_checkpoint
 from rddlib.denoiser import Denoiser
+from rddlib.extractor import build_extractor
 from rddlib.interop import load_model, load_released_unet
-from rddlib.model_file import load_denoiser
+from rddlib.model_file import describe, load_denoiser
 from rddlib.profiles import load_profile
 from rddlib.sampling import ddim_sample
 from rddlib.schedule import BetaSchedule, CosineSchedule, DiscreteCosineSchedule
@@ -99,7 +100,7 @@ def test_a_published_teacher_is_distilled_and_scored(rdd, tmp_path):
     status, said, error = rdd("distill", "--profile", "smoke", "--teacher", str(file), "--out", str(out), *QUICK)
     assert status == 0, error
     base, info = load_denoiser(only(out / "checkpoints", "base-*.safetensors"))
-    assert info["facts"]["source"] == {"name": "ckpt.pt", "made_by": "released with RCFD and RDD"} and base.steps == 8
+    assert info["source"] == {"name": "ckpt.pt", "made_by": "released with RCFD and RDD"} and base.steps == 8
     assert not list((out / "checkpoints").glob("pd-*")), "an 8-step teacher needs no halving before its students"
     student, info = load_denoiser(only(out / "checkpoints", "rdd-1-*.safetensors"))
     assert (
@@ -135,7 +136,7 @@ def test_a_given_classifier_is_looked_through(rdd, tmp_path, studied):
     tensors, info = load_checkpoint(only(out / "checkpoints", "extractor-*.safetensors"))
     given = load_file(classifier)
     assert all(torch.equal(given[name], tensor) for name, tensor in tensors.items()) and info["facts"]["given"]
-    assert 0 <= info["test_accuracy"] <= 1
+    assert "test_accuracy" not in info, "of somebody's classes on these data nothing is claimed"
 
 
 def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, tmp_path):
@@ -156,7 +157,7 @@ def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, tmp_path):
     card = (folder / "README.md").read_text()
     record = json.loads(only(out / "evaluations", "*.json").read_text())
     for words in ("| data | digits |", "hf (diffusers), which has learnt to predict v", "RDD student of 2 steps", "## Licence",
-                  "| sampling steps | 1, by DDIM |", f"{record['row']['fid']:.5g}", record["receipt"]["metric"]):  # fmt: skip
+                  "| sampling | DDIM, 1 step, x held in [-1, 1] |", f"{record['row']['fid']:.5g}", record["receipt"]["metric"]):  # fmt: skip
         assert words in card, words
 
 
@@ -258,6 +259,20 @@ def bad(tmp_path, monkeypatch):
     released_file(tmp_path / "four.pt", steps=4)
     released_file(tmp_path / "one.pt", steps=1)
     released_file(tmp_path / "large.pt", size=16)
+    extractor = build_extractor("small_resnet", 3, 10)
+    save_checkpoint(
+        tmp_path / "colour.safetensors",
+        extractor.state_dict(),
+        {"kind": "extractor", "facts": {"extractor": {"name": "small_resnet"}}},
+    )
+    model = load_released_unet(tmp_path / "good.pt")
+    described = describe(model)
+    save_checkpoint(
+        tmp_path / "stochastic.safetensors", model.state_dict(), {"model": described, "facts": {"stochastic": True}}
+    )
+    newer = described | {"unet": described["unet"] | {"heads": 8}}
+    save_checkpoint(tmp_path / "newer.safetensors", model.state_dict(), {"model": newer})
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "newer.safetensors").read_bytes()[:-100])
     latent = tmp_path / "latent"
     latent.mkdir()
     (latent / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"],
@@ -305,6 +320,15 @@ def folder_of_images(path):
     (["plan", "--profile", "smoke", "--set", "given.teacher=good.pt"], "given.teacher"),
     (["export", "diffusers", "good.pt", "--to", "latent"], "latent exists"),
     (["export", "diffusers", "good.pt", "--to", "new", "--guidance", "2"], "cannot be guided"),
+    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "unet.channels=32"], "changes nothing, since given.teacher"),
+    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "base.schedule=discrete"], "changes nothing"),
+    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--extractor", "colour.safetensors"], "images of 3 channels, these have 1"),
+    (["distill", "--profile", "smoke", "--teacher", "cut.safetensors"], "cut.safetensors is damaged.*: get or make it again"),
+    (["distill", "--profile", "smoke", "--teacher", "colour/unet/diffusion_pytorch_model.safetensors"], "name its pipeline's folder"),
+    (["distill", "--profile", "smoke", "--teacher", "newer.safetensors"], "unknown to this version"),
+    (["ablate", "tau_is", "--profile", "smoke", "--set", "given.teacher=good.pt"], "ablations vary what a given model fixes"),
+    (["export", "torchscript", "stochastic.safetensors", "--to", "s.ts"], "trained for the stochastic sampler"),
+    (["export", "torchscript", "good.pt", "--to", "s.md"], "the model card's name"),
     (["export", "torchscript", "nowhere.pt"], "no model at"),
     (["export", "torchscript", "good.pt", "--steps", "1000"], "1 to 64"),
 ])  # fmt: skip
@@ -313,7 +337,7 @@ def test_bad_input_gets_one_line_and_status_2(rdd, bad, monkeypatch, arguments, 
     folder_of_images(bad / "plain")
     (bad / "there.safetensors").write_bytes(b"mine")
     before = sorted(bad.rglob("*"))
-    if arguments[0] in ("distill", "guide", "study", "plan"):
+    if arguments[0] in ("distill", "guide", "study", "plan", "ablate"):
         arguments = [*arguments, "--out", str(bad / "out")]
     status, said, error = rdd(*arguments)
     assert status == 2 and re.search(words, error), error

@@ -32,7 +32,10 @@ from rddlib.sampling import ddim_sample
 from rddlib.schedule import BetaSchedule, CosineSchedule, DiscreteCosineSchedule
 from rddlib.unet import NO_CLASS, UNet, UNetConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # in diffusers
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+]
 needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
 BOUND = 1e-4  # between our images and diffusers'; float32 alone makes 1e-5
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -111,7 +114,7 @@ def refused(call, *inputs, **options):
 def table(name, size):
     """Arguments of a scheduler with that table of betas."""
     if name == "trained_betas":
-        return {"trained_betas": (0.04 * torch.rand(size, generator=torch.Generator().manual_seed(1))).tolist()}
+        return {"trained_betas": (0.02 * torch.rand(size, generator=torch.Generator().manual_seed(1))).tolist()}
     if name == "zero SNR":
         return {"rescale_betas_zero_snr": True}
     return {"beta_schedule": name}
@@ -220,6 +223,17 @@ def test_every_form_of_one_model_is_the_same_denoiser(pipeline_class, tmp_path):
 
 
 @needs_diffusers
+def test_what_is_given_stays_as_it_was(tmp_path):
+    from diffusers import DDIMPipeline
+
+    unet, scheduler = tiny_unet().train().requires_grad_(True), ddim()
+    for denoiser in (from_diffusers(unet, scheduler), from_diffusers(DDIMPipeline(unet, scheduler))):
+        denoiser.network.unet.conv_in.weight.zero_()
+    assert all(module.training for module in unet.modules()) and all(p.requires_grad for p in unet.parameters())
+    assert (unet.conv_in.weight != 0).all() and unet.dtype == torch.float32
+
+
+@needs_diffusers
 def test_a_scheduler_that_is_passed_takes_the_place_of_the_folders_own(folder):
     other = ddim(num_train_timesteps=50, prediction_type="sample")
     for source in (folder, folder / "unet"):
@@ -282,9 +296,9 @@ def test_labels_are_asked_for_exactly_where_there_are_classes():
 # --- in: times -------------------------------------------------------------------------------------------------------
 
 
-def recorded_times(unet):
+def recorded_times(denoiser):
     """A list that the time of each of the network's calls is put in, and what its sinusoids are made of."""
-    seen, used = [], []
+    seen, used, unet = [], [], denoiser.network.unet
     unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     unet.time_proj.register_forward_pre_hook(lambda _, inputs: used.append(inputs[0]))
     return seen, used
@@ -293,9 +307,8 @@ def recorded_times(unet):
 @needs_diffusers
 @pytest.mark.parametrize("size", [1000, 50, 7])
 def test_the_network_is_asked_at_their_index(size):
-    unet = tiny_unet()
-    denoiser = from_diffusers(unet, ddim(num_train_timesteps=size))
-    seen, used = recorded_times(unet)
+    denoiser = from_diffusers(tiny_unet(), ddim(num_train_timesteps=size))
+    seen, used = recorded_times(denoiser)
     indices = torch.arange(size)
     denoiser(torch.zeros(size, 1, 8, 8), (indices + 1).double() / size)
     assert torch.equal(seen[0].float(), indices.float()) and torch.equal(used[0].float(), indices.float())
@@ -308,9 +321,9 @@ def test_the_network_is_asked_at_their_index(size):
 
 @needs_diffusers
 def test_a_sampler_asks_at_the_trailing_indices():
-    unet = tiny_unet()
-    seen, _ = recorded_times(unet)
-    ddim_sample(from_diffusers(unet, ddim()), noise_of(2), 4)
+    denoiser = from_diffusers(tiny_unet(), ddim())
+    seen, _ = recorded_times(denoiser)
+    ddim_sample(denoiser, noise_of(2), 4)
     scheduler = ddim()
     scheduler.set_timesteps(4)
     assert [index.tolist() for index in seen] == [[i, i] for i in scheduler.timesteps.tolist()] == [
@@ -321,7 +334,7 @@ def test_a_sampler_asks_at_the_trailing_indices():
 def test_learned_times_are_rows_of_a_table():
     unet = tiny_unet(time_embedding_type="learned", num_train_timesteps=50)
     denoiser = from_diffusers(unet, ddim(num_train_timesteps=50))
-    seen, _ = recorded_times(unet)
+    seen, _ = recorded_times(denoiser)
     denoiser(torch.zeros(51, 1, 8, 8), torch.arange(51).double() / 50)
     assert seen[0].dtype == torch.int64 and seen[0].tolist() == [0, *range(50)]
     ours = ddim_sample(denoiser, noise_of(3), 5, clip=False)

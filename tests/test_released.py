@@ -157,8 +157,8 @@ def filled(shapes, seed=0):
 
 
 def hollow(shapes):
-    """Zeros of these names and shapes that take no room, neither in memory nor on file."""
-    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    """Zeros of these names and shapes."""
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
 def sinusoid_table(rows, channels):
@@ -713,3 +713,21 @@ def test_tensors_of_which_no_classifier_can_be_built(name, tmp_path):
 
 def test_an_image_size_that_does_not_fit(tmp_path):
     assert "cannot be halved" in fault(load_released_unet, saved(tmp_path, hollow_file()), 7)
+
+
+def test_tensors_that_claim_more_than_they_hold_are_refused(tmp_path):
+    """A small file whose tensors are one number seen many times would fill the memory when the network is built."""
+    path = tmp_path / "claims.pt"
+    wide = {"head.weight": torch.zeros(()).expand(2**20, 3, 3, 3)}
+    torch.save({"net_model": wide, "x_T": torch.zeros(1, 3, 32, 32), "T": 8, "time_scale": 128}, path)
+    with pytest.raises(UserError, match="has no net_model, a dict of tensors") as caught:
+        load_released_unet(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_width_that_the_file_does_not_hold_is_refused_before_anything_is_allocated(tmp_path):
+    tensors = {"head.weight": torch.zeros(32, 3, 3, 3), "downblocks.0.block1.2.bias": torch.zeros(32 * 2**17)}
+    path = tmp_path / "wide.pt"
+    torch.save({"net_model": tensors, "x_T": torch.zeros(1, 3, 32, 32), "T": 8, "time_scale": 128}, path)
+    with pytest.raises(UserError, match="holds other tensors than its network has: it lacks"):
+        load_released_unet(path)

@@ -128,6 +128,8 @@ class Sweep:
     ):
         if not seeds or not ablations:
             raise UserError("there is nothing to run: give at least one ablation and --seeds 1")
+        if study.profile.given.teacher or study.profile.given.extractor:
+            raise UserError("ablations vary what a given model fixes: leave given.teacher and given.extractor out")
         self.base, self.ablations, self.seeds = study, list(ablations), list(seeds)
         self.costs, self._studies = costs, {}
         self.folder = study.out / ABLATIONS_FOLDER

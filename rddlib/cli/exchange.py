@@ -34,25 +34,28 @@ def released(
       rdd import released densenet201.pt --to theirs.safetensors
     """
     from rddlib.checkpoint import save_checkpoint
+    from rddlib.interop import load_classifier, load_released_unet
     from rddlib.interop.files import RELEASED, given_info
-    from rddlib.interop.released import is_classifier, load_released_classifier, load_released_unet, read_tensors
+    from rddlib.interop.released import is_classifier, read_tensors
 
+    to = _new_file(to, path)
     if is_classifier(read_tensors(path)):
-        to = _new_file(to, path)
-        extractor = load_released_classifier(path)
-        facts = {"source": {"name": path.name, "made_by": RELEASED}, "extractor": {"name": "densenet201"}}
+        extractor, found = load_classifier(path)
+        facts = {"source": {"name": path.name, "made_by": RELEASED}, "extractor": {"name": found["name"]}}
         save_checkpoint(to, extractor.state_dict(), {"kind": "extractor", "facts": facts})
         print(f"{to}: DenseNet201, {extractor.fc.out_features} classes")
         return
-    to = _new_file(to, path)
     denoiser = load_released_unet(path, image_size or None)
-    _write_model(to, denoiser, given_info(denoiser, path, RELEASED))
+    _write_model(to, denoiser, given_info(denoiser, path.resolve(), RELEASED))
 
 
 @importing.command()
 def diffusers(
     path: Annotated[Path, typer.Argument(help="Folder of a pixel-space pipeline (DDPMPipeline, DDIMPipeline, ...).")],
     to: ImportTo = None,
+    null_class: Annotated[
+        bool, typer.Option("--null-class", help="Its last class means no class, so that it can be guided.")
+    ] = False,
 ) -> None:
     """Read the UNet2DModel and the betas of a diffusers pipeline, without running code of its folder, and write a checkpoint.
 
@@ -64,7 +67,7 @@ def diffusers(
     from rddlib.interop.pipelines import from_diffusers
 
     to = _new_file(to, path.resolve())
-    denoiser = from_diffusers(path)
+    denoiser = from_diffusers(path, null_class=null_class or None)
     _write_model(to, denoiser, given_info(denoiser, path.resolve(), DIFFUSERS))
 
 
@@ -105,15 +108,16 @@ def to_pipeline(
       rdd export diffusers runs/digits/checkpoints/rdd-1-*.safetensors --to rdd-digits
       rdd export diffusers runs/digits/checkpoints/guided-rdd-2-*.safetensors --guidance 1 --to guided-digits
     """
-    from rddlib.interop import load_model, to_diffusers
+    from rddlib.interop import to_diffusers
     from rddlib.interop.cards import card_of
 
-    denoiser, info = load_model(checkpoint)
+    denoiser, info = _exportable(checkpoint)
+    drawn = {"steps": steps or denoiser.steps, "guidance": guidance, "clip": not unclipped}
 
     def card(usage: str) -> str:
-        return card_of(denoiser, checkpoint, info, title=to.name, steps=steps or denoiser.steps, usage=usage)
+        return card_of(denoiser, checkpoint, info, title=to.name, usage=usage, **drawn)
 
-    to_diffusers(denoiser, _absent(to), steps=steps, guidance=guidance, clip=not unclipped, card=card)
+    to_diffusers(denoiser, _absent(to), card=card, **drawn)
     print(f"{to}: a diffusers pipeline; {to / 'README.md'}: its model card, with the lines that draw with it")
 
 
@@ -132,16 +136,30 @@ def torchscript(
       rdd export torchscript runs/digits/checkpoints/rdd-1-*.safetensors --to rdd-digits.ts
     """
     from rddlib.checkpoint import write_atomically
-    from rddlib.interop import export_torchscript, load_model
+    from rddlib.interop import export_torchscript
     from rddlib.interop.cards import card_of
     from rddlib.interop.torchscript import script_usage
 
     to = to or Path(f"{checkpoint.stem}.ts")
-    card = _absent(to.with_suffix(".md"))
-    denoiser, info = load_model(checkpoint)
-    difference = export_torchscript(denoiser, _absent(to), steps, clip=not unclipped, guidance=guidance)
-    usage = script_usage(denoiser, to.name)
-    write_atomically(
-        card, card_of(denoiser, checkpoint, info, title=to.stem, steps=steps or denoiser.steps, usage=usage)
+    if to.suffix == ".md":
+        raise UserError(f"--to {to}: that is the model card's name, choose another, such as {to.with_suffix('.ts')}")
+    path, _ = _absent(to.with_suffix(".md")), _absent(to)
+    denoiser, info = _exportable(checkpoint)
+    drawn = {"steps": steps or denoiser.steps, "guidance": guidance, "clip": not unclipped}
+    card = card_of(
+        denoiser, checkpoint, info, title=to.stem, usage=script_usage(denoiser, to.name, not unclipped), **drawn
     )
-    print(f"{to}: noise in, images out, within {difference:.1g} of ours; {card}: its model card")
+    difference = export_torchscript(denoiser, to, **drawn)
+    write_atomically(path, card)
+    print(f"{to}: noise in, images out, within {difference:.1g} of ours; {path}: its model card")
+
+
+def _exportable(path: Path) -> tuple["Denoiser", dict]:
+    """A model and what is recorded of it. Raises UserError where no export draws as it was trained to."""
+    from rddlib.interop import load_model
+
+    denoiser, info = load_model(path)
+    if info.get("facts", {}).get("stochastic"):
+        raise UserError(f"{path} was trained for the stochastic sampler, and exports draw by DDIM: export the student of as "
+                        "many steps that it started from")  # fmt: skip
+    return denoiser, info

@@ -140,6 +140,8 @@ def distill(
     """Halve the number of sampling steps again and again, from a teacher to a student.
 
     The profile's teacher_steps divide the work: down to them everyone halves by pd, below them by the objective.
+    A --teacher brings its network, schedule and (if it was distilled) steps; one that predicts epsilon first learns to predict
+    v, for given.convert.iterations.
 
     \b
     Examples:

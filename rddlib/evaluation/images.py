@@ -22,6 +22,7 @@ from rddlib.data import ImageDataset
 from rddlib.data.folder import images_below, open_image
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
+from rddlib.schedule import schedule_facts
 from rddlib.training import stream
 from rddlib.training.hardware import arithmetic
 
@@ -214,7 +215,7 @@ class DrawnImages(Images):
     """Images that a denoiser draws when asked for, from common noise; floats in [-1, 1].
 
     sampler: one of rddlib.baselines.SAMPLERS; guidance: w, None for none; classes: the labels to draw, in turn, default all
-    at random; made: what a receipt should say of the model (`recipes.provenance`).
+    at random; made: what a receipt should say of the model (`model_file.provenance`).
     labels(start, stop) are those drawn with, None without classes; `seconds` grows with the time spent.
     Raises UserError for guidance or classes that the model does not know.
     """
@@ -232,6 +233,7 @@ class DrawnImages(Images):
         self.sampler, self.guidance, self.classes = sampler, guidance, tuple(classes)
         self.name = name or f"{sampler}, {steps} step{'s' * (steps > 1)}"
         tensors, evaluated = denoiser.state_dict(), evaluations(sampler, steps)
+        read_as = json.dumps({"prediction": denoiser.prediction, **schedule_facts(denoiser.schedule)}, sort_keys=True)
         labels = "drawn at random, all classes alike" if denoiser.num_classes else "none"
         self.provenance = {
             **GIVEN, "sampler": sampler, "steps": steps, "clip": clip,
@@ -239,7 +241,7 @@ class DrawnImages(Images):
             "guidance": "none" if guidance is None else guidance,
             "labels": f"{', '.join(map(str, classes))} in turn" if classes else labels,
             "noise_seed": seed, "precision": "float32",
-            "weights_sha256": digest(tensors, "") if tensors else UNKNOWN, **(made or {}),
+            "weights_sha256": digest(tensors, read_as) if tensors else UNKNOWN, **(made or {}),
         }  # fmt: skip
 
     def __len__(self) -> int:

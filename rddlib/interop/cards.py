@@ -1,61 +1,63 @@
 """Model cards: what a model is, where it comes from and what was measured of it, as Markdown beside what is exported."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
 from rddlib.evaluation import VALUES, read_record
 from rddlib.installation import git_commit
+from rddlib.interop.released import one_line
 from rddlib.model_file import summary
 from rddlib.schedule import BetaSchedule, CosineSchedule
 
 UNKNOWN = "not recorded"
 SCORE_FOLDERS = ("scores", "guidance", "evaluations", "ablations/scores")  # of a study
-RECEIPT_FIELDS = (
-    "metric",
-    "protocol",
-    "reference",
+COLUMNS = (
+    "steps",
     "sampler",
-    "noise_seed",
     "guidance",
     "clip",
-    "git_commit",
-    "written",
-)
+    "samples",
+    "protocol",
+)  # of a receipt: how a score's images were drawn
+RECEIPT_FIELDS = ("metric", "reference", "noise_seed", "git_commit", "written")
 
 
-def card_of(denoiser: Denoiser, checkpoint: Path, info: dict, *, title: str, steps: int, usage: str) -> str:
-    """The card of a model that a checkpoint holds: its ancestors and scores are looked up in the study around it."""
+def card_of(denoiser: Denoiser, checkpoint: Path, info: dict, **options) -> str:
+    """The card of a model that a checkpoint holds: its ancestors and scores are looked up in the study around it. options: of
+    `model_card`."""
     folder = Path(checkpoint).parent
-    lineage = _lineage(folder, info)
-    return model_card(
-        denoiser, title=title, steps=steps, usage=usage, lineage=lineage, records=_records(folder.parent, info.get("sha256"))
-    )  # fmt: skip
+    records = _records(folder.parent, info.get("sha256"))
+    return model_card(denoiser, lineage=_lineage(folder, info), records=records, **options)
 
 
 def model_card(
-    denoiser: Denoiser, *, title: str, steps: int = 0, usage: str = "", lineage: list[dict] = (), records: list = (),
+    denoiser: Denoiser, *, title: str, steps: int = 0, guidance: float | None = None, clip: bool = True, usage: str = "",
+    lineage: Sequence[dict] = (), records: Sequence[tuple[Path, dict]] = (),
 ) -> str:  # fmt: skip
-    """Markdown. lineage: what checkpoints record of the model and its ancestors, itself first; records: (file, {"row",
-    "receipt"}) of its scores; usage: lines of Python that draw with it; steps: 0 for any number of them."""
+    """Markdown. steps: 0 for any number of them; guidance: the one w that is fixed in what is exported; clip: whether x is held
+    in [-1, 1]; usage: lines of Python that draw with it; lineage: what checkpoints record of the model and its ancestors,
+    itself first; records: (file, {"row", "receipt"}) of its scores."""
     student = lineage[0] if lineage else {}
-    data = next((info["facts"]["data"]["name"] for info in lineage if "data" in info.get("facts", {})), UNKNOWN)
     rows = {
         "network": summary(denoiser),
         "images": _images(denoiser),
-        "sampling steps": f"{steps}, by DDIM" if steps else "any number, by DDIM",
+        "sampling": f"DDIM, {_counted(steps)}, x {'held in [-1, 1]' if clip else 'not clipped'}",
+        **({} if guidance is None else {"guidance": f"w = {guidance:g}, fixed"}),
         "noise schedule": _schedule(denoiser),
-        "data": data,
+        "data": next(filter(None, map(_data, lineage)), UNKNOWN),
         "teacher": _line(lineage[1]) if len(lineage) > 1 else UNKNOWN,
         "objective": _objective(student),
         "training": _training(student),
         "checkpoint (sha256)": student.get("sha256", UNKNOWN),
         "written by": f"rddlib, commit {git_commit()}",
-    }
+    }  # fmt: skip
     parts = [
         f"# {title}",
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(value, 500)} |" for name, value in rows.items())]),
         *(["## How it came about", "\n".join(f"{k}. {_line(info)}" for k, info in enumerate(reversed(lineage), 1))]
           if len(lineage) > 1 else []),
         *(["## Use", f"```python\n{usage}\n```"] if usage else []),
@@ -65,6 +67,20 @@ def model_card(
         "To be filled in by whoever publishes this model. The licences of its teacher and of its data bind it too.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _counted(steps: int) -> str:
+    return f"{steps} step{'s' * (steps > 1)}" if steps else "any number of steps"
+
+
+def _facts(info: dict) -> dict:
+    return info.get("facts") if isinstance(info.get("facts"), dict) else {}
+
+
+def _data(info: dict) -> str | None:
+    """What it was trained on, where it says so: a model that was given says what its students are."""
+    data = _facts(info).get("data")
+    return str(data["name"]) if isinstance(data, dict) and "name" in data else None
 
 
 def _images(denoiser: Denoiser) -> str:
@@ -83,17 +99,18 @@ def _schedule(denoiser: Denoiser) -> str:
 
 
 def _kind(info: dict) -> str:
-    facts = info.get("facts", {})
+    facts = _facts(info)
     if "given" in facts or "source" in info:
-        source = facts.get("source", info.get("source", {}))
+        source = info.get("source") if isinstance(info.get("source"), dict) else {}
         learnt = ", which has learnt to predict v" if "train" in facts else ""
         return f"{source.get('name', 'a model')} ({source.get('made_by', UNKNOWN)}){learnt}"
-    if "stochastic" in facts:
-        return f"{facts['method'].upper()} student of {facts['steps']} stochastic steps"
+    steps = facts.get("steps", UNKNOWN)
+    plural = "s" * (steps != 1)
     if "method" in facts:
-        return f"{facts['method'].upper()} student of {facts['steps']} step{'s' * (facts['steps'] > 1)}"
+        sampler = " stochastic" if "stochastic" in facts else ""
+        return f"{str(facts['method']).upper()} student of {steps}{sampler} step{plural}"
     if "steps" in facts:
-        return f"PD teacher of {facts['steps']} steps"
+        return f"PD teacher of {steps} step{plural}"
     return "one network that takes guidance" if "guidance" in facts else "base model"
 
 
@@ -103,35 +120,39 @@ def _line(info: dict) -> str:
 
 
 def _objective(info: dict) -> str:
-    facts = info.get("facts", {})
+    facts = _facts(info)
     if "method" not in facts:
         return "PD" if "steps" in facts else UNKNOWN
-    numbers = ", ".join(f"{name} {value}" for name, value in facts["numbers"].items() if value not in (False, []))
-    return f"{facts['method'].upper()}{f' ({numbers})' if numbers else ''}"
+    numbers = facts.get("numbers") if isinstance(facts.get("numbers"), dict) else {}
+    said = ", ".join(f"{name} {value}" for name, value in numbers.items() if value is not False and value != [])
+    return f"{str(facts['method']).upper()}{f' ({said})' if said else ''}"
 
 
 def _training(info: dict) -> str:
-    facts = info.get("facts", {})
-    train = facts.get("train", facts.get("base", {}).get("train"))
-    if not train:
+    facts = _facts(info)
+    train = facts.get("train", facts.get("base", {}).get("train") if isinstance(facts.get("base"), dict) else None)
+    if not isinstance(train, dict):
         return UNKNOWN
-    iterations = facts.get("iterations", train["iterations"])
-    return (f"{iterations:,} iterations, batch {train['batch_size']}, learning rate {train['learning_rate']:g}, "
-            f"seed {facts.get('seed', UNKNOWN)}, {info.get('precision', UNKNOWN)}")  # fmt: skip
+    iterations = facts.get("iterations", train.get("iterations", UNKNOWN))
+    said = {"batch": train.get("batch_size"), "learning rate": train.get("learning_rate"), "seed": facts.get("seed")}
+    numbers = [f"{name} {value}" for name, value in said.items() if value is not None]
+    return ", ".join([f"{iterations} iterations", *numbers, info.get("precision", UNKNOWN)])
 
 
 def _lineage(folder: Path, info: dict) -> list[dict]:
     """What is recorded of a model and of its ancestors, as far as their records lie in its folder."""
-    found = [info]
-    while parent := found[-1].get("facts", {}).get("parent"):
-        record = next(iter(sorted(folder.glob(f"*-{parent}.json"))), None)
+    found, seen = [info], set()
+    while (parent := _facts(found[-1]).get("parent")) not in (None, *seen):
+        seen.add(parent)
         try:
-            found.append(json.loads(record.read_text()) if record else {})
-        except (OSError, ValueError):
-            found.append({})
-        if not found[-1].get("facts"):
-            found.pop()
+            if not re.fullmatch("[0-9a-f]+", parent):
+                break
+            record = json.loads(next(iter(sorted(folder.glob(f"*-{parent}.json")))).read_text())
+        except (OSError, ValueError, TypeError, StopIteration):
             break
+        if not isinstance(record, dict) or not _facts(record):
+            break
+        found.append(record)
     return found
 
 
@@ -148,21 +169,22 @@ def _records(study: Path, sha256: str | None) -> list[tuple[Path, dict]]:
     return found
 
 
-def _numbers(records: list[tuple[Path, dict]]) -> str:
+def _numbers(records: Sequence[tuple[Path, dict]]) -> str:
     if not records:
         return "Nothing yet, or not beside the checkpoint: `rdd evaluate` scores it and writes a receipt."
     values = [name for name in VALUES if any(name in record["row"] for _, record in records)]
     lines = ["Lower is better for FID, KID and pFD, higher for the inception score (is), precision and recall. Scores compare "
              "only where metric, protocol and reference are the same.", ""]  # fmt: skip
-    lines += [f"| steps | {' | '.join(values)} | receipt |", "|---" * (len(values) + 2) + "|"]
-    for path, record in records:
-        row = record["row"]
-        cells = [f"{row[name]:.5g}" if name in row else "" for name in values]
-        lines.append(f"| {row['steps']} | {' | '.join(cells)} | {path.name} |")
+    lines += [f"| {' | '.join((*COLUMNS, *values))} | receipt |", "|---" * (len(COLUMNS) + len(values) + 1) + "|"]
+    for number, (_, record) in enumerate(records, start=1):
+        row, receipt = record["row"], record["receipt"]
+        cells = [one_line(receipt.get(name, UNKNOWN)) for name in COLUMNS]
+        cells += [f"{row[name]:.5g}" if isinstance(row.get(name), (int, float)) else "" for name in values]
+        lines.append(f"| {' | '.join(cells)} | {number} |")
     lines += ["", "Receipts:", ""]
-    for path, record in records:
+    for number, (path, record) in enumerate(records, start=1):
         said = "; ".join(
             f"{field} {record['receipt'][field]}" for field in RECEIPT_FIELDS if field in record["receipt"]
         )
-        lines.append(f"- `{path}`: {said}")
+        lines.append(f"{number}. `{path}`: {one_line(said, 500)}")
     return "\n".join(lines)

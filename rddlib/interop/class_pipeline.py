@@ -8,12 +8,13 @@ from diffusers.utils.torch_utils import randn_tensor
 class ClassDDIMPipeline(DiffusionPipeline):
     """Like DDIMPipeline, with class_labels: one image of each.
 
-    unet: a UNet2DModel with class embeddings; scheduler: a DDIMScheduler.
+    unet: a UNet2DModel with class embeddings; scheduler: a DDIMScheduler; null_class: the last class means none.
     """
 
-    def __init__(self, unet, scheduler):
+    def __init__(self, unet, scheduler, null_class: bool = False):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(null_class=null_class)
 
     @torch.no_grad()
     def __call__(

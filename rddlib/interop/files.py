@@ -1,9 +1,10 @@
 """Any file that a model may come in: ours, a published one, or the folder of a diffusers pipeline."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from rddlib.checkpoint import digest, load_checkpoint
+from rddlib.checkpoint import DamagedFile, digest, load_checkpoint
 from rddlib.denoiser import Denoiser
 from rddlib.errors import UserError
 from rddlib.extractor import FeatureExtractor, extractor_of
@@ -24,9 +25,19 @@ def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoise
     if not path.exists():
         raise UserError(f"no model at {path}: correct the path (a published pipeline must be downloaded first)")
     if path.suffix == ".safetensors":
-        return load_denoiser(path)
+        return _whole(path, load_denoiser)
     denoiser = from_diffusers(path) if path.is_dir() else load_released_unet(path, image_size)
     return denoiser, given_info(denoiser, path.resolve(), DIFFUSERS if path.is_dir() else RELEASED)
+
+
+def _whole(path: Path, load: Callable):
+    """What load(path) reads from a file that may be anybody's: it is not for us to say that it is made again."""
+    if (path.parent / "config.json").exists():
+        raise UserError(f"{path} is a part of a diffusers model: name its pipeline's folder")
+    try:
+        return load(path)
+    except DamagedFile as error:
+        raise UserError(f"{error.fault}: get or make it again") from error
 
 
 def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
@@ -42,13 +53,18 @@ def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtr
     map_at: of FeatureExtractor. Raises UserError where it is something else.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a classifier's file")
     if path.suffix != ".safetensors":
         extractor = load_released_classifier(path, map_at)
         return extractor, {"name": "densenet201", "sha256": digest(extractor.state_dict(), "densenet201")}
-    tensors, info = load_checkpoint(path)
+    tensors, info = _whole(path, load_checkpoint)
     if info.get("kind") != "extractor":
         raise UserError(
             f"{path} holds no extractor but {info.get('kind', 'something else')}: name one made by rdd extractor"
         )
-    name = info["facts"]["extractor"]["name"]
-    return extractor_of(name, tensors, map_at), {"name": name, "sha256": info["sha256"]}
+    try:
+        name = info["facts"]["extractor"]["name"]
+        return extractor_of(name, tensors, map_at), {"name": name, "sha256": info["sha256"]}
+    except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        raise UserError(f"{path} holds an extractor that this version does not know: make it again") from error

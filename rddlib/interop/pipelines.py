@@ -15,7 +15,7 @@ from rddlib.checkpoint import cannot_write
 from rddlib.denoiser import Denoiser
 from rddlib.diffusers_unet import DiffusersUNet, diffusers_class
 from rddlib.errors import UserError
-from rddlib.interop.released import listed
+from rddlib.interop.released import listed, one_line
 from rddlib.interop.torchscript import check_guidance, scripted, shape_of
 from rddlib.schedule import BetaSchedule, CosineSchedule
 from rddlib.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
@@ -29,32 +29,38 @@ TABLE_TOLERANCE = 1e-3  # of a released time table against its sinusoids, which 
 # in
 
 
-def from_diffusers(source, scheduler=None, *, null_class: bool = False) -> Denoiser:
+def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) -> Denoiser:
     """A pixel-space model of diffusers as a Denoiser in eval mode: (z, t) -> x, or (z, t, y) where it has classes.
 
     source: a pipeline (DDPMPipeline, DDIMPipeline, ...), a UNet2DModel, or the folder of either; scheduler: a diffusers
     scheduler (or the folder of one), needed beside a bare UNet2DModel, which does not know its betas. Any betas; prediction
-    "epsilon", "sample" or "v_prediction". null_class: its last class embedding means "no class", so that it can be guided.
+    "epsilon", "sample" or "v_prediction". null_class: its last class embedding means "no class", so that it can be guided;
+    by default what the pipeline says of itself, as those of `to_diffusers` do.
 
-    The network is copied. The scheduler's index i stands for t = (i + 1)/T, so that t = 1 is its noisiest and t = 0 is beyond its cleanest one.
-    No code of the folder is run, and nothing downloaded. Raises UserError for latent-diffusion pipelines and for networks
-    and schedulers of other kinds, for files that are missing or damaged, and without diffusers.
+    The scheduler's index i stands for t = (i + 1)/T: t = 1 is its noisiest and t = 0 is beyond its cleanest one. The network
+    is copied, in float32. No code of a folder is run, and nothing downloaded. Raises UserError for latent-diffusion pipelines
+    and for networks and schedulers of other kinds, for files that are missing or damaged, and without diffusers.
     """
+    said = False
     if isinstance(source, (str, Path)):
-        source, found = _read(Path(source))
-        scheduler = found if scheduler is None else scheduler
+        source, found, said = _read(Path(source))
     elif not isinstance(source, nn.Module):
         _refuse_latent(type(source).__name__, getattr(source, "components", {}))
-        found = getattr(source, "scheduler", None)
-        source, scheduler = getattr(source, "unet", None), found if scheduler is None else scheduler
+        found, said = getattr(source, "scheduler", None), getattr(source, "config", {}).get("null_class", False)
+        source = getattr(source, "unet", None)
+    else:
+        found = None
     if not isinstance(source, diffusers_class("UNet2DModel")):
         raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(source).__name__}: {PIXELS}")
+    scheduler = found if scheduler is None else scheduler
     if isinstance(scheduler, (str, Path)):
         scheduler = _read_scheduler(Path(scheduler))
     if scheduler is None:
         raise UserError("a UNet2DModel alone does not say its betas: name its pipeline, or pass its scheduler too")
     schedule, prediction = _schedule_of(scheduler)
-    network = DiffusersUNet(copy.deepcopy(source), schedule.steps, null_class)
+    network = DiffusersUNet(
+        copy.deepcopy(source).float(), schedule.steps, said is True if null_class is None else null_class
+    )
     return Denoiser(network, schedule, prediction).eval().requires_grad_(False)
 
 
@@ -68,29 +74,34 @@ def _refuse_latent(name: str, components) -> None:
 
 def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
     """(its betas and the last alpha^2 that it ends at, what the network predicts, in our words)."""
-    config, betas = getattr(scheduler, "config", {}), getattr(scheduler, "betas", None)
-    prediction = PREDICTION_TYPES.get(config.get("prediction_type", "epsilon"))
+    kind, betas = getattr(scheduler, "config", {}).get("prediction_type", "epsilon"), getattr(scheduler, "betas", None)
+    prediction = PREDICTION_TYPES.get(kind) if isinstance(kind, str) else None
     if betas is None or prediction is None:
-        what = type(scheduler).__name__ if betas is None else f"prediction_type {config.get('prediction_type')}"
+        what = type(scheduler).__name__ if betas is None else f"prediction_type {one_line(kind)}"
         raise UserError(f"{what} is of another kind of diffusion: {PIXELS}")
     betas = tuple(torch.as_tensor(betas, dtype=torch.float64).tolist())
     if prediction == "eps" and 1.0 in betas:
         raise UserError("this scheduler ends in pure noise, from which epsilon says nothing of the image: give it betas below "
                         "1, or a network that predicts v")  # fmt: skip
-    return BetaSchedule(betas, float(getattr(scheduler, "final_alpha_cumprod", 1.0))), prediction
+    try:
+        return BetaSchedule(betas, float(getattr(scheduler, "final_alpha_cumprod", 1.0))), prediction
+    except ValueError as error:
+        raise UserError(f"{type(scheduler).__name__} is no schedule of a diffusion ({error}): {PIXELS}") from error
 
 
-def _read(folder: Path) -> tuple[nn.Module, object]:
-    """(UNet2DModel, scheduler or None) from the folder of a pipeline or of a UNet2DModel."""
+def _read(folder: Path) -> tuple[nn.Module, object, bool]:
+    """(UNet2DModel, scheduler or None, whether it says of itself that its last class is none) from the folder of a pipeline or
+    of a UNet2DModel."""
     if (folder / "model_index.json").is_file():
         index = _json(folder / "model_index.json")
         _refuse_latent(f"{folder}", index)
-        kind = index.get("unet") or [None, "no unet"]
-        if kind[1] != "UNet2DModel":
-            raise UserError(f"{folder} has {kind[1]} for its network: {PIXELS}")
-        return _read_unet(folder / "unet"), _read_scheduler(folder / "scheduler")
+        kind = index.get("unet", "no unet")
+        kind = kind[1] if isinstance(kind, list) and len(kind) == 2 else kind
+        if kind != "UNet2DModel":
+            raise UserError(f"{folder} has {one_line(kind)} for its network: {PIXELS}")
+        return _read_unet(folder / "unet"), _read_scheduler(folder / "scheduler"), index.get("null_class") is True
     if (folder / "config.json").is_file():
-        return _read_unet(folder), None
+        return _read_unet(folder), None, False
     raise UserError(
         f"{folder} holds no diffusers model (no model_index.json): name the folder of a downloaded pipeline"
     )
@@ -115,8 +126,9 @@ def _read_unet(folder: Path) -> nn.Module:
             folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
         )
     except Exception as error:  # of many kinds, for a damaged file, one with code in it, or tensors of other shapes
-        said = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise UserError(f"{folder} cannot be read as a UNet2DModel ({said}): get the folder again") from error
+        raise UserError(
+            f"{folder} cannot be read as a UNet2DModel ({one_line(error) or type(error).__name__}): get the folder again"
+        ) from error
     faults = {"lacks": found["missing_keys"], "has, beyond its own,": found["unexpected_keys"]}
     if said := [listed(f"it {what}", sorted(names)) for what, names in faults.items() if names]:
         raise UserError(f"{folder} holds other tensors than its configuration says: {'; '.join(said)}")
@@ -124,14 +136,17 @@ def _read_unet(folder: Path) -> nn.Module:
 
 
 def _read_scheduler(folder: Path):
-    name = str(_json(folder / "scheduler_config.json").get("_class_name"))
+    name = one_line(_json(folder / "scheduler_config.json").get("_class_name"))
     try:
         kind = diffusers_class(name) if name.endswith("Scheduler") else None
     except AttributeError:
         kind = None
     if kind is None:
         raise UserError(f"{folder} names the scheduler {name}, which this diffusers lacks: {PIXELS}")
-    return kind.from_pretrained(folder, local_files_only=True)
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of many kinds, for numbers of which no scheduler can be made
+        raise UserError(f"{folder} cannot be read as a {name} ({one_line(error)}): get the folder again") from error
 
 
 # out
@@ -146,8 +161,8 @@ def to_diffusers(
     A network that is a UNet2DModel, or that maps onto one as our U-Net does, becomes a DDIMPipeline; with classes one of the
     folder's own class_pipeline.py, which takes class_labels. num_inference_steps=n, eta=0 and use_clipped_model_output=True
     then give the images of `ddim_sample` in n steps, for n that divide 1024 (or the T of the model's own betas). Any other
-    network becomes a TorchScript sampler of `steps` steps in scripted_pipeline.py. What has a module of its own is loaded by
-    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+    network, or one for another number of steps, becomes a TorchScript sampler of `steps` steps in scripted_pipeline.py. What
+    has a module of its own is loaded by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
 
     steps: that it was distilled for (default denoiser.steps), for TorchScript and for the model card, README.md; card: that
     card's text, given the lines of Python that draw with the pipeline (default: what the denoiser itself says); guidance: the
@@ -168,12 +183,13 @@ def to_diffusers(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pipeline"
-            if maps_onto_unet2d(denoiser, guidance):
+            if maps_onto_unet2d(denoiser, guidance) and _grid(denoiser) % (steps or 1) == 0:
                 _save_unet2d(denoiser, guidance, clip, made)
             else:
                 _save_scripted(denoiser, steps, guidance, clip, image_shape, made)
             usage = _usage(denoiser, folder.name, steps, {path.stem for path in made.glob("*.py")})
-            text = card(usage) if card else model_card(denoiser, title=folder.name, steps=steps, usage=usage)
+            drawn = {"steps": steps, "guidance": guidance, "clip": clip}
+            text = card(usage) if card else model_card(denoiser, title=folder.name, usage=usage, **drawn)
             (made / "README.md").write_text(f"{FRONT_MATTER}{text}")
             made.replace(folder)
     except OSError as error:
@@ -209,7 +225,7 @@ def _save_unet2d(denoiser: Denoiser, guidance: float | None, clip: bool, folder:
         return
     from rddlib.interop.class_pipeline import ClassDDIMPipeline
 
-    ClassDDIMPipeline(unet, scheduler).save_pretrained(folder)
+    ClassDDIMPipeline(unet, scheduler, null_class=denoiser.unconditional).save_pretrained(folder)
     _own_pipeline(folder, "class_pipeline", "ClassDDIMPipeline")
 
 
@@ -260,7 +276,8 @@ def _scheduler(denoiser: Denoiser, clip: bool):
     last = float(schedule.alpha(0.0)) ** 2
     if last < 1:
         alpha_bar[0] = last
-    ratios = alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    ratios = torch.where(before > 0, alpha_bar / before.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
     predictions = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
     return diffusers_class("DDIMScheduler")(
         num_train_timesteps=size, trained_betas=(1 - ratios).tolist(), clip_sample=clip, set_alpha_to_one=last == 1,

@@ -66,13 +66,21 @@ def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoi
         )
     size = image_size or _noise_size(file, path)
     try:
-        network = UNet(_unet_config(tensors, steps * scale, size))
+        config = _unet_config(tensors, steps * scale, size)
+        with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
+            _check_tensors(
+                UNet(config),
+                {TIME_TABLE: torch.empty(config.time_grid + 1, config.channels), **tensors},
+                UNET_NAMES,
+                path,
+            )
     except KeyError as error:
         raise UserError(
             f"{path} holds no U-Net of RCFD or RDD: it lacks {error.args[0]}; {listed('it has', tensors)}"
         ) from None
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds a U-Net that cannot be built: {one_line(error)}") from None
+    network = UNet(config)
     if TIME_TABLE not in tensors:  # some tools leave constant tensors out
         tensors = {**tensors, TIME_TABLE: network.time_table}
     _load(network, tensors, UNET_NAMES, path)
@@ -139,8 +147,10 @@ def _part(file: Mapping, name: str, path: str | Path) -> dict[str, Tensor]:
 
 
 def _plain(tensor) -> bool:
-    """Whether this is a tensor of real numbers, all of them there."""
-    return isinstance(tensor, Tensor) and tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_meta)
+    """Whether this is a tensor of real numbers, all of them there and not one that stands for many."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_complex() or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _whole(file: Mapping, name: str, path: str | Path) -> int:
@@ -213,6 +223,15 @@ def _released_names(name: str, rules: tuple[tuple[str, str], ...]) -> list[str]:
 
 def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...], path) -> None:
     """Fill the network from tensors of released names. Raises UserError where names or shapes are not its own."""
+    parts = _check_tensors(network, tensors, rules, path)
+    network.load_state_dict(
+        {name: torch.cat([tensors[part] for part in names]) if len(names) > 1 else tensors[names[0]] for name, names in
+         parts.items()}
+    )  # fmt: skip
+
+
+def _check_tensors(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules, path) -> dict[str, list[str]]:
+    """{our name: released names} of the network's tensors. Raises UserError where the file's are others."""
     own = network.state_dict()
     parts = {name: _released_names(name, rules) for name in own}
     shapes = {part: [len(own[name]) // len(names), *own[name].shape[1:]] if own[name].ndim else []
@@ -223,10 +242,7 @@ def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[
     faults = {"lacks": lacking, "has, beyond its own,": more, "has in another shape": wrong}
     if said := [listed(f"it {what}", names) for what, names in faults.items() if names]:
         raise UserError(f"{path} holds other tensors than its network has: {'; '.join(said)}")
-    network.load_state_dict(
-        {name: torch.cat([tensors[part] for part in names]) if len(names) > 1 else tensors[names[0]] for name, names in
-         parts.items()}
-    )  # fmt: skip
+    return parts
 
 
 def listed(what: str, names) -> str:
@@ -236,7 +252,7 @@ def listed(what: str, names) -> str:
     return f"{what} {', '.join(map(one_line, names[:SHOWN]))}{more}"
 
 
-def one_line(thing) -> str:
+def one_line(thing, longest: int = LONGEST_WORD) -> str:
     """Anything as a short text without line breaks, for a message."""
     text = " ".join(str(thing).split())
-    return text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."

@@ -25,9 +25,11 @@ class ScriptedPipeline(DiffusionPipeline):
     def sampler(self):
         """The TorchScript module, read when first asked for."""
         if self._sampler is None:
-            place = self.config._name_or_path
-            path = Path(place) / "sampler.ts"
-            self._sampler = torch.jit.load(path if path.exists() else hf_hub_download(place, "sampler.ts"))
+            place = self.config._name_or_path  # a folder, or the name of a repository that it was downloaded from
+            local = Path(place).exists() or Path(place).is_absolute()
+            self._sampler = torch.jit.load(
+                Path(place) / "sampler.ts" if local else hf_hub_download(place, "sampler.ts")
+            )
         return self._sampler
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rddlib.checkpoint import write_atomically
-from rddlib.denoiser import Denoiser
+from rddlib.denoiser import Denoiser, warn_beyond
 from rddlib.errors import UserError
+from rddlib.evaluation import check_weight
 from rddlib.sampling import ddim_sample
 
 TOLERANCE = 1e-4  # between the exported images and ours
@@ -102,20 +103,23 @@ def check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
             f"this model takes a guidance weight, and an export has one: pass guidance, {low:g} to {high:g}"
         )
     if guidance is not None:
+        check_weight(guidance)
         try:
             denoiser.check_guidable()
         except ValueError as error:
             raise UserError(f"{error}; or leave guidance out") from error
+        warn_beyond(denoiser.guidance, guidance)
 
 
-def script_usage(denoiser: Denoiser, name: str) -> str:
+def script_usage(denoiser: Denoiser, name: str, clip: bool = True) -> str:
     """The lines of Python that draw with an exported file."""
     channels, height, width = shape_of(denoiser, None)
     labels = f", torch.arange(4) % {denoiser.num_classes}" if denoiser.num_classes else ""
+    bounds = " in [-1, 1]" if clip else ""
     return f"""import torch
 
 sampler = torch.jit.load("{name}")
-images = sampler(torch.randn(4, {channels}, {height}, {width}){labels})  # [4, {channels}, {height}, {width}] in [-1, 1]"""
+images = sampler(torch.randn(4, {channels}, {height}, {width}){labels})  # as large{bounds}"""
 
 
 def _inputs(denoiser: Denoiser, shape: tuple[int, int, int], count: int, seed: int) -> tuple[Tensor, ...]:
