@@ -88,7 +88,7 @@ def test_a_student_s_card_says_what_its_study_records(study):
     count = sum(p.numel() for p in small().parameters())
     assert facts["network"] == f"U-Net, 16 channels, {count / 1e6:.2f}M parameters, v prediction"
     assert facts["images"] == "1 x 8 x 8, in [-1, 1]"
-    assert facts["sampling steps"] == "1, by DDIM"
+    assert facts["sampling"] == "DDIM, 1 step, x held in [-1, 1]" and "guidance" not in facts
     assert facts["noise schedule"] == "cosine, continuous, offset 0.008"
     assert facts["data"] == "digits"
     assert facts["teacher"].startswith("PD teacher of 8 steps: 500 iterations, batch 128")
@@ -132,8 +132,13 @@ def test_the_schedule_is_named(schedule, said):
 def test_classes_guidance_and_any_number_of_steps():
     denoiser = small(num_classes=10, guidance=(0.0, 4.0), prediction="x")
     facts = facts_of(model_card(denoiser, title="a"))
-    assert facts["images"].endswith(", of 10 classes") and facts["sampling steps"] == "any number, by DDIM"
+    assert (
+        facts["images"].endswith(", of 10 classes")
+        and facts["sampling"] == "DDIM, any number of steps, x held in [-1, 1]"
+    )
     assert facts["network"].endswith("x prediction, 10 classes, takes guidance 0 to 4")
+    facts = facts_of(model_card(denoiser, title="a", steps=2, guidance=1.5, clip=False))
+    assert facts["guidance"] == "w = 1.5, fixed" and facts["sampling"] == "DDIM, 2 steps, x not clipped"
 
 
 def test_what_is_not_recorded_is_said_to_be():
@@ -153,9 +158,9 @@ def test_a_weight_of_0_is_said():
 SOURCE = {"name": "ddpm-cifar10", "made_by": "diffusers"}
 KINDS = {
     "an imported model": ({"sha256": "e", "source": SOURCE}, "ddpm-cifar10 (diffusers)"),
-    "a given base": ({"facts": {"given": "e", "source": SOURCE, "data": {"name": "d"}}}, "ddpm-cifar10 (diffusers)"),
+    "a given base": ({"source": SOURCE, "facts": {"given": "e", "data": {"name": "d"}}}, "ddpm-cifar10 (diffusers)"),
     "a given base that learnt v": (
-        {"facts": {"given": "e", "source": SOURCE, "train": TRAIN, "seed": 1}, "precision": "float32"},
+        {"source": SOURCE, "facts": {"given": "e", "train": TRAIN, "seed": 1}, "precision": "float32"},
         "ddpm-cifar10 (diffusers), which has learnt to predict v: 12,000 iterations, batch 128, "
         "learning rate 0.0002, seed 1, float32",
     ),
@@ -218,12 +223,13 @@ def test_the_numbers_are_those_of_the_records(study):
     write(path.parent.parent / "evaluations/rdd-bb.json", score(info, **more))
     table = rows_of(card(study), "| steps |")
     head, lines = table[0], {cells[-1]: dict(zip(table[0], cells, strict=True)) for cells in table[2:]}
-    assert head == ["steps", "fid", "is", "kid", "precision", "recall", "pfd", "receipt"]
-    assert list(lines) == ["rdd-1-7-aa.json", "rdd-bb.json"]
-    for file, values in (("rdd-1-7-aa.json", VALUES), ("rdd-bb.json", more)):
-        cells = lines[file]
-        assert cells["steps"] == "1"
-        for name in head[1:-1]:
+    drawn = ["steps", "sampler", "guidance", "clip", "samples", "protocol"]
+    assert head == [*drawn, "fid", "is", "kid", "precision", "recall", "pfd", "receipt"]
+    assert list(lines) == ["1", "2"]
+    for number, values in (("1", VALUES), ("2", more)):
+        cells = lines[number]
+        assert [cells[name] for name in drawn] == ["1", RECEIPT["sampler"], "none", "True", "5000", "float"]
+        for name in head[len(drawn) : -1]:
             assert (
                 cells[name] == "" if name not in values else float(cells[name]) == pytest.approx(values[name], rel=1e-4)
             )
@@ -232,8 +238,8 @@ def test_the_numbers_are_those_of_the_records(study):
 def test_each_number_has_its_receipt(study):
     path, info = study
     write(path.parent.parent / "scores/a.json", score(info, **VALUES))
-    (line,) = [line for line in card(study).splitlines() if line.startswith("- `")]
-    assert line.startswith("- `scores/a.json`: ")
+    (line,) = [line for line in card(study).splitlines() if line.startswith("1. `")]
+    assert line.startswith("1. `scores/a.json`: ")
     said = dict(part.split(" ", 1) for part in line.split(": ", 1)[1].split("; "))
     assert said == {name: str(RECEIPT[name]) for name in RECEIPT_FIELDS}
 
@@ -242,7 +248,7 @@ def test_each_number_has_its_receipt(study):
 def test_records_are_found_in_every_folder_of_a_study(study, folder):
     path, info = study
     write(path.parent.parent / folder / "a.json", score(info, **VALUES))
-    assert f"- `{folder}/a.json`: " in card(study)
+    assert f"1. `{folder}/a.json`: " in card(study)
 
 
 OTHERS = {
@@ -282,3 +288,25 @@ def test_a_model_without_a_checksum_has_no_records(study):
     )
     write(path.parent.parent / "scores/b.json", score(info, **VALUES))
     assert "Nothing yet" in card((path, {name: value for name, value in info.items() if name != "sha256"}))
+
+
+def test_a_given_model_is_not_said_to_have_learnt_from_its_students_data(study):
+    given = {"source": SOURCE, "facts": {"given": "e", "data": {"name": "digits"}}}
+    assert facts_of(model_card(small(), title="a", lineage=[given]))["data"] == UNKNOWN
+    assert facts_of(model_card(small(), title="a", lineage=[STUDENT, given]))["data"] == "digits"
+
+
+@pytest.mark.parametrize("parent", ["cccc", "../../etc/passwd", "*", 7, ["bbbb"]])
+def test_a_parent_that_is_itself_or_no_key_ends_the_line(study, parent):
+    path, info = study
+    own = {**info, "facts": {**info["facts"], "parent": parent}}
+    write(path.parent / "rdd-1-cccc.json", own)
+    text = card((path, own))
+    assert facts_of(text)["objective"].startswith("RDD")
+
+
+@pytest.mark.parametrize(
+    "facts", [[], 3, {"method": "rdd"}, {"method": "rdd", "numbers": 5, "train": 2, "data": "x", "base": []}]
+)
+def test_facts_of_another_kind_are_survived(facts):
+    assert "## Licence" in model_card(small(), title="a", lineage=[{"facts": facts}, {"facts": facts}])

@@ -48,7 +48,7 @@ def model_card(
         "sampling": f"DDIM, {_counted(steps)}, x {'held in [-1, 1]' if clip else 'not clipped'}",
         **({} if guidance is None else {"guidance": f"w = {guidance:g}, fixed"}),
         "noise schedule": _schedule(denoiser),
-        "data": next(filter(None, map(_data, lineage)), UNKNOWN),
+        "data": _data(lineage),
         "teacher": _line(lineage[1]) if len(lineage) > 1 else UNKNOWN,
         "objective": _objective(student),
         "training": _training(student),
@@ -77,10 +77,12 @@ def _facts(info: dict) -> dict:
     return info.get("facts") if isinstance(info.get("facts"), dict) else {}
 
 
-def _data(info: dict) -> str | None:
-    """What it was trained on, where it says so: a model that was given says what its students are."""
-    data = _facts(info).get("data")
-    return str(data["name"]) if isinstance(data, dict) and "name" in data else None
+def _data(lineage: Sequence[dict]) -> str:
+    """What it was trained on: what a given model records is its students' data, unless it was trained on them too."""
+    as_given = [("given" in _facts(info) and "train" not in _facts(info)) for info in lineage[:1]]
+    found = [_facts(info).get("data") for info in lineage]
+    names = [str(data["name"]) for data in found if isinstance(data, dict) and "name" in data]
+    return names[0] if names and not any(as_given) else UNKNOWN
 
 
 def _images(denoiser: Denoiser) -> str:
@@ -136,24 +138,31 @@ def _training(info: dict) -> str:
     iterations = facts.get("iterations", train.get("iterations", UNKNOWN))
     said = {"batch": train.get("batch_size"), "learning rate": train.get("learning_rate"), "seed": facts.get("seed")}
     numbers = [f"{name} {value}" for name, value in said.items() if value is not None]
-    return ", ".join([f"{iterations} iterations", *numbers, info.get("precision", UNKNOWN)])
+    counted = f"{iterations:,}" if isinstance(iterations, int) else iterations
+    return ", ".join([f"{counted} iterations", *numbers, info.get("precision", UNKNOWN)])
 
 
 def _lineage(folder: Path, info: dict) -> list[dict]:
     """What is recorded of a model and of its ancestors, as far as their records lie in its folder."""
     found, seen = [info], set()
-    while (parent := _facts(found[-1]).get("parent")) not in (None, *seen):
+    while parent := _parent(found[-1]):
+        if parent in seen:
+            break
         seen.add(parent)
         try:
-            if not re.fullmatch("[0-9a-f]+", parent):
-                break
             record = json.loads(next(iter(sorted(folder.glob(f"*-{parent}.json")))).read_text())
-        except (OSError, ValueError, TypeError, StopIteration):
+        except (OSError, ValueError, StopIteration):
             break
         if not isinstance(record, dict) or not _facts(record):
             break
         found.append(record)
     return found
+
+
+def _parent(info: dict) -> str | None:
+    """The key of the model that this one started from."""
+    parent = _facts(info).get("parent")
+    return parent if isinstance(parent, str) and re.fullmatch("[0-9a-f]+", parent) else None
 
 
 def _records(study: Path, sha256: str | None) -> list[tuple[Path, dict]]:
@@ -177,8 +186,8 @@ def _numbers(records: Sequence[tuple[Path, dict]]) -> str:
              "only where metric, protocol and reference are the same.", ""]  # fmt: skip
     lines += [f"| {' | '.join((*COLUMNS, *values))} | receipt |", "|---" * (len(COLUMNS) + len(values) + 1) + "|"]
     for number, (_, record) in enumerate(records, start=1):
-        row, receipt = record["row"], record["receipt"]
-        cells = [one_line(receipt.get(name, UNKNOWN)) for name in COLUMNS]
+        row, drawn = record["row"], {**record["row"], **record["receipt"]}
+        cells = [one_line(drawn.get(name, UNKNOWN)) for name in COLUMNS]
         cells += [f"{row[name]:.5g}" if isinstance(row.get(name), (int, float)) else "" for name in values]
         lines.append(f"| {' | '.join(cells)} | {number} |")
     lines += ["", "Receipts:", ""]
