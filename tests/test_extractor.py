@@ -205,5 +205,15 @@ def test_a_trial_changes_nothing_of_the_network(training):
     assert all(p.requires_grad and p.grad is None and p.dtype == torch.float64 for p in network.parameters())
 
 
+def test_each_part_of_a_network_keeps_its_mode():
+    network = plain().train()
+    network[1].eval()  # batch statistics that are held
+    as_extractor(network, (3, 8, 8))
+    assert [module.training for module in network] == [True, False, True, True] and network.training
+    with pytest.raises(RuntimeError):
+        as_extractor(network, (1, 8, 8))  # of other channels than it takes
+    assert [module.training for module in network] == [True, False, True, True] and network.training
+
+
 def test_networks_without_parameters_are_tried_too():
     assert as_extractor(nn.AvgPool2d(2), (3, 8, 8)).channels == 3

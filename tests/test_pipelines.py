@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import itertools
 import json
+import math
 import os
 import re
 import runpy
@@ -231,6 +232,14 @@ def test_what_is_given_stays_as_it_was(tmp_path):
         denoiser.network.unet.conv_in.weight.zero_()
     assert all(module.training for module in unet.modules()) and all(p.requires_grad for p in unet.parameters())
     assert (unet.conv_in.weight != 0).all() and unet.dtype == torch.float32
+
+
+@needs_diffusers
+def test_a_model_in_half_precision_is_computed_in_single():
+    unet = tiny_unet()
+    half, whole = from_diffusers(unet.half(), ddim()), from_diffusers(unet.float(), ddim())
+    assert torch.equal(ddim_sample(half, noise_of(2), 2), ddim_sample(whole, noise_of(2), 2))
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
 
 
 @needs_diffusers
@@ -728,6 +737,33 @@ def test_what_is_saved_comes_back(name, tmp_path):
 
 
 @needs_diffusers
+def test_a_pipeline_of_ours_says_whether_its_last_class_is_none(tmp_path):
+    dropped, plain = (
+        to_diffusers(ours(Export(config)), tmp_path / str(len(config))) for config in (LABELLED, {"num_classes": 5})
+    )
+    for place in (dropped, loaded(dropped)):
+        found = from_diffusers(place)
+        assert (found.num_classes, found.unconditional) == (5, True)
+        asked = from_diffusers(place, null_class=False)
+        assert (asked.num_classes, asked.unconditional) == (6, False)
+    assert (from_diffusers(plain).num_classes, from_diffusers(plain).unconditional) == (5, False)
+    edit(plain / INDEX, null_class="yes")  # no such word
+    assert not from_diffusers(plain).unconditional
+    again = to_diffusers(from_diffusers(dropped), tmp_path / "again")
+    assert from_diffusers(again).unconditional
+
+
+@needs_diffusers
+@pytest.mark.parametrize("steps, name", [(3, "ScriptedPipeline"), (4, "DDIMPipeline")])
+def test_steps_that_do_not_divide_the_grid_travel_as_a_script(steps, name, tmp_path):
+    denoiser = ours(Export({}))
+    pipeline = loaded(to_diffusers(denoiser, tmp_path / "p", steps=steps))
+    options = {} if name == "ScriptedPipeline" else {"num_inference_steps": steps, "use_clipped_model_output": True}
+    assert type(pipeline).__name__ == name
+    assert gap(their_images(pipeline, None, **options), ddim_sample(denoiser, noise_of(3), steps)) < BOUND
+
+
+@needs_diffusers
 def test_their_model_through_us_is_theirs_again(tmp_path):
     scheduler = ddim(beta_schedule="scaled_linear", prediction_type="v_prediction", set_alpha_to_one=False)
     for classes in (None, 4):
@@ -945,6 +981,7 @@ FAILURES = {
     ),
     "guidance without dropout": (lambda: ours(Export({"num_classes": 5})), {"guidance": 1.0}, "no NO_CLASS; or leave"),
     "no guidance where it is taken": (lambda: ours(Export(GUIDED)), {}, "pass guidance, 0 to 4"),
+    "guidance that is no number": (lambda: ours(Export(GUIDED)), {"guidance": math.nan}, "expected a number"),
 }
 
 
@@ -1027,6 +1064,26 @@ def test_a_given_folder_is_known_by_its_content(folder, template, tmp_path):
     other = load_model(tmp_path / "moved")[1]["sha256"]
     weights(tmp_path / "moved", lambda tensors: tensors["conv_in.bias"].add_(1e-3))
     assert len({info["sha256"], other, load_model(tmp_path / "moved")[1]["sha256"]}) == 3
+
+
+@needs_diffusers
+def test_a_part_of_a_folder_is_refused_with_the_whole(folder):
+    assert "name its pipeline's folder" in refused(load_model, folder / WEIGHTS)
+    assert "is a folder" in refused(load_classifier, folder)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    denoiser = ours(EXPORTS["v"])
+    for damage in (
+        {"unet": {"width": 3}},
+        {"unet": None},
+        {"schedule": "linear"},
+        {"prediction": "score"},
+        {"unet": ...},
+    ):
+        model = {name: value for name, value in {**describe(denoiser), **damage}.items() if value is not ...}
+        save_checkpoint(tmp_path / "m.safetensors", denoiser.state_dict(), {"model": model})
+        assert "unknown to this version" in refused(load_denoiser, tmp_path / "m.safetensors")
 
 
 def test_no_model_and_no_model_file(tmp_path):

@@ -1,6 +1,7 @@
 """TorchScript samplers against ours: other numbers of images than traced, labels, guidance, and what cannot be traced."""
 
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from rddlib.denoiser import Denoiser, as_denoiser
-from rddlib.errors import UserError
+from rddlib.errors import GuidanceWarning, UserError
 from rddlib.interop import export_torchscript, from_diffusers
 from rddlib.interop.torchscript import script_usage
 from rddlib.sampling import ddim_sample
@@ -137,6 +138,16 @@ def test_labels_and_guidance_are_heard(tmp_path):
     assert min(gaps) > 100 * BOUND
 
 
+def test_a_weight_outside_the_range_is_warned_of_and_drawn_with(tmp_path):
+    denoiser = small(**GUIDED)
+    with pytest.warns(GuidanceWarning, match="guidance 9 is outside"):
+        export_torchscript(denoiser, tmp_path / "s.ts", 1, guidance=9.0)
+    with pytest.warns(GuidanceWarning):
+        expected = ddim_sample(denoiser, draw(3), 1, y=torch.arange(3), guidance=9.0)
+    images = torch.jit.load(tmp_path / "s.ts")(draw(3), torch.arange(3))
+    torch.testing.assert_close(images, expected, rtol=0, atol=BOUND)
+
+
 @needs_diffusers
 @pytest.mark.parametrize("classes", [None, 4])
 def test_a_model_of_diffusers_too(classes, tmp_path):
@@ -236,6 +247,7 @@ REFUSED = {
     "no shape": (own, {"steps": 2}, "pass image_shape"),
     "no guidance where it is taken": (lambda: small(**GUIDED), {"steps": 2}, "pass guidance, 0 to 4"),
     "guidance without classes": (small, {"steps": 2, "guidance": 1.0}, "is unconditional .*; or leave guidance out"),
+    "guidance that is no number": (lambda: small(**GUIDED), {"steps": 2, "guidance": math.inf}, "expected a number"),
     "guidance without dropout": (lambda: small(num_classes=5), {"steps": 2, "guidance": 1.0}, "no NO_CLASS; or leave"),
 }
 

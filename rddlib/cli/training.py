@@ -148,8 +148,8 @@ def distill(
       rdd distill --from 8 --to 1 --objective rdd
       rdd distill --from 64 --to 8 --objective pd
       rdd distill --guided --objective rdd --to 2 --stochastic
-      rdd distill --teacher ddpm-folder --profile cifar10_small --set data.download=true --out runs/mine
-      rdd distill --teacher ckpt.pt --extractor densenet.pt --profile cifar10 --out runs/theirs
+      rdd distill --teacher ddpm-folder --profile cifar10_small --out runs/mine
+      rdd distill --teacher ckpt.pt --extractor dense.pt --profile cifar10 --out runs/theirs
       torchrun --nproc_per_node 4 -m rddlib.cli distill --profile cifar10 --objective rdd
     """
 

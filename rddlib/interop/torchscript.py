@@ -59,13 +59,13 @@ def scripted(
     with _quiet(), torch.no_grad():
         try:
             traced = torch.jit.trace(sampler, _inputs(denoiser, shape, 2, 0), check_trace=False)
-        except RuntimeError as error:
-            raise UserError(f"this network cannot be traced: {str(error).strip().splitlines()[0]}") from error
-        content = io.BytesIO()
-        torch.jit.save(torch.jit.freeze(traced.eval()), content)
-        loaded = load_torchscript(io.BytesIO(content.getvalue()))
-        others = [_inputs(denoiser, shape, count, seed) for seed, count in enumerate((1, 3, 4), start=1)]
-        difference = max(float((loaded(*inputs) - sampler(*inputs)).abs().max()) for inputs in others)
+            content = io.BytesIO()
+            torch.jit.save(torch.jit.freeze(traced.eval()), content)
+            loaded = load_torchscript(io.BytesIO(content.getvalue()))
+            others = [_inputs(denoiser, shape, count, seed) for seed, count in enumerate((1, 3, 4), start=1)]
+            difference = max(float((loaded(*inputs) - sampler(*inputs)).abs().max()) for inputs in others)
+        except RuntimeError as error:  # TorchScript's, when it traces and when it runs for another number of images
+            raise UserError(f"this network cannot be traced ({str(error).strip().splitlines()[-1].strip()})") from error
     if not difference <= TOLERANCE:
         raise UserError(f"the TorchScript file's images differ by {difference:.2g}: this network cannot be traced")
     return content.getvalue(), difference
