@@ -45,6 +45,9 @@ class DiffusersUNet(nn.Module):
         super().__init__()
         self.unet, self.grid, self.null_class = unet, grid, null_class
         self.config = _config_of(unet.config, null_class)
+        if unet.config.time_embedding_type == "learned" and unet.config.num_train_timesteps != grid:
+            raise UserError(f"this UNet2DModel knows {unet.config.num_train_timesteps} times, its scheduler has {grid}: give "
+                            "it the scheduler that it was trained with")  # fmt: skip
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if (y is None) != (self.config.num_classes == 0):

@@ -144,9 +144,12 @@ def _read_scheduler(folder: Path):
     if kind is None:
         raise UserError(f"{folder} names the scheduler {name}, which this diffusers lacks: {PIXELS}")
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        scheduler = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many kinds, for numbers of which no scheduler can be made
         raise UserError(f"{folder} cannot be read as a {name} ({one_line(error)}): get the folder again") from error
+    if scheduler is None:  # of a scheduler that it has given up, diffusers keeps the name alone
+        raise UserError(f"{folder} names the scheduler {name}, which this diffusers lacks: {PIXELS}")
+    return scheduler
 
 
 # out
@@ -201,7 +204,7 @@ def maps_onto_unet2d(denoiser: Denoiser, guidance: float | None = None) -> bool:
     """Whether the network is a UNet2DModel, or has the same function as one."""
     network = denoiser.network
     if isinstance(network, DiffusersUNet):
-        return guidance is None
+        return guidance is None and network.grid == _grid(denoiser)
     if not isinstance(network, UNet) or (guidance is not None and not denoiser.guidance):
         return False
     c = network.config
@@ -252,7 +255,8 @@ def _usage(denoiser: Denoiser, name: str, steps: int, modules: set[str]) -> str:
         f"class_labels={list(range(min(4, denoiser.num_classes)))}" if denoiser.num_classes else "batch_size=4"
     ]
     if "scripted_pipeline" not in modules:
-        arguments += [f"num_inference_steps={steps or 8}", "use_clipped_model_output=True"]
+        few = steps or next(n for n in (8, 5, 4, 2, 1) if _grid(denoiser) % n == 0)
+        arguments += [f"num_inference_steps={few}", "use_clipped_model_output=True"]
     trust = ", trust_remote_code=True" if modules else ""
     return f"""from diffusers import DiffusionPipeline
 
