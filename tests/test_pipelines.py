@@ -618,7 +618,7 @@ def test_nothing_is_downloaded(folder, monkeypatch):
     from_diffusers(folder)
     (folder / WEIGHTS).unlink()
     refused(from_diffusers, folder)
-    for name in ("google/ddpm-cifar10-32", "https://huggingface.co/google/ddpm-cifar10-32"):
+    for name in ("google/ddpm-cifar10-32", "https://example.org/google/ddpm-cifar10-32"):
         refused(from_diffusers, name)
         refused(load_model, name)
     assert asked == []
