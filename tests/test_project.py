@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -451,3 +452,14 @@ def test_readmes_table_of_exports_is_the_measured_one():
     assert export_table() in (TOP / "README.md").read_text()
     for report in json.loads((TOP / "data/results/bench_export.json").read_text()):
         assert report["difference"] < 1e-4 and report["git_commit"] and report["hardware"]
+
+
+def test_nothing_strays_into_the_repository():
+    """What a run writes stays out of it: tracked are the folders that CONTRIBUTING.md names and a few files beside them."""
+    listed = subprocess.run(["git", "ls-files"], cwd=TOP, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    folders = {name.split("/")[0] for name in listed.stdout.splitlines() if "/" in name}
+    assert folders <= {".ci", "data", "examples", "notebooks", "rddlib", "tests"}
+    files = {name for name in listed.stdout.splitlines() if "/" not in name}
+    assert not {name for name in files if Path(name).suffix in (".pt", ".safetensors", ".npz", ".ts", ".csv")}
