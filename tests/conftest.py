@@ -56,7 +56,7 @@ def watched_kernels(shared):
 @pytest.fixture(scope="session")
 def smoke_run(shared, tmp_path_factory, watched_kernels):
     """The whole smoke study through papermill, made once: (a copy of its folder for this process, the report's path)."""
-    from rddlib.runner import run_study
+    from rddlib.report.notebooks import run_study
 
     made, out = shared / "smoke", tmp_path_factory.mktemp("runs") / "smoke"
     with FileLock(shared / "smoke.lock"), pytest.MonkeyPatch.context() as patch:

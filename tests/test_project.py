@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-TOP = Path(__file__).resolve().parent.parent
+TOP = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
 
 
@@ -129,13 +129,13 @@ def test_readmes_sentence_on_other_samplers_is_the_published_one():
 
 def test_readmes_example_runs(smoke_run, monkeypatch):
     """The block of Python in the README, on the smoke study instead of digits."""
-    import rddlib.study
+    import rddlib
 
     code = re.search(r"```python\n(.*?)```", (TOP / "README.md").read_text(), flags=re.S)[1].replace(
         "iterations=150", "iterations=2"
     )
-    study = rddlib.study.open_study("smoke", smoke_run[0])
-    monkeypatch.setattr(rddlib.study, "open_study", lambda name: study)
+    study = rddlib.open_study("smoke", smoke_run[0])
+    monkeypatch.setattr(rddlib, "open_study", lambda name: study)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["images"].shape == (16, 1, 8, 8) and names["images"].abs().max() <= 1
@@ -146,8 +146,9 @@ ABLATIONS_FILE = TOP / "data/results/digits_ablations.csv"
 
 def ablation_verdicts():
     """{ablation: its verdicts} of the published ablations, as the library judges them."""
-    from rddlib.ablations import ABLATIONS, verdicts
-    from rddlib.ablations.results import published
+    from rddlib.report.claims import verdicts
+    from rddlib.study.ablation_results import published
+    from rddlib.study.ablations import ABLATIONS
 
     table = published()
     return {name: verdicts(name, table[table["ablation"] == name]) for name in ABLATIONS}
@@ -155,7 +156,7 @@ def ablation_verdicts():
 
 def ablation_table() -> str:
     """What became of each ablation's claims, as the README shows it."""
-    from rddlib.ablations import ABLATIONS
+    from rddlib.study.ablations import ABLATIONS
 
     lines = ["| ablation | source | claims | by FID | by pFD |", "|---|---|---|---|---|"]
     for name, found in ablation_verdicts().items():
@@ -166,7 +167,7 @@ def ablation_table() -> str:
 
 
 def _tally(found) -> str:
-    from rddlib.ablations.verdicts import VERDICTS
+    from rddlib.report.claims import VERDICTS
 
     counts = {said: (found["verdict"] == said).sum() for said in VERDICTS}
     return ", ".join(f"{said}: {count}" for said, count in counts.items() if count)
@@ -175,9 +176,10 @@ def _tally(found) -> str:
 def test_published_ablations_are_whole_and_have_receipts():
     import json
 
-    from rddlib.ablations import ABLATIONS, COLUMNS
-    from rddlib.ablations.results import PUBLISHED_CHANGES, PUBLISHED_METRIC, published
-    from rddlib.profiles import load_profile
+    from rddlib.study.ablation_results import PUBLISHED_CHANGES, PUBLISHED_METRIC, published
+    from rddlib.study.ablations import ABLATIONS
+    from rddlib.study.profiles import load_profile
+    from rddlib.study.sweep import COLUMNS
 
     table, profile = published(), load_profile("digits", PUBLISHED_CHANGES)
     receipts = json.loads(ABLATIONS_FILE.with_name("digits_ablations_receipts.json").read_text())
@@ -200,7 +202,7 @@ def test_readmes_table_of_ablations_is_the_published_one():
 
 def ablation_fragments() -> list[str]:
     """The README's sentences with numbers from the published ablations."""
-    from rddlib.ablations.results import published
+    from rddlib.study.ablation_results import published
 
     table = published()
     rows = table[table["fid"].notna()]
@@ -262,7 +264,7 @@ def test_readmes_sentences_on_ablations_are_the_published_ones():
 
 
 def test_what_the_readme_says_in_words_of_the_ablations_is_in_the_rows():
-    from rddlib.ablations.results import published
+    from rddlib.study.ablation_results import published
 
     rows = published().query("fid == fid")
     first = rows[rows["steps"] == 4].groupby(["ablation", "setting"])[["fid", "pfd"]].mean()
@@ -287,7 +289,8 @@ def test_what_the_readme_says_in_words_of_the_ablations_is_in_the_rows():
 
 def guided_table() -> str:
     """The published scores of guidance as the README shows them: mean ± spread over seeds."""
-    from rddlib.guidance import GUIDED_NAMES, published
+    from rddlib.report.guidance_figures import GUIDED_NAMES
+    from rddlib.study.guided_results import published
 
     table, _ = published()
     weights = sorted(table["guidance"].unique())
@@ -308,7 +311,8 @@ def test_readmes_table_of_guidance_is_the_published_one():
 def test_published_guidance_is_whole_and_has_receipts():
     import json
 
-    from rddlib.guidance import GUIDED_COLUMNS, published
+    from rddlib.study.guidance import GUIDED_COLUMNS
+    from rddlib.study.guided_results import published
 
     table, metric = published()
     receipts = json.loads((TOP / "data/results/digits_guided_receipts.json").read_text())
@@ -325,7 +329,7 @@ def test_published_guidance_is_whole_and_has_receipts():
 
 def guided_fragments() -> list[str]:
     """The README's sentences with numbers from the published scores of guidance."""
-    from rddlib.guidance import published
+    from rddlib.study.guided_results import published
 
     table, _ = published()
     mean = table.groupby(["method", "sampler", "steps", "guidance"])["fid"].mean()
@@ -362,7 +366,7 @@ def test_what_the_readme_says_of_guidance_is_in_the_rows():
 
 def assert_words_on_guidance():
     """What it says without numbers."""
-    from rddlib.guidance import published
+    from rddlib.study.guided_results import published
 
     table, _ = published()
     fid, score = (

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from rddlib.bench.process import MIB, aligned, free_memory, in_child, number
-from rddlib.checkpoint import write_atomically
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 from rddlib.training.hardware import peak_memory, reset_peak
+from rddlib.utils.checkpoint import write_atomically
 
 IMPLS = ("reference", "chunked")
 

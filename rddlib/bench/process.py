@@ -32,7 +32,7 @@ def in_child(function: Callable[[dict], dict], job: dict, *, threads: int, timeo
         return {"note": f"ended by signal {-done.returncode}, out of memory by the look of it"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
-        return {"note": last.removeprefix("rddlib.errors.UserError: ")}
+        return {"note": last.removeprefix("rddlib.utils.errors.UserError: ")}
     return json.loads(done.stdout.splitlines()[-1])
 
 

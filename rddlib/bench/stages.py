@@ -1,6 +1,6 @@
 """A profile's kinds of training on random images, for a few iterations: what `rdd bench step` and `rdd plan` time.
 
-The loop is the real one, rddlib.training.Trainer through rddlib.recipes; no data set is touched.
+The loop is the real one, rddlib.training.Trainer through rddlib.distillation.train; no data set is touched.
 """
 
 import contextlib
@@ -11,13 +11,21 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from rddlib.assembly import build_denoiser, build_extractor, build_objective, conditional_profile
 from rddlib.data import ImageDataset
-from rddlib.denoiser import Denoiser
-from rddlib.extractor import FeatureExtractor
-from rddlib.objectives import Objective
-from rddlib.profiles import METHODS, Profile
-from rddlib.recipes import Clock, distill, distill_guidance, takes_guidance, train_base, train_classifier, untimed
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.distillation.extractor import FeatureExtractor
+from rddlib.distillation.objectives import Objective
+from rddlib.distillation.train import (
+    Clock,
+    distill,
+    distill_guidance,
+    takes_guidance,
+    train_base,
+    train_classifier,
+    untimed,
+)
+from rddlib.study.assembly import build_denoiser, build_extractor, build_objective, conditional_profile
+from rddlib.study.profiles import METHODS, Profile
 from rddlib.training import RunConfig, TrainConfig
 
 KINDS = ("base", "extractor", "guide", "halving", *METHODS)  # "guide": stage one of guidance; "halving": PD down to

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rddlib.bench.process import MIB, aligned, in_child, number
 from rddlib.bench.stages import Stage, config_of, each_step
-from rddlib.errors import UserError
-from rddlib.profiles import METHODS, load_profile
+from rddlib.study.profiles import METHODS, load_profile
 from rddlib.training import TrainConfig, chosen_precision, training_device
 from rddlib.training.hardware import arithmetic, peak_memory
+from rddlib.utils.errors import UserError
 
 WHAT = ("base", *METHODS)
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
@@ -47,7 +47,7 @@ def seconds_per_part(marks: Marks) -> dict[str, float]:
 
 
 class PartClock:
-    """The `clock` of rddlib.recipes that writes down marks; now() -> seconds. found: how the student turned out to run."""
+    """The `clock` of train that writes down marks; now() -> seconds. found: how the student turned out to run."""
 
     def __init__(self, now: Callable[[], float]):
         self.now, self.marks, self.found = now, [], {}
@@ -115,7 +115,7 @@ def bench_step(
     figures are missing. batch: 0 for the profile's on CUDA and 32 on a CPU; steps: timed, after a warm-up. progress:
     called with a line before each measurement. Raises UserError for wrong input.
     """
-    from rddlib.installation import hardware
+    from rddlib.utils.installation import hardware
 
     loaded, device, threads = load_profile(profile, overrides), training_device(), torch.get_num_threads()
     unknown = [one for one in what if one not in WHAT]

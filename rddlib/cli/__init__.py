@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from rddlib.cli import ablate, bench, exchange, images, report, study, training
-from rddlib.errors import GuidanceWarning, Interrupted, UserError
+from rddlib.utils.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
 

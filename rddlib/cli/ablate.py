@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
-from rddlib.errors import UserError
-from rddlib.progress import say
+from rddlib.utils.errors import UserError
+from rddlib.utils.progress import say
 
 if TYPE_CHECKING:
-    from rddlib.ablations import Ablation, Sweep
-    from rddlib.ablations.engines import Engine
-    from rddlib.profiles import Profile
+    from rddlib.study.ablations import Ablation
+    from rddlib.study.engines import Engine
+    from rddlib.study.profiles import Profile
+    from rddlib.study.sweep import Sweep
 
 
 def ablate(
@@ -54,10 +55,10 @@ def ablate(
       rdd ablate all --profile cifar10 --shard 3/8
       rdd ablate all --profile cifar10 --scheduler tcp://node1:8786
     """
-    from rddlib.ablations.conduct import shard_of
-    from rddlib.ablations.costs import catalogue
-    from rddlib.ablations.engines import on_cluster, on_this_machine
-    from rddlib.study import continue_study, default_out
+    from rddlib.study.costs import catalogue
+    from rddlib.study.engines import on_cluster, on_this_machine
+    from rddlib.study.run_sweep import shard_of
+    from rddlib.study.study import continue_study, default_out
 
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: give at least 1")
@@ -89,7 +90,7 @@ def _parsed_axes(texts: list[str] | None) -> dict[str, str]:
 
 def _chosen(names: list[str], profile: "Profile", axes: dict[str, str], method: str, whole: bool) -> list["Ablation"]:
     """The ablations that the arguments name, over the values given."""
-    from rddlib.ablations import ABLATIONS, custom, find_ablation
+    from rddlib.study.ablations import ABLATIONS, custom, find_ablation
 
     if not names:
         raise UserError("which ablation? name one of rdd ablate --list, several, all, or custom")
@@ -107,8 +108,8 @@ def _chosen(names: list[str], profile: "Profile", axes: dict[str, str], method: 
 
 def _sweep(choose: Callable, seeds: int, start: Callable, look_only: bool) -> "Sweep":
     """choose(profile): the ablations; start(check, look_only): the study, once check(study) has nothing against it."""
-    from rddlib.ablations import Sweep, check_version
-    from rddlib.ablations.costs import measured_costs
+    from rddlib.study.costs import measured_costs
+    from rddlib.study.sweep import Sweep, check_version
 
     def check(study) -> None:
         check_version(study.out)
@@ -122,7 +123,7 @@ def _sweep(choose: Callable, seeds: int, start: Callable, look_only: bool) -> "S
 
 
 def _say_plan(sweep: "Sweep", jobs: int) -> None:
-    from rddlib.ablations.costs import format_plan, plan_of
+    from rddlib.study.costs import format_plan, plan_of
 
     print(format_plan(plan_of(sweep), sweep.costs, jobs))
     print(f"Time: at {jobs} at a time on this machine as it is, one thread each, from a short measurement at the\n"
@@ -130,7 +131,7 @@ def _say_plan(sweep: "Sweep", jobs: int) -> None:
 
 
 def _run(sweep: "Sweep", engine: "Engine", shard: str) -> None:
-    from rddlib.ablations import conduct
+    from rddlib.study.run_sweep import conduct
 
     failed = conduct(sweep, engine, shard)
     for outcome in failed:

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from rddlib.cli.options import ProfileOption, SetOption, parse_overrides
-from rddlib.errors import UserError
-from rddlib.progress import say
+from rddlib.utils.errors import UserError
+from rddlib.utils.progress import say
 
 bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
 
@@ -34,7 +34,7 @@ def bench_losses_command(
     import torch
 
     from rddlib.bench import SIZES, bench_losses, format_table, write_json
-    from rddlib.progress import make_bar
+    from rddlib.utils.progress import make_bar
 
     sizes = [s for s in SIZES if size in ("all", s.name)]
     if not sizes:
@@ -81,7 +81,7 @@ def bench_step_command(
     import json
 
     from rddlib.bench.step import PARTS, bench_step, format_steps
-    from rddlib.checkpoint import write_atomically
+    from rddlib.utils.checkpoint import write_atomically
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def bench_export_command(
     import json
 
     from rddlib.bench.export import bench_export, format_export
-    from rddlib.checkpoint import write_atomically
+    from rddlib.utils.checkpoint import write_atomically
 
     try:
         batches = [int(word) for word in batch.split(",")]
@@ -145,7 +145,7 @@ def metric_network(
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("data/digits_metric_network.safetensors"),
 ) -> None:
     """Train the network that scores digits (the shipped one was made by this command; a new one changes every FID)."""
-    from rddlib.recipes import train_metric_network
+    from rddlib.distillation.train import train_metric_network
 
     if out.exists() or out.with_suffix(".json").exists():
         raise UserError(

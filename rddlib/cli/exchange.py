@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from rddlib.denoiser import Denoiser
+    from rddlib.diffusion.denoiser import Denoiser
 
 importing = typer.Typer(help="Models from elsewhere as checkpoints of ours.", no_args_is_help=True)
 exporting = typer.Typer(help="Checkpoints as what other programs load, each with a model card.", no_args_is_help=True)
@@ -33,10 +33,10 @@ def released(
       rdd import released ckpt.pt
       rdd import released densenet201.pt --to theirs.safetensors
     """
-    from rddlib.checkpoint import save_checkpoint
     from rddlib.interop import load_classifier, load_released_unet
     from rddlib.interop.files import RELEASED, given_info
     from rddlib.interop.released import is_classifier, read_tensors
+    from rddlib.utils.checkpoint import save_checkpoint
 
     to = _new_file(to, path)
     if is_classifier(read_tensors(path)):
@@ -85,8 +85,8 @@ def _absent(path: Path) -> Path:
 
 
 def _write_model(to: Path, denoiser: "Denoiser", info: dict) -> None:
-    from rddlib.checkpoint import save_checkpoint
-    from rddlib.model_file import summary
+    from rddlib.diffusion.model_file import summary
+    from rddlib.utils.checkpoint import save_checkpoint
 
     save_checkpoint(to, denoiser.state_dict(), {name: value for name, value in info.items() if name != "sha256"})
     steps = f"for {denoiser.steps} steps" if denoiser.steps else "for any number of steps"
@@ -135,10 +135,10 @@ def torchscript(
     Example:
       rdd export torchscript runs/digits/checkpoints/rdd-1-*.safetensors --to rdd-digits.ts
     """
-    from rddlib.checkpoint import write_atomically
     from rddlib.interop import export_torchscript
     from rddlib.interop.cards import card_of
     from rddlib.interop.torchscript import script_usage
+    from rddlib.utils.checkpoint import write_atomically
 
     to = to or Path(f"{checkpoint.stem}.ts")
     if to.suffix == ".md":

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, parse_overrides, study_of
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 if TYPE_CHECKING:
     from rddlib.evaluation import DrawnImages, Network
-    from rddlib.study import Study
+    from rddlib.study.study import Study
 
 MethodOption = Annotated[
     str,
@@ -44,9 +44,9 @@ def _drawn_by(
     checkpoint: Path, sampler: str, steps: int, samples: int, noise: int, clip: bool, **conditions
 ) -> "DrawnImages":
     """Images of a checkpoint's model; conditions: guidance and classes."""
+    from rddlib.diffusion.model_file import provenance
     from rddlib.evaluation import DrawnImages
     from rddlib.interop import load_model
-    from rddlib.model_file import provenance
     from rddlib.training import training_device
 
     denoiser, info = load_model(checkpoint)
@@ -60,9 +60,9 @@ def _model_of(study: "Study", method: str, steps: int, guidance: float | None, s
     if guidance is None:
         study.check_arm(method, steps, classes=classes)
         return study, (method, steps, study.profile.seeds[0])
-    from rddlib.denoiser import warn_beyond
+    from rddlib.diffusion.denoiser import warn_beyond
     from rddlib.evaluation import check_weight
-    from rddlib.guidance import guided_study
+    from rddlib.study.guidance import guided_study
 
     check_weight(guidance)
     guided = guided_study(study)
@@ -73,7 +73,7 @@ def _model_of(study: "Study", method: str, steps: int, guidance: float | None, s
 
 
 def _loaded(profile: str, settings: list[str] | None):
-    from rddlib.profiles import load_profile
+    from rddlib.study.profiles import load_profile
 
     return load_profile(profile, parse_overrides(settings))
 
@@ -112,9 +112,9 @@ def sample(
       rdd sample --checkpoint runs/digits/checkpoints/rdd-1-*.safetensors --steps 1 --out somewhere
       rdd sample --guidance 2 --classes 3,7 --method pd --steps 4 --sampler stochastic
     """
-    from rddlib.distributed import rank
     from rddlib.evaluation import NpzImages, draw_to_file, write_pngs
-    from rddlib.study import default_out
+    from rddlib.study.study import default_out
+    from rddlib.utils.distributed import rank
 
     _check_sampler(checkpoint, sampler, guidance)
     chosen = tuple(_whole("--classes", word) for word in _listed("--classes", classes)) if classes else ()
@@ -187,7 +187,7 @@ def evaluate(
       rdd evaluate --images folder --reference other --metric-network runs/cifar10/checkpoints/extractor-*.safetensors
     """
     from rddlib.evaluation import Reference, find_protocol, open_images, recorded
-    from rddlib.study import default_out
+    from rddlib.study.study import default_out
     from rddlib.training import training_device
 
     _check_sampler(checkpoint, sampler, guidance)
@@ -291,8 +291,8 @@ def _show(rows: list[tuple[Path, dict]]) -> None:
     """Scores as a table for each protocol, with mean, spread and minimum where there are several seeds."""
     import pandas as pd
 
-    from rddlib.distributed import rank
     from rddlib.evaluation import VALUES
+    from rddlib.utils.distributed import rank
 
     if rank() > 0:
         return

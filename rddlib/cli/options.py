@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from rddlib.study import Study
+    from rddlib.study.study import Study
 
 ProfileOption = Annotated[
     str,
@@ -46,6 +46,6 @@ def study_of(
     check=lambda study: None,
 ) -> "Study":
     """The study that the shared options name, its folder prepared; check(study) may refuse before anything is written."""
-    from rddlib.study import continue_study, default_out
+    from rddlib.study.study import continue_study, default_out
 
     return continue_study(profile, parse_overrides(settings), out or default_out(profile), seed, update, check)

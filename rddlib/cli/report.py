@@ -28,10 +28,8 @@ def report(
       rdd report --table 1
       rdd report runs/cifar10 runs/alpha100 --protocol released --out runs/comparison
     """
-    from rddlib.checkpoint import write_atomically
-    from rddlib.plots import comparison_figure, to_png
-    from rddlib.study import default_out
-    from rddlib.tables import (
+    from rddlib.report.figures import comparison_figure, to_png
+    from rddlib.report.tables import (
         as_frame,
         as_markdown,
         as_text,
@@ -41,6 +39,8 @@ def report(
         panels,
         read_measurements,
     )
+    from rddlib.study.study import default_out
+    from rddlib.utils.checkpoint import write_atomically
 
     usual = default_out("digits")
     folders = folders or ([usual] if count_results(usual) else [])

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
-from rddlib.progress import say
+from rddlib.utils.progress import say
 
 
 def study(
@@ -30,8 +30,8 @@ def study(
       rdd study --from 04
       rdd study --set loss.alpha=100 --out runs/alpha100
     """
-    from rddlib.runner import run_study
-    from rddlib.study import default_out
+    from rddlib.report.notebooks import run_study
+    from rddlib.study.study import default_out
 
     page = run_study(profile, parse_overrides(settings), out or default_out(profile), seed, only=only, start=start,
                      update=update, jobs=jobs)  # fmt: skip
@@ -55,8 +55,8 @@ def plan(
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
     """
-    from rddlib.plan import Total, format_plan, human_size, make_plan, warnings_of
-    from rddlib.study import default_out
+    from rddlib.study.plan import Total, format_plan, human_size, make_plan, warnings_of
+    from rddlib.study.study import default_out
 
     folder = out or default_out(profile)
     found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds,

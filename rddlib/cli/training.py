@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, study_of
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from rddlib.study import Study
+    from rddlib.study.study import Study
 
 
 def _report(study: "Study", stage: str, *arguments) -> None:
-    from rddlib.distributed import rank
+    from rddlib.utils.distributed import rank
 
     if rank() > 0:
         return
@@ -89,7 +89,8 @@ def guide(
       rdd guide --set guidance.weights=[0,8] --out runs/wide
       rdd guide --results --set seeds=[0,1,2] --out runs/guided
     """
-    from rddlib.guidance import GUIDED_FILE, guided_results, guided_study
+    from rddlib.study.guidance import guided_study
+    from rddlib.study.guided_results import GUIDED_FILE, guided_results
 
     study = study_of(profile, out, settings, seed, update, check=lambda study: _ready_to_guide(study, results))
     guided = guided_study(study)
@@ -102,7 +103,7 @@ def guide(
 
 def _ready_to_guide(study: "Study", results: bool) -> None:
     """Raise UserError where guidance could not be distilled, or not be scored in the end."""
-    from rddlib.guidance import guided_study
+    from rddlib.study.guidance import guided_study
 
     guided = guided_study(study)
     if results:
@@ -159,7 +160,7 @@ def distill(
         settings = [*(settings or []), *([f"given.{field}={given}"] if given is not None else [])]
 
     def of(study: "Study") -> "Study":
-        from rddlib.guidance import guided_study
+        from rddlib.study.guidance import guided_study
 
         return guided_study(study) if guided else study
 

@@ -10,10 +10,9 @@ from rddlib.data.dataset import ImageDataset, WrongShape, check_shape, grid_png,
 from rddlib.data.digits import DIGITS_SPLITS, load_digits
 from rddlib.data.folder import load_folder
 from rddlib.data.imagenet64 import load_imagenet64
-from rddlib.data.mixture import GaussianMixture
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
-__all__ = ["DIGITS_SPLITS", "DataConfig", "GaussianMixture", "ImageDataset", "WrongShape", "data_folder", "grid_png",
+__all__ = ["DIGITS_SPLITS", "DataConfig", "ImageDataset", "WrongShape", "data_folder", "grid_png",
            "load_dataset", "to_uint8"]  # fmt: skip
 
 SOURCES = {"digits": load_digits, "cifar10": load_cifar10, "imagenet64": load_imagenet64, "folder": load_folder}

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from rddlib.data.config import DATA_VARIABLE, data_folder
 from rddlib.data.dataset import SPLIT_SEED, ImageDataset
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 ROOM = 64 * 1024**2  # bytes of the disk left free beside a cache
 

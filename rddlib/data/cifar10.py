@@ -7,7 +7,7 @@ import torch
 from rddlib.data.config import DataConfig, root_of
 from rddlib.data.dataset import ImageDataset, check_shape
 from rddlib.data.folder import images_below, load_folder
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 BATCHES = "cifar-10-batches-py"
 SHAPE = (3, 32, 32)

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from rddlib.utils.installation import top_folder
+
 DATA_VARIABLE = "RDD_DATA"  # the folder for downloads and caches, where the default will not do
 
 
@@ -28,8 +30,7 @@ def data_folder() -> Path:
     """Where data sets and caches lie: $RDD_DATA, or a checkout's data/, or ./data."""
     if os.environ.get(DATA_VARIABLE):
         return Path(os.environ[DATA_VARIABLE]).expanduser()
-    checkout = Path(__file__).parents[2]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path()) / "data"
+    return top_folder() / "data"
 
 
 def root_of(config: DataConfig) -> Path:

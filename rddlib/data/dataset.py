@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 SPLIT_SEED = 20240  # of every split that a set does not bring itself
 RESIDENT_BYTES = 2 * 1024**3  # `to` moves up to so many bytes of images; larger sets are read batch by batch

@@ -5,7 +5,7 @@ import torch
 
 from rddlib.data.config import DataConfig
 from rddlib.data.dataset import SPLIT_SEED, ImageDataset
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 DIGITS_SPLITS = {"extractor": (0, 700), "metric": (700, 1500), "test": (1500, 1797)}
 

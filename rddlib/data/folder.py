@@ -10,8 +10,8 @@ from PIL import Image
 from rddlib.data.cache import Recipe, fingerprint, load_cached
 from rddlib.data.config import DataConfig, root_of
 from rddlib.data.dataset import ImageDataset, check_shape
-from rddlib.errors import UserError
-from rddlib.progress import Progress, mode
+from rddlib.utils.errors import UserError
+from rddlib.utils.progress import Progress, mode
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 PARTS = ("train", "test", "val")

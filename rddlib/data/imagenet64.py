@@ -13,8 +13,8 @@ import numpy as np
 from rddlib.data.cache import Recipe, fingerprint, load_cached
 from rddlib.data.config import DataConfig, root_of
 from rddlib.data.dataset import ImageDataset, check_shape
-from rddlib.errors import UserError
-from rddlib.progress import Progress, mode
+from rddlib.utils.errors import UserError
+from rddlib.utils.progress import Progress, mode
 
 KEY = "imagenet64"
 CLASSES = 1000

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rddlib.checkpoint import write_atomically
 from rddlib.data import grid_png, to_uint8
-from rddlib.distributed import join, rank, wait, world_size
 from rddlib.evaluation.images import DrawnImages, Images
-from rddlib.progress import Progress
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.distributed import join, rank, wait, world_size
+from rddlib.utils.progress import Progress
 
 
 def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500) -> Path:

@@ -14,10 +14,7 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from rddlib.checkpoint import digest
 from rddlib.data import ImageDataset
-from rddlib.distributed import agreed, join, rank, wait, world_size
-from rddlib.errors import UserError
 from rddlib.evaluation.features import Shards, check_ranges, extract
 from rddlib.evaluation.images import Images, open_images
 from rddlib.evaluation.networks import Network, find_network
@@ -25,6 +22,9 @@ from rddlib.evaluation.protocols import Protocol, find_protocol
 from rddlib.evaluation.receipt import Receipt
 from rddlib.evaluation.reference import Reference
 from rddlib.evaluation.statistics import SPLITS, InceptionScore, frechet_distance, gaussian_of
+from rddlib.utils.checkpoint import digest
+from rddlib.utils.distributed import agreed, join, rank, wait, world_size
+from rddlib.utils.errors import UserError
 
 KID_SUBSETS, KID_SUBSET, NEIGHBOURS = 100, 1000, 3  # torch-fidelity's defaults
 METRICS = {

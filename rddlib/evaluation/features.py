@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rddlib.checkpoint import write_atomically
-from rddlib.distributed import rank, together, world_size
-from rddlib.errors import UserError
 from rddlib.evaluation.images import UNREADABLE, DrawnImages, Images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.protocols import Protocol
-from rddlib.progress import Progress
 from rddlib.training.hardware import arithmetic
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.distributed import rank, together, world_size
+from rddlib.utils.errors import UserError
+from rddlib.utils.progress import Progress
 
 KINDS = ("features", "logits", "pixels")
 

@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rddlib.baselines import evaluations, find_sampler
-from rddlib.checkpoint import digest
 from rddlib.data import ImageDataset
 from rddlib.data.folder import images_below, open_image
-from rddlib.denoiser import Denoiser
-from rddlib.errors import UserError
-from rddlib.schedule import schedule_facts
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.samplers import evaluations, find_sampler
+from rddlib.diffusion.schedule import schedule_facts
 from rddlib.training import stream
 from rddlib.training.hardware import arithmetic
+from rddlib.utils.checkpoint import digest
+from rddlib.utils.errors import UserError
 
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # what a damaged archive may raise
 NOISE_BLOCK = 100  # images whose noise is drawn together, whatever the batch size
@@ -214,7 +214,7 @@ def check_conditions(denoiser: Denoiser, guidance: float | None = None, classes:
 class DrawnImages(Images):
     """Images that a denoiser draws when asked for, from common noise; floats in [-1, 1].
 
-    sampler: one of rddlib.baselines.SAMPLERS; guidance: w, None for none; classes: the labels to draw, in turn, default all
+    sampler: one of SAMPLERS; guidance: w, None for none; classes: the labels to draw, in turn, default all
     at random; made: what a receipt should say of the model (`model_file.provenance`).
     labels(start, stop) are those drawn with, None without classes; `seconds` grows with the time spent.
     Raises UserError for guidance or classes that the model does not know.

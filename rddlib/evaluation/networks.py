@@ -12,14 +12,14 @@ import torch_fidelity
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from rddlib.checkpoint import load_checkpoint
 from rddlib.data import data_folder
-from rddlib.distributed import rank, together
-from rddlib.download import fetch
-from rddlib.errors import UserError
+from rddlib.distillation.extractor import FeatureExtractor, MetricNetwork, extractor_of
 from rddlib.evaluation.protocols import Protocol
-from rddlib.extractor import FeatureExtractor, MetricNetwork, extractor_of
-from rddlib.installation import shipped
+from rddlib.utils.checkpoint import load_checkpoint
+from rddlib.utils.distributed import rank, together
+from rddlib.utils.download import fetch
+from rddlib.utils.errors import UserError
+from rddlib.utils.installation import shipped
 
 DIGITS_NETWORK = "digits_metric_network.safetensors"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

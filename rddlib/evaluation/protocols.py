@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rddlib.data import to_uint8
-from rddlib.errors import UserError
+from rddlib.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import rddlib
 from rddlib.evaluation.images import Images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.protocols import Protocol
-from rddlib.installation import git_commit, hardware
+from rddlib.utils.installation import git_commit, hardware
 
 # Results that differ in one of these measure different things.
 PROTOCOL_FIELDS = (

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from rddlib.checkpoint import write_atomically
-from rddlib.distributed import agreed, join, locked, rank, wait
-from rddlib.errors import UserError
 from rddlib.evaluation.evaluate import KID_SUBSET, Result, evaluate_all
 from rddlib.evaluation.images import Images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.reference import Reference
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.distributed import agreed, join, locked, rank, wait
+from rddlib.utils.errors import UserError
 
 
 def row_of(result: Result, **columns) -> dict:

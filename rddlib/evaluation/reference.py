@@ -10,21 +10,15 @@ import torch
 from torch import Tensor
 
 import rddlib
-from rddlib.checkpoint import digest
 from rddlib.data import data_folder
-from rddlib.distributed import agreed, locked, rank, wait
-from rddlib.errors import UserError
 from rddlib.evaluation.features import Shards, check_ranges, complete, extract
 from rddlib.evaluation.images import DrawnImages, open_images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.protocols import Protocol
-from rddlib.evaluation.statistics import (
-    Gaussian,
-    gaussian_of,
-    holds_statistics,
-    read_statistics,
-    write_statistics,
-)
+from rddlib.evaluation.statistics import Gaussian, gaussian_of, holds_statistics, read_statistics, write_statistics
+from rddlib.utils.checkpoint import digest
+from rddlib.utils.distributed import agreed, locked, rank, wait
+from rddlib.utils.errors import UserError
 
 WORTH_KEEPING = 10_000  # images beyond which their statistics are kept for the next time, whatever the network
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-from rddlib.checkpoint import write_atomically
-from rddlib.errors import UserError
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.errors import UserError
 
 SPLITS, SHUFFLE_SEED = 10, 2020  # torch-fidelity's
 

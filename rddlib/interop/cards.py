@@ -5,13 +5,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rddlib.denoiser import Denoiser
-from rddlib.errors import UserError
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.model_file import summary
+from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
 from rddlib.evaluation import VALUES, read_record
-from rddlib.installation import git_commit
 from rddlib.interop.released import one_line
-from rddlib.model_file import summary
-from rddlib.schedule import BetaSchedule, CosineSchedule
+from rddlib.utils.errors import UserError
+from rddlib.utils.installation import git_commit
 
 UNKNOWN = "not recorded"
 SCORE_FOLDERS = ("scores", "guidance", "evaluations", "ablations/scores")  # of a study

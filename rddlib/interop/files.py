@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from rddlib.checkpoint import DamagedFile, digest, load_checkpoint
-from rddlib.denoiser import Denoiser
-from rddlib.errors import UserError
-from rddlib.extractor import FeatureExtractor, extractor_of
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.model_file import describe, load_denoiser
+from rddlib.distillation.extractor import FeatureExtractor, extractor_of
 from rddlib.interop.pipelines import from_diffusers
 from rddlib.interop.released import load_released_classifier, load_released_unet
-from rddlib.model_file import describe, load_denoiser
+from rddlib.utils.checkpoint import DamagedFile, digest, load_checkpoint
+from rddlib.utils.errors import UserError
 
 RELEASED, DIFFUSERS = "released with RCFD and RDD", "diffusers"  # whose a model is
 

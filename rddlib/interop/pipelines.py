@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rddlib.checkpoint import cannot_write
-from rddlib.denoiser import Denoiser
-from rddlib.diffusers_unet import DiffusersUNet, diffusers_class
-from rddlib.errors import UserError
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class
+from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
+from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
 from rddlib.interop.released import listed, one_line
 from rddlib.interop.torchscript import check_guidance, scripted, shape_of
-from rddlib.schedule import BetaSchedule, CosineSchedule
-from rddlib.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
+from rddlib.utils.checkpoint import cannot_write
+from rddlib.utils.errors import UserError
 
 FRONT_MATTER = "---\nlibrary_name: diffusers\nlicense: # to be filled in\n---\n"  # of a model card, as hubs read it
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names, ours

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rddlib.denoiser import Denoiser
-from rddlib.errors import UserError
-from rddlib.extractor import FeatureExtractor, build_extractor
-from rddlib.schedule import DiscreteCosineSchedule
-from rddlib.unet import UNet, UNetConfig
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.schedule import DiscreteCosineSchedule
+from rddlib.diffusion.unet import UNet, UNetConfig
+from rddlib.distillation.extractor import FeatureExtractor, build_extractor
+from rddlib.utils.errors import UserError
 
 SHOWN, LONGEST_WORD = 10, 120  # names of tensors in a message, characters of each
 GROUPS = 32  # of every GroupNorm there

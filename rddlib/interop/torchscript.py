@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rddlib.checkpoint import write_atomically
-from rddlib.denoiser import Denoiser, warn_beyond
-from rddlib.errors import UserError
+from rddlib.diffusion.denoiser import Denoiser, warn_beyond
+from rddlib.diffusion.sampling import ddim_sample
 from rddlib.evaluation import check_weight
-from rddlib.sampling import ddim_sample
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.errors import UserError
 
 TOLERANCE = 1e-4  # between the exported images and ours
 LARGEST = 64  # steps: each is unrolled

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.download import fetch
-from rddlib.errors import UserError
 from rddlib.losses.checks import check_same, check_tensor
 from rddlib.losses.numerics import at_least_float32, unit
+from rddlib.utils.download import fetch
+from rddlib.utils.errors import UserError
 
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's name; the digits are the start of its SHA-256
 VGG_ADDRESS = f"https://download.pytorch.org/models/{VGG_FILE}"

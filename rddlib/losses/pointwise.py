@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from rddlib.diffusion.schedule import Schedule
 from rddlib.losses.checks import check_same, check_temperature, check_tensor
 from rddlib.losses.numerics import at_least_float32, kl
-from rddlib.schedule import Schedule
 
 LOSS_WEIGHTS = ("truncated", "x", "eps", "v")
 

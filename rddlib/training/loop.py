@@ -16,16 +16,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rddlib.distributed import broadcast
-from rddlib.errors import Interrupted, UserError
 from rddlib.losses import finite_checks
-from rddlib.progress import Progress
 from rddlib.training.batches import Epochs, Step, stream
 from rddlib.training.config import RunConfig, TrainConfig
 from rddlib.training.hardware import arithmetic, autocast, compiled, laid_out, peak_memory, plain, training_device
-from rddlib.training.journal import Journal
+from rddlib.training.metrics import Journal
 from rddlib.training.resume import Checkpoints, State
 from rddlib.training.stopping import StopRequests
+from rddlib.utils.distributed import broadcast
+from rddlib.utils.errors import Interrupted, UserError
+from rddlib.utils.progress import Progress
 
 SAVING_SHARE = 20  # iterations are to take this many times as long as writing checkpoints does
 

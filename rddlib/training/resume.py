@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rddlib.checkpoint import DamagedFile, load_checkpoint, save_checkpoint
-from rddlib.errors import UserError
+from rddlib.utils.checkpoint import DamagedFile, load_checkpoint, save_checkpoint
+from rddlib.utils.errors import UserError
 
 
 @dataclass

@@ -6,7 +6,7 @@ import threading
 import torch
 import torch.distributed as dist
 
-from rddlib.distributed import world_size
+from rddlib.utils.distributed import world_size
 
 AGREE_EVERY = 10  # iterations between the processes' exchanges: each makes them wait for each other
 

@@ -1,0 +1,96 @@
+"""A UNet2DModel of diffusers as the network of a Denoiser. diffusers is an extra, imported where it is used."""
+
+import importlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rddlib.diffusion.unet import NO_CLASS
+from rddlib.utils.errors import UserError
+
+LABEL_DROPOUT = 0.1  # the usual share (Ho & Salimans 2022), for what is trained from a network with a "no class" row
+
+
+def diffusers_class(name: str) -> type:
+    """A class of diffusers. Raises UserError where diffusers cannot be imported."""
+    try:
+        return getattr(importlib.import_module("diffusers"), name)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: diffusers' own, where a part of it cannot be imported
+        remedy = "pip install 'rddlib[baselines]'"
+        raise UserError(f"this needs diffusers, which cannot be imported here: {remedy}") from error
+
+
+@dataclass(frozen=True)
+class DiffusersConfig:
+    """What a Denoiser asks of a network's configuration, in UNetConfig's words."""
+
+    image_size: int
+    image_channels: int
+    num_classes: int = 0
+    label_dropout: float = 0.0
+    guidance: tuple[float, ...] = ()
+
+
+class DiffusersUNet(nn.Module):
+    """forward(z, t, y=None): z [N, C, H, W], t [N] in [0, 1], y [N] labels where there are classes -> the UNet2DModel's output.
+
+    unet: a UNet2DModel; grid: T of the times it was trained with, so that t enters as the index T t - 1, a fraction between
+    two of them; null_class: its last class embedding stands for "no class", and is used where y is NO_CLASS.
+    Raises UserError for a UNet2DModel that is no denoiser of square images on such a grid, ValueError where y is missing or
+    not wanted.
+    """
+
+    def __init__(self, unet: nn.Module, grid: int, null_class: bool = False):
+        super().__init__()
+        self.unet, self.grid, self.null_class = unet, grid, null_class
+        self.config = _config_of(unet.config, null_class)
+        if unet.config.time_embedding_type == "learned" and unet.config.num_train_timesteps != grid:
+            raise UserError(f"this UNet2DModel knows {unet.config.num_train_timesteps} times, its scheduler has {grid}: give "
+                            "it the scheduler that it was trained with")  # fmt: skip
+
+    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        if (y is None) != (self.config.num_classes == 0):
+            raise ValueError("this network is class-conditional: pass labels y" if y is None else
+                             "this network takes no labels y")  # fmt: skip
+        index = (t * self.grid - 1).clamp(min=0)
+        if self.unet.config.time_embedding_type == "learned":
+            index = index.round().long()
+        labels = None if y is None else torch.where(y == NO_CLASS, self.config.num_classes, y)
+        return self.unet(z, index, class_labels=labels, return_dict=False)[0]
+
+    @property
+    def facts(self) -> dict:
+        """As plain numbers, for a file; `of` makes it again, with fresh weights."""
+        config = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
+        return {"config": config, "grid": self.grid, "null_class": self.null_class}
+
+    @classmethod
+    def of(cls, facts: dict) -> "DiffusersUNet":
+        """An untrained network from its `facts`. Raises UserError where diffusers is missing."""
+        unet = diffusers_class("UNet2DModel").from_config(facts["config"])
+        return cls(unet, facts["grid"], facts["null_class"])
+
+
+def _config_of(config, null_class: bool) -> DiffusersConfig:
+    size, classes = config.sample_size, config.num_class_embeds or 0
+    size = size[0] if isinstance(size, (tuple, list)) and len(set(size)) == 1 else size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UserError(f"this UNet2DModel has sample_size {size}: set it to the height and width of its square images")
+    if config.in_channels != config.out_channels:
+        raise UserError(
+            f"this UNet2DModel makes {config.out_channels} channels of {config.in_channels}: only networks that predict "
+            "epsilon, sample or v, without a variance, can be taken"
+        )
+    if config.time_embedding_type not in ("positional", "learned"):
+        raise UserError(
+            f"this UNet2DModel takes {config.time_embedding_type} times, as variance-exploding models do: only "
+            "variance-preserving ones (DDPM, DDIM) can be taken"
+        )
+    if config.class_embed_type is not None:
+        raise UserError(
+            f"this UNet2DModel's classes are of the type {config.class_embed_type}: only labels can be taken"
+        )
+    if null_class and classes < 2:
+        raise UserError("this UNet2DModel has no class embedding to stand for no class: leave null_class out")
+    return DiffusersConfig(size, config.in_channels, classes - null_class, LABEL_DROPOUT if null_class else 0.0)

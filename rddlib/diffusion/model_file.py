@@ -1,0 +1,80 @@
+"""Denoisers on file: what a checkpoint says of its model, so that it can be made again, and what receipts say of it."""
+
+import dataclasses
+from pathlib import Path
+
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.diffusers_unet import DiffusersUNet
+from rddlib.diffusion.schedule import schedule_facts, schedule_of
+from rddlib.diffusion.unet import UNet, UNetConfig
+from rddlib.utils.checkpoint import load_checkpoint
+from rddlib.utils.errors import UserError
+
+
+def describe(denoiser: Denoiser) -> dict:
+    """What `load_denoiser` needs to know besides the tensors; {} for a network that only Python code can make again."""
+    network = denoiser.network
+    if isinstance(network, UNet):
+        made_of = {"unet": dataclasses.asdict(network.config)}
+    elif isinstance(network, DiffusersUNet):
+        made_of = {"diffusers": network.facts}
+    else:
+        return {}
+    return {**made_of, "prediction": denoiser.prediction, "steps": denoiser.steps, **schedule_facts(denoiser.schedule)}
+
+
+def build_described(model: dict) -> Denoiser:
+    """The untrained denoiser that `describe` described."""
+    if "diffusers" in model:
+        network = DiffusersUNet.of(model["diffusers"])
+    else:
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in model["unet"].items()}
+        network = UNet(UNetConfig(**lists))
+    return Denoiser(network, schedule_of(model), model["prediction"], steps=model.get("steps", 0))
+
+
+def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
+    """A base model, teacher or student from its checkpoint -> (denoiser in eval mode, what is recorded of it).
+
+    Raises UserError where the file is missing, damaged or holds something else.
+    """
+    tensors, info = load_checkpoint(path)
+    if not info.get("model"):
+        raise UserError(f"{path} holds no denoiser but {info.get('kind', 'something else')}: name a base-, pd-, or student's "
+                        "file")  # fmt: skip
+    try:
+        denoiser = build_described(info["model"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} holds a model unknown to this version: make it again, or update rddlib") from error
+    try:
+        denoiser.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} holds other tensors than its own description says: make it again") from error
+    return denoiser.eval().requires_grad_(False), info
+
+
+def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
+    """What a receipt says of a trained model: its size and checkpoint, whether it is an average (EMA), how it was trained.
+
+    info: what its checkpoint records.
+    """
+    facts = info.get("facts", {})
+    ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
+    return {
+        "model": summary(denoiser),
+        "checkpoint_sha256": info.get("sha256", "not known"),
+        "ema": "none" if ema == 0 else str(ema),
+        "training_precision": info.get("precision", "not known"),
+        "training_seed": facts.get("seed", "not known"),
+    }
+
+
+def summary(denoiser: Denoiser) -> str:
+    """A model in a line: its network, size, prediction and conditions."""
+    network, size = denoiser.network, sum(p.numel() for p in denoiser.parameters()) / 1e6
+    kind = f"U-Net, {network.config.channels} channels" if isinstance(network, UNet) else type(network).__name__
+    kind = "UNet2DModel of diffusers" if isinstance(network, DiffusersUNet) else kind
+    facts = [kind, f"{size:.2f}M parameters", f"{denoiser.prediction} prediction"]
+    facts += [f"{denoiser.num_classes} classes"] if denoiser.num_classes else []
+    facts += [f"takes guidance {denoiser.guidance[0]:g} to {denoiser.guidance[1]:g}"] if denoiser.guidance else []
+    return ", ".join(facts)

@@ -1,0 +1,197 @@
+"""Training-free samplers that the papers' tables compare with: DDIM, PNDM and DPM-Solver on our own denoisers.
+
+The update rules are those of diffusers' schedulers, an extra (`pip install 'rddlib[baselines]'`) that is imported where
+it is used; this file lays our schedules onto their grid. A scheduler's index i stands for t = (i + 1)/T, i = 0..T-1, so
+that index T - 1 is pure noise and the time "before index 0" is t = 0.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.diffusers_unet import diffusers_class
+from rddlib.diffusion.sampling import ddim_sample, stochastic_sample
+from rddlib.diffusion.schedule import DiscreteCosineSchedule, Schedule
+from rddlib.utils.errors import UserError
+
+Sampler = Callable[..., Tensor]  # (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images [N, C, H, W]
+
+LARGEST_BETA = 0.999  # the usual cap (Nichol & Dhariwal 2021): alpha > 0 at t = 1, by which DPM-Solver divides
+LEAST_GRID = 1024  # the papers' number of time steps
+
+
+def grid_size(schedule: Schedule, steps: int) -> int:
+    """T of the grid t = k/T: the first multiple of `steps` from 1024 on, or from a DiscreteCosineSchedule's own size on.
+
+    A multiple, because diffusers spaces `steps` times evenly over T by whole numbers; 1024 for steps that divide it.
+    Times off a discrete schedule's own grid take its nearest alpha, as they do in ddim_sample.
+    """
+    least = schedule.steps if isinstance(schedule, DiscreteCosineSchedule) else LEAST_GRID
+    return steps * math.ceil(least / steps)
+
+
+def alpha_bars(schedule: Schedule, size: int) -> Tensor:
+    """alpha_{k/T}^2 for k = 1..T = size, float64 [T]."""
+    return schedule.alpha(torch.arange(1, size + 1, dtype=torch.float64) / size).square()
+
+
+def grid_betas(schedule: Schedule, size: int) -> Tensor:
+    """beta_k = 1 - alpha_{k/T}^2 / alpha_{(k-1)/T}^2, k = 1..T = size, float64 [T], held to at most 0.999.
+
+    The product of (1 - beta) up to k is alpha_{k/T}^2, starting from 1 at k = 0, also where a discrete schedule has
+    alpha(0) < 1. On the continuous schedule the cap makes alpha(1) 5e-5 instead of 0.
+    """
+    later = alpha_bars(schedule, size)
+    earlier = torch.cat([later.new_ones(1), later[:-1]])
+    return (1 - later / earlier).clamp(max=LARGEST_BETA)
+
+
+def _grid_of(name: str, schedule: Schedule, steps: int, multiple: int = 1) -> int:
+    """T of the grid that `steps` steps of `multiple` indices each fit on. Raises UserError for too few or too many."""
+    _check_steps(name, steps)
+    most = schedule.steps // multiple if isinstance(schedule, DiscreteCosineSchedule) else math.inf
+    if steps > most:
+        raise UserError(f"{name} got {steps} steps on a schedule of {schedule.steps}: choose at most {most}")
+    return grid_size(schedule, multiple * steps)
+
+
+def _prepare(scheduler: str, schedule: Schedule, size: int, **options):
+    """A diffusers scheduler on our schedule's grid of T = size times. Raises UserError where diffusers is missing.
+
+    Besides the betas, which diffusers keeps in float32 and capped, it gets the schedule's own alpha^2 at each index.
+    """
+    betas = grid_betas(schedule, size)
+    made = diffusers_class(scheduler)(num_train_timesteps=size, trained_betas=betas.tolist(), **options)
+    made.alphas_cumprod = alpha_bars(schedule, size)
+    made.final_alpha_cumprod = schedule.alpha(0.0).square()  # at t = 0, below 1 on a discrete schedule
+    return made
+
+
+def _run(
+    scheduler,
+    denoiser: Denoiser,
+    noise: Tensor,
+    output: Callable[[Tensor, Tensor, int], Tensor] = lambda x, z, index: x,
+    *,
+    y: Tensor | None = None,
+    clip: bool = True,
+    guidance: Tensor | float | None = None,
+) -> Tensor:
+    """Denoise at each of the scheduler's times and let it step; output(x, z, index): what it takes in the place of x."""
+    z, size = noise, scheduler.config.num_train_timesteps
+    for index in scheduler.timesteps.tolist():
+        x = denoiser(z, (index + 1) / size, y, guidance)
+        if clip:
+            x = x.clamp(-1, 1)
+        z = scheduler.step(output(x, z, index), index, z, return_dict=False)[0]
+    return z.clamp(-1, 1) if clip else z
+
+
+@torch.no_grad()
+def diffusers_ddim_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
+    """DDIM (Song et al. 2021, eta = 0) by diffusers: a second opinion on `rddlib.diffusion.sampling.ddim_sample`, at its times.
+
+    Arguments and result are ddim_sample's, and the two agree to rounding; steps >= 1. Raises UserError for fewer steps,
+    for more than a discrete schedule has, and without diffusers.
+    """
+    schedule = denoiser.schedule
+    scheduler = _prepare(
+        "DDIMScheduler", schedule, _grid_of("diffusers-ddim", schedule, steps),
+        prediction_type="sample", timestep_spacing="trailing", clip_sample=False,
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    return _run(scheduler, denoiser, noise, **options)
+
+
+@torch.no_grad()
+def pndm_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
+    """F-PNDM (Algorithm 2, Liu et al. 2022): three Runge-Kutta steps of four evaluations each, then linear multistep.
+
+    Arguments and result are ddim_sample's; steps >= 4, which cost steps + 9 evaluations. It steps in
+    eps = (z - alpha x)/sigma and divides by alpha, so it cannot begin at t = 1: as in its authors' code, the noise is
+    taken for z at t = 1 - 1/steps (and one index), an error that fewer steps make larger. clip bounds each x before it
+    becomes eps, and the images. Raises UserError for fewer steps, for more than half of a discrete schedule's, and
+    without diffusers.
+    """
+    schedule = denoiser.schedule
+    size = _grid_of("pndm", schedule, steps, multiple=2)  # Runge-Kutta goes by half steps, and the first ends above 0
+    scheduler = _prepare("PNDMScheduler", schedule, size, timestep_spacing="leading")
+    scheduler.set_timesteps(steps)
+
+    def noise_of(x: Tensor, z: Tensor, index: int) -> Tensor:
+        alpha_bar = scheduler.alphas_cumprod[index]
+        return (z - alpha_bar.sqrt() * x) / (1 - alpha_bar).sqrt()
+
+    return _run(scheduler, denoiser, noise, noise_of, **options)
+
+
+@torch.no_grad()
+def dpm_solver_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
+    """DPM-Solver++(2M) (Algorithm 2, Lu et al. 2022): second-order multistep in the log SNR, one evaluation a step.
+
+    Arguments and result are ddim_sample's, as are its times; steps >= 1. The first and the last step are of first
+    order, so one or two steps are DDIM's. It divides by alpha(1): on a continuous schedule that is the capped beta's
+    5e-5. diffusers computes each step in float32, whatever the noise's dtype. Raises UserError for fewer steps, for
+    more than a discrete schedule has, and without diffusers.
+    """
+    schedule = denoiser.schedule
+    scheduler = _prepare(
+        "DPMSolverMultistepScheduler", schedule, _grid_of("dpm-solver", schedule, steps),
+        prediction_type="sample", algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing",
+    )  # fmt: skip
+    before_last, last = scheduler.alphas_cumprod[-2:]
+    scheduler.alphas_cumprod[-1] = torch.maximum(last, (1 - LARGEST_BETA) * before_last)
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas[-1] = schedule.sigma(0.0) / schedule.alpha(0.0)  # sigma/alpha at the end, t = 0
+    return _run(scheduler, denoiser, noise, **options)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": ddim_sample,
+    "stochastic": stochastic_sample,
+    "diffusers-ddim": diffusers_ddim_sample,
+    "pndm": pndm_sample,
+    "dpm-solver": dpm_solver_sample,
+}
+LEAST_STEPS = {"ddim": 1, "stochastic": 1, "diffusers-ddim": 1, "pndm": 4, "dpm-solver": 1}
+OWN = ("ddim", "stochastic")  # all others are diffusers'
+TRAINING_FREE = tuple(name for name in SAMPLERS if name != "stochastic")  # that draw with a base model as it is
+_WARM_UP = {"pndm": 9}  # evaluations beyond one a step: three Runge-Kutta steps of four
+
+
+def _check_name(name: str) -> None:
+    if name not in SAMPLERS:
+        raise UserError(f"there is no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+
+
+def _check_steps(name: str, steps: int) -> None:
+    if steps < LEAST_STEPS[name]:
+        raise UserError(f"{name} got {steps} steps: choose at least {LEAST_STEPS[name]}")
+
+
+def find_sampler(name: str, steps: int | None = None) -> Sampler:
+    """The sampler of that name: (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images, as ddim_sample.
+
+    None of them keeps gradients, and only "stochastic" draws random numbers (or takes them as `fresh`). Raises UserError at
+    once for an unknown name, for `steps`
+    (where given) below LEAST_STEPS, and where the sampler needs diffusers and that is missing.
+    """
+    _check_name(name)
+    if steps is not None:
+        _check_steps(name, steps)
+    if name not in OWN:
+        diffusers_class("DDIMScheduler")
+    return SAMPLERS[name]
+
+
+def evaluations(name: str, steps: int) -> int:
+    """How often the sampler asks for an x of each image (a guided x may take two of the network's).
+
+    Raises UserError for an unknown name or too few steps.
+    """
+    _check_name(name)
+    _check_steps(name, steps)
+    return steps + _WARM_UP.get(name, 0)

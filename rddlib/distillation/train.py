@@ -1,0 +1,376 @@
+"""Base model, classifiers, halvings and distillation: each a short function around the one training loop."""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rddlib.data import ImageDataset, load_dataset
+from rddlib.diffusion.denoiser import Denoiser, add_noise
+from rddlib.diffusion.sampling import ddim_sample, stochastic_sample, stochastic_target, two_step_target
+from rddlib.diffusion.schedule import expand_to
+from rddlib.diffusion.unet import NO_CLASS, UNet
+from rddlib.distillation.extractor import MetricNetwork, accuracy
+from rddlib.distillation.objectives import Objective, microscope
+from rddlib.losses import loss_weight
+from rddlib.training import RunConfig, Step, TrainConfig, Trainer, prepared, stream, training_device
+from rddlib.utils.checkpoint import save_checkpoint, write_atomically
+
+Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("teacher"): around the work of that part of a step
+
+
+def untimed(part: str) -> contextlib.AbstractContextManager:
+    """The clock that measures nothing."""
+    return contextlib.nullcontext()
+
+
+def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
+    return dataset.labels[rows.to(dataset.labels.device)] if denoiser.num_classes else None
+
+
+def drop_labels(y: Tensor | None, denoiser: Denoiser, generator: torch.Generator) -> Tensor | None:
+    """Labels [N] as training shows them: a share of network.config.label_dropout replaced by NO_CLASS."""
+    share = getattr(getattr(denoiser.network, "config", None), "label_dropout", 0.0)
+    if y is None or not share:
+        return y
+    dropped = torch.rand(len(y), generator=generator, device=y.device) < share
+    return y.masked_fill(dropped, NO_CLASS)
+
+
+def draw_guidance(denoiser: Denoiser, count: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    """w [count] uniform over the range that the denoiser takes, float64; None where it takes none."""
+    if not denoiser.guidance:
+        return None
+    low, high = denoiser.guidance
+    return low + (high - low) * torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+
+
+def _preview(
+    dataset: ImageDataset, steps: int, seed: int, stochastic: bool = False, count: int = 64
+) -> Callable[[Denoiser], Tensor]:
+    """denoiser -> images drawn from the same noise each time, of the first images' classes where there are any, guided by
+    the middle of the range where the denoiser takes one."""
+
+    def noise(*number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(stream(seed, 8, *number))
+        return torch.randn(count, *dataset.images.shape[1:], generator=generator).to(training_device())
+
+    def images(denoiser: Denoiser) -> Tensor:
+        y = _labels(dataset, torch.arange(count) % len(dataset), denoiser)
+        middle = sum(denoiser.guidance) / 2 if denoiser.guidance else None
+        if stochastic:
+            return stochastic_sample(denoiser, start, steps, y=y, guidance=middle, fresh=noise)
+        return ddim_sample(denoiser, start, steps, y=y, guidance=middle)
+
+    start = noise()
+    return images
+
+
+def train_base(
+    denoiser: Denoiser,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    seed: int,
+    snr_max: float | None = None,
+    files: Path | None = None,
+    run: RunConfig | None = None,
+    preview_steps: int = 32,
+    clock: Clock = untimed,
+    weight: str = "truncated",
+) -> Denoiser:
+    """Train a denoiser on data: E w_t ||x - x_theta(z_t, t, y)||^2, t uniform in [0, 1].
+
+    weight: w_t, of rddlib.losses.LOSS_WEIGHTS, held to snr_max where one is given ("truncated": clip(SNR, 1, snr_max)).
+    Labels are dropped as denoiser.network.config.label_dropout says.
+    files, run: of rddlib.training.Trainer; preview_steps: of the sampler that draws run.sample_every's grids; clock: sees
+    the parts "data" and "student" of each step.
+    """
+    dataset = dataset.to(training_device())
+
+    def loss(model: nn.Module, step: Step):
+        with clock("data"):
+            x = dataset.batch(step.rows, step.generator)
+            t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
+            z, y = add_noise(x, t, denoiser.schedule, step.generator), _labels(dataset, step.rows, denoiser)
+            y = drop_labels(y, denoiser, step.generator)
+        with clock("student"):
+            prediction = model(z, t, y)
+        return weighted_error(prediction, x, loss_weight(weight, t, denoiser.schedule, maximum=snr_max))
+
+    trainer = Trainer(config, seed, len(dataset), "base model", files, run or RunConfig())
+    return trainer.fit(denoiser, loss, preview=_preview(dataset, preview_steps, seed))
+
+
+def weighted_error(prediction: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(mean of weight [N] times the squared error of images [N, C, H, W], {"mse": without the weight})."""
+    squared = (prediction - x) ** 2
+    return (expand_to(weight, x) * squared).mean(), {"mse": squared.mean().detach()}
+
+
+def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser:
+    """A copy of a class-conditional denoiser whose network takes w of [w_min, w_max] as well, but does not heed it yet.
+
+    The new branch (Fourier features of w, added to the time embedding) ends in zeros, so whatever w, its output is the
+    teacher's for the same label; its first layer is drawn from torch's global generator. Without dropout.
+    Raises ValueError where the teacher is no U-Net with classes, trained with label dropout, or the range is wrong.
+    """
+    if not isinstance(teacher.network, UNet) or teacher.guidance or not guidance:
+        raise ValueError("expected a U-Net that takes no guidance weight yet, and a range (w_min, w_max)")
+    teacher.check_guidable()
+    network = UNet(
+        dataclasses.replace(teacher.network.config, guidance=tuple(guidance), label_dropout=0.0, dropout=0.0)
+    )
+    network.load_state_dict(teacher.network.state_dict(), strict=False)  # which lacks the new branch
+    device = next(teacher.parameters()).device
+    return Denoiser(network, teacher.schedule, teacher.prediction).to(device)
+
+
+def distill_guidance(
+    teacher: Denoiser,
+    student: Denoiser,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    seed: int,
+    snr_max: float | None = None,
+    files: Path | None = None,
+    run: RunConfig | None = None,
+    preview_steps: int = 32,
+    clock: Clock = untimed,
+    weight: str = "truncated",
+) -> Denoiser:
+    """Stage one (Meng et al. 2022): one network that takes w learns what guidance makes of two evaluations of the teacher,
+
+        E w_t ||x_student(z_t, t, y, w) - [(1 + w) x_teacher(z_t, t, y) - w x_teacher(z_t, t, none)]||^2,
+
+    t uniform in [0, 1], w uniform in the student's range, z_t a noised image of class y. student: of `takes_guidance`.
+    The rest is `train_base`'s, the teacher's x not clipped. Returns the student.
+    Raises ValueError for a teacher that cannot be guided, or a student that takes no w.
+    """
+    teacher.check_guidable()
+    if not student.guidance:
+        raise ValueError("the student takes no guidance weights: make it with takes_guidance(teacher, (w_min, w_max))")
+    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "clock": clock}
+    return _imitate(teacher, student, dataset, config, seed, "guidance, stage one", weight=weight, **options)
+
+
+def reparametrise(
+    teacher: Denoiser,
+    prediction: str,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    seed: int,
+    snr_max: float | None = None,
+    files: Path | None = None,
+    run: RunConfig | None = None,
+    preview_steps: int = 32,
+) -> Denoiser:
+    """A denoiser like the teacher whose network, which starts as the teacher's, has learnt to predict another thing,
+
+        E w_t ||x_student(z_t, t, y) - clip(x_teacher(z_t, t, y))||^2,    w_t = max(SNR, 1), held to snr_max where one is given.
+
+    For teachers that predict eps: x = (z - sigma eps)/alpha blows up every error of theirs where alpha is small, and few-step
+    students stand just there (Salimans & Ho 2022, Section 4). For the same reason the teacher's x is held in [-1, 1], as its
+    own samplers do: unbounded, its errors at the noisy end would be all that is learnt. prediction: "x" or "v". The rest is
+    `train_base`'s.
+    """
+    student = Denoiser(
+        copy.deepcopy(_without_dropout(teacher).network), teacher.schedule, prediction, num_classes=teacher.num_classes,
+        unconditional=teacher.unconditional, guidance=teacher.guidance, steps=teacher.steps,
+    )  # fmt: skip
+    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "plain": True}
+    return _imitate(teacher, student, dataset, config, seed, f"predicting {prediction}", **options)
+
+
+def _imitate(
+    teacher: Denoiser, student: Denoiser, dataset: ImageDataset, config: TrainConfig, seed: int, label: str, *,
+    snr_max: float | None, files: Path | None, run: RunConfig | None, preview_steps: int, clock: Clock = untimed,
+    weight: str = "truncated", plain: bool = False,
+) -> Denoiser:  # fmt: skip
+    """Train the student to denoise as the teacher does at any t, for any w where it takes one; plain: where none of w is to be
+    learnt, so that labels are dropped as often as the teacher's were, and the teacher's x is held in [-1, 1]."""
+    run, device = run or RunConfig(), training_device()
+    teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
+    prepared(teacher, run, config.precision)
+
+    def loss(model: nn.Module, step: Step):
+        with clock("data"):
+            x = dataset.batch(step.rows, step.generator)
+            t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
+            w = draw_guidance(student, len(x), step.generator, x.device)
+            z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
+            y = drop_labels(y, teacher, step.generator) if plain else y
+        with clock("teacher"), torch.no_grad():
+            x_teacher = teacher(z, t, y, w)
+            x_teacher = x_teacher.clamp(-1, 1) if plain else x_teacher
+        with clock("student"):
+            x_student = model(z, t, y, w)
+        return weighted_error(x_student, x_teacher, loss_weight(weight, t, teacher.schedule, maximum=snr_max))
+
+    trainer = Trainer(config, seed, len(dataset), label, files, run)
+    return trainer.fit(student, loss, preview=_preview(dataset, preview_steps, seed))
+
+
+def augment(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
+    """Shift each image by up to `shift` pixels both ways, edges repeated. images [N, C, H, W]."""
+    if shift == 0:
+        return images
+    n, _, h, w = images.shape
+    padded = F.pad(images, [shift] * 4, mode="replicate")
+    offsets = torch.randint(0, 2 * shift + 1, (2, n, 1), generator=generator, device=images.device)
+    rows = offsets[0] + torch.arange(h, device=images.device)  # [N, H]
+    columns = offsets[1] + torch.arange(w, device=images.device)  # [N, W]
+    batch = torch.arange(n, device=images.device)[:, None, None]
+    return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def train_classifier(
+    network: nn.Module,
+    logits: Callable[[object], Tensor],
+    dataset: ImageDataset,
+    config: TrainConfig,
+    seed: int,
+    shift: int = 1,
+    label: str = "classifier",
+    files: Path | None = None,
+    run: RunConfig | None = None,
+) -> nn.Module:
+    """Train a classifier with cross-entropy on shifted images; logits(network's output) -> [N, classes].
+
+    files, run: of rddlib.training.Trainer.
+    """
+
+    dataset = dataset.to(training_device())
+
+    def loss(model: nn.Module, step: Step):
+        images = augment(dataset.batch(step.rows, step.generator), step.generator, shift)
+        total = F.cross_entropy(logits(model(images)), dataset.labels[step.rows.to(images.device)])
+        return total, {}
+
+    return Trainer(config, seed, len(dataset), label, files, run or RunConfig()).fit(network, loss)
+
+
+def _without_dropout(denoiser: Denoiser) -> Denoiser:
+    student = copy.deepcopy(denoiser)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return student
+
+
+def distill(
+    teacher: Denoiser,
+    dataset: ImageDataset,
+    steps: int,
+    objective: Objective,
+    config: TrainConfig,
+    seed: int,
+    label: str = "",
+    files: Path | None = None,
+    run: RunConfig | None = None,
+    released: Collection[str] = (),
+    watch: int = 0,
+    debug: bool = False,
+    clock: Clock = untimed,
+    stochastic: bool = False,
+    student: Denoiser | None = None,
+) -> Denoiser:
+    """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
+
+    t is drawn from {1/steps, ..., 1}, the only times the student will meet; z_t is a noised training image; the teacher
+    is not clipped in its targets, and the student learns without dropout (Salimans & Ho 2022; the papers say nothing).
+    A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often
+    (as the student's network.config says, where the teacher is a function that knows NO_CLASS).
+    A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
+    stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
+    student: what the student starts as instead, on the teacher's schedule; needed for a teacher that is a function without
+    parameters of its own.
+    files, run: of rddlib.training.Trainer. released: of
+    rddlib.distillation.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
+    term's gradient at the student's image and their cosines (microscope) every so many iterations;
+    debug: stop at the first NaN or infinity that a loss is given, naming it; clock: sees the parts "data", "teacher" and
+    "student" of each step.
+    Returns the student. Raises ValueError for steps < 1 and for a student that has no parameters or another schedule.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
+    student = _without_dropout(student or teacher)
+    if not any(True for _ in student.parameters()):
+        raise ValueError("the student has no parameters to train: make the network an nn.Module, or pass student=")
+    if student.schedule != teacher.schedule:
+        raise ValueError("student and teacher have different schedules: give the student the teacher's")
+    run, device, student.steps = run or RunConfig(), training_device(), steps
+    teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
+    objective.to(device)
+    for frozen in (teacher, *objective.frozen()):
+        prepared(frozen, run, config.precision)
+    dropping = student if getattr(teacher.network, "config", None) is None and teacher.unconditional else teacher
+    target, teacher_step = (stochastic_target, 1 / steps) if stochastic else (two_step_target, 1 / (2 * steps))
+
+    def loss(model: nn.Module, step: Step):
+        with clock("data"):
+            x = dataset.batch(step.rows, step.generator)
+            k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
+            t = k.double() / steps
+            z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
+            y = drop_labels(y, dropping, step.generator)
+            w = draw_guidance(teacher, len(x), step.generator, x.device)
+        with clock("teacher"):
+            x_teacher = target(teacher, z, t, teacher_step, y, w)
+        with clock("student"):
+            x_student = model(z, t, y, w)
+        total, terms = objective(x_student, x_teacher, t, step.shared)
+        return total, {**terms, **objective.status(), **(microscope(terms, x_student) if watch and step.logged else {})}
+
+    trainer = Trainer(
+        config,
+        seed,
+        len(dataset),
+        label or (f"{steps} stochastic steps" if stochastic else f"{2 * steps} to {steps} steps"),
+        files,
+        dataclasses.replace(run, log_every=watch or run.log_every),
+        same_noise="same_seed" in released,
+    )
+    return trainer.fit(
+        student, loss, companion=objective, companion_free="head_free" in released, debug=debug,
+        after_step=lambda step: objective.after_step(step.shared), preview=_preview(dataset, steps, seed, stochastic),
+    )  # fmt: skip
+
+
+METRIC_TRAINING = TrainConfig(1500, 64, 2e-3, rate="cosine", weight_decay=1e-2)
+METRIC_SEED = 2024
+
+
+def train_metric_network(path: Path) -> dict:
+    """Train the network that scores digits and write its checkpoint to `path`, facts beside it as JSON.
+
+    It learns from the images of the "metric" split and is tested on "test"; the extractor sees neither. The result
+    depends on the seed alone (and, in the last bits, on the machine), so it is trained once and shipped. Returns the
+    facts: accuracy on the test split, images and iterations used.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(METRIC_SEED)
+        untrained = MetricNetwork()
+    network = train_classifier(
+        untrained, lambda out: out[1], load_dataset("digits", "metric"), METRIC_TRAINING, METRIC_SEED,
+        label="metric network",
+    )  # fmt: skip
+    test = load_dataset("digits", "test")
+    facts = {
+        "kind": "metric network",
+        "trained on": "digits, split metric, 800 images, shifted by up to 1 pixel",
+        "iterations": METRIC_TRAINING.iterations,
+        "seed": METRIC_SEED,
+        "test_images": len(test),
+        "test_accuracy": accuracy(lambda images: network(images)[1], test),
+    }
+    save_checkpoint(path, network.state_dict(), facts)
+    facts["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_atomically(path.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
+    return facts

@@ -1,0 +1,285 @@
+"""An ablation's tidy table as a figure, laid out as in the papers: along an axis, row by row, or entropies against time."""
+
+import itertools
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from rddlib.evaluation.entropy import DASHES, MARKERS
+from rddlib.report.figures import NAMES, STYLES
+from rddlib.report.published import figure_values, paper_table
+from rddlib.study.ablations import RCFD_PAPER, RDD_PAPER, Ablation
+from rddlib.study.profiles import Profile
+from rddlib.utils.errors import UserError
+
+WIDTH, NARROW = 9.2, 7.2  # inches, of several panels and of one; 1200 pixels at the 130 dots an inch of plots.to_png
+BASELINES = {"PD": "-.", "CFD": "--"}  # settings to compare the others with, and their dash beside an axis
+_LABELS = {"pfd": "pFD (raw pixels)", "peak_mib": "peak memory of a training (MiB)"}
+_AXES = {
+    "distill.train.batch_size": "batch size (images)", "distill.temperatures": "temperature of CFD, tau",
+    "loss.tau_is": "temperature of IS_P2P, tau_IS", "loss.tau_m": "temperature of M_P2P, tau_M",
+    "loss.queue_size": "rows of the pixel queue, N_q", "loss.draws": "rows drawn from the queue, V",
+    "loss.alpha": "weight of IS_P2P, alpha", "loss.beta": "weight of M_P2P, beta",
+}  # fmt: skip
+# Every other line has large hollow markers, so that both are seen where two are one.
+_COLORS, _DASHES, _MARKERS = ("#D55E00", "0.1", "#009E73", "#CC79A7"), ("-", "--", "-.", ":"), "Dos^vPX*"
+_SIZES = dict(markersize=6), dict(markersize=10, markerfacecolor="none")
+_LINES = [dict(color=_COLORS[k % 4], linestyle=_DASHES[k % 4], marker=_MARKERS[k], **_SIZES[k % 2]) for k in range(8)]
+
+
+@dataclass(frozen=True)
+class PaperSeries:
+    """What a paper says of an ablation's FID, all at `steps`.
+
+    label: whose; fids {setting: FID}; marks: values of the axis that its text names, as marks_label says; levels
+    {method, with its classifier where that is named: FID}: lines that its figure compares with.
+    """
+
+    label: str
+    steps: int
+    fids: Mapping[str, float] = field(default_factory=dict)
+    marks: tuple[float, ...] = ()
+    marks_label: str = ""
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
+def paper_series(ablation: Ablation, profile: Profile) -> PaperSeries | None:
+    """The paper's numbers to draw beside an ablation's; None where it gives none, and on any profile but the papers' own."""
+    found = re.fullmatch(r"(Table|Fig\.) (\w+), (.+)", ablation.source)
+    if profile.name != "cifar10" or not found:
+        return None
+    kind, number, label = found.groups()
+    paper = {RDD_PAPER: "rdd", RCFD_PAPER: "rcfd"}[label]
+    if kind == "Table":
+        return _of_table(paper_table(f"{paper}_table{number}"), label, by_classifier=ablation.name == "classifier")
+    series = _of_figure(figure_values(paper).query("figure == @number"), label)
+    return series if series.marks or series.levels else None
+
+
+def _of_table(rows: pd.DataFrame, label: str, by_classifier: bool) -> PaperSeries:
+    if by_classifier:  # one that saw ImageNet only is no setting of ours
+        rows = rows[rows["classifier_data"] == "CIFAR-10"]
+        names = rows["classifier"].str.lower()
+    else:
+        names, label = rows["loss"].str.replace("+", " + "), f"{label} ({next(filter(None, rows['classifier']))})"
+    return PaperSeries(label, int(rows["steps"].iloc[0]), dict(zip(names, rows["fid"], strict=True)))
+
+
+def _of_figure(rows: pd.DataFrame, label: str) -> PaperSeries:
+    best = rows["quantity"].str.endswith(", best")
+    marks = rows[best | rows["quantity"].str.startswith("tau better than PD")]["value"].astype(float)
+    words = f"best in {label}" if best.any() else f"PD beaten between these, {label}"
+    levels = {}
+    for row in rows[rows["quantity"].str.startswith("FID of the")].itertuples():
+        classifier = re.search(r" with \w+", row.note)
+        levels[row.method + (classifier[0] if classifier else "")] = float(row.value)
+    return PaperSeries(label, int(rows["steps"].iloc[0]), marks=tuple(marks), marks_label=words, levels=levels)
+
+
+def ablation_figure(ablation: Ablation, table: pd.DataFrame, profile: Profile, metric: str) -> Figure:
+    """What has been measured of an ablation, in its paper's layout; on the papers' own profile with the papers' numbers.
+
+    table: with sweep.COLUMNS, rows of this ablation only, complete or not; metric: the FID's full name. An ablation with
+    values on an axis is drawn along it at the fewest steps, any other row by row at all of them; pFD stands beside FID
+    where it was measured, peak memory where the batch size varies. Raises UserError where nothing was measured.
+    """
+    measured = "entropy" if ablation.measures == "entropy" else "fid"
+    numbers = {name: pd.to_numeric(table[name]).astype(float) for name in ("x", "fid", "t", "entropy", *_LABELS)}
+    table = table.assign(series=table["series"].astype(object).fillna(""), **numbers).dropna(subset=measured)
+    if not len(table):
+        raise UserError(f"nothing of ablation {ablation.name} has been measured: run rdd ablate {ablation.name} first")
+    if measured == "entropy":
+        figure = _entropies(table)
+        note = f"mean of {{}}, {table['samples'].max():g} images each; lower is surer of a class"
+    elif table["x"].notna().any():
+        table = table[table["steps"] == table.dropna(subset="x")["steps"].min()]
+        figure = _along_axis(ablation, table, metric, paper_series(ablation, profile))
+        note = "lines: mean of {}, bands: their range; lower is better"
+    else:
+        figure = _row_by_row(table, metric, paper_series(ablation, profile))
+        note = "mean ± standard deviation of {}, dots: each; lower is better"
+    _entitle(figure, ablation, table, profile, note)
+    return figure
+
+
+def _entitle(figure: Figure, ablation: Ablation, table: pd.DataFrame, profile: Profile, note: str) -> None:
+    """A title with the number of seeds in the note, and one legend below all panels, each name once."""
+    counts = sorted(set(table.groupby("setting")["seed"].nunique()))
+    seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:])) + (" seeds" if counts[-1] > 1 else " seed")
+    over = f": {', '.join(axis.label for axis in ablation.axes)}" if not ablation.source else ""
+    words = f"{profile.name}, {_steps(sorted(table['steps'].unique(), reverse=True))}; {note.format(seeds)}"
+    lines = [textwrap.fill(text, int(13 * figure.get_figwidth())) for text in (ablation.title + over, words)]
+    figure.suptitle("\n".join(lines), fontsize=11)
+    pairs = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes)
+    if named := {label: handle for handle, label in itertools.chain(*pairs)}:
+        columns = int(figure.get_figwidth() / (0.8 + 0.065 * max(map(len, named))))
+        place = dict(loc="outside lower center", ncols=max(1, min(len(named), columns)), handlelength=3)
+        figure.legend(named.values(), named.keys(), fontsize=9, **place)
+
+
+def _steps(steps: Sequence[int]) -> str:
+    *most, last = map(str, steps)
+    return f"{', '.join(most)} and {last} steps" if most else f"{last} step{'s' * (last != '1')}"
+
+
+def _scale(ax: Axes, which: str, values: Iterable[float], ticks: int = 6) -> None:
+    """Logarithmic where the values span more than a factor of 5, so that one far off does not squash the others."""
+    low, high = min(values), max(values)
+    axis = getattr(ax, f"{which}axis")
+    if low > 0 and high / low > 5:
+        getattr(ax, f"set_{which}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 15 else (1, 3) if high / low < 1000 else (1,)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.minorticks_off()
+    else:
+        axis.set_major_locator(MaxNLocator(ticks))
+
+
+def _dress(ax: Axes, **words: str) -> None:
+    ax.set(**words)
+    ax.tick_params(labelsize=9)
+    ax.grid(color="0.93", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _along_axis(ablation: Ablation, table: pd.DataFrame, metric: str, paper: PaperSeries | None) -> Figure:
+    """A panel for FID and one for peak memory, of the batch size, or pFD."""
+    table = table.assign(peak_mib=table["peak_mib"].where(table["peak_mib"] > 0))  # 0: it was not measured
+    known = table.dropna(subset="x").notna().any()
+    second = "peak_mib" if ablation.name == "batch" and known["peak_mib"] else "pfd"
+    labels = {"fid": metric, **({second: _LABELS[second]} if known[second] else {})}
+    size = (WIDTH if len(labels) > 1 else NARROW, 4.3)
+    paper = paper if paper and paper.steps in set(table["steps"]) else None
+    figure, axes = plt.subplots(1, len(labels), figsize=size, layout="constrained", squeeze=False)
+    for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
+        rows = table.dropna(subset=column)
+        _lines(ax, ablation, rows.dropna(subset="x"), column)
+        _beside(ax, rows[rows["x"].isna()], column)
+        _scale(ax, "y", [*rows[column], *(_levels(ax, paper) if paper and column == "fid" else ())])
+        _ticks(ax, sorted(rows["x"].dropna().unique()))
+        words = _AXES.get(ablation.axes[0].field, f"value of {ablation.axes[0].label} (as in the profile)")
+        _dress(ax, xlabel=words, ylabel="\n".join(textwrap.wrap(label, 45)))
+    return figure
+
+
+def _lines(ax: Axes, ablation: Ablation, rows: pd.DataFrame, column: str) -> None:
+    """A line for each series: its mean, a band from the lowest to the highest seed, and the seeds as dots."""
+    fixed = (f"{key.split('.')[-1]} = {value:g}" for key, value in ablation.fixed.items())
+    alone = ", ".join([NAMES[ablation.method], *fixed])
+    axes = ", ".join(axis.label for axis in ablation.axes[1:])
+    for (name, line), style in zip(rows.groupby("series", sort=False), itertools.cycle(_LINES)):
+        values = line.groupby("x")[column]
+        ax.fill_between(list(values.groups), values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
+        ax.plot(line["x"], line[column], linestyle="", marker=".", markersize=5, color=style["color"], alpha=0.7)
+        ax.plot(values.mean(), **style, label=f"{axes}: {name}" if name else alone)
+
+
+def _beside(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Settings beside the axis as horizontal lines with the range of their seeds."""
+    for name, group in rows.groupby("setting", sort=False):
+        color, values = STYLES[group["method"].iloc[0]]["color"], group[column]
+        ax.axhspan(values.min(), values.max(), color=color, alpha=0.12, linewidth=0)
+        ax.axhline(values.mean(), color=color, linestyle=BASELINES.get(name, ":"), linewidth=1.5, label=name)
+
+
+def _levels(ax: Axes, paper: PaperSeries) -> Iterable[float]:
+    """The paper's levels and marks, dotted; returns its FIDs."""
+    for name, fid in paper.levels.items():
+        style = STYLES[name.split()[0].lower()] | dict(linestyle=":", markerfacecolor="none", clip_on=False)
+        ax.plot([0, 1], [fid, fid], transform=ax.get_yaxis_transform(), label=f"{name}, {paper.label}", **style)
+    for place, mark in enumerate(paper.marks):
+        ax.axvline(mark, color="0.4", linestyle=":", linewidth=1.3, label=None if place else paper.marks_label)
+    return paper.levels.values()
+
+
+def _ticks(ax: Axes, values: Sequence[float]) -> None:
+    """Ticks at these values, logarithmic (linear up to the least where there is a 0) where they span more than a factor of
+    20 or would crowd; labels that would touch are written on further lines, as far as three hold them."""
+    positive, gaps = [value for value in values if value > 0], np.diff(values)
+    if positive and (positive[-1] > 20 * positive[0] or min(gaps, default=1) < 0.08 * sum(gaps)):
+        ax.set_xscale("log") if values[0] > 0 else ax.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+    ax.margins(x=0.06)
+    forward = ax.get_xaxis().get_transform().transform
+    low, high = forward(np.array(ax.get_xlim()))
+    ends, texts = [-1.0] * 3, []
+    for value in values:
+        middle, half = (forward(np.array([value]))[0] - low) / (high - low), 0.005 + 0.01 * len(f"{value:g}")
+        line = next((k for k, end in enumerate(ends) if middle - half > end), None)
+        texts.append("" if line is None else "\n" * line + f"{value:g}")
+        if line is not None:
+            ends[line] = middle + half
+    ax.set_xticks(values, texts)
+    ax.minorticks_off()
+
+
+def _row_by_row(table: pd.DataFrame, metric: str, paper: PaperSeries | None) -> Figure:
+    """A row for each setting, first on top; a panel for each score and number of steps."""
+    names, steps = list(dict.fromkeys(table["setting"])), sorted(table["steps"].unique(), reverse=True)
+    labels = {"fid": metric, **({"pfd": _LABELS["pfd"]} if table["pfd"].notna().any() else {})}
+    panels, lines = list(itertools.product(labels, steps)), len(labels) if len(steps) > 1 else 1
+    size = (WIDTH if len(panels) > 1 else NARROW, 1.2 + lines * (0.9 + 0.27 * len(names)))
+    grid = dict(figsize=size, layout="constrained", sharey=True, squeeze=False)
+    figure, axes = plt.subplots(lines, len(panels) // lines, **grid)
+    axes[0, 0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    for ax, (column, number) in zip(axes.flat, panels, strict=True):
+        rows = table[table["steps"] == number].dropna(subset=column)
+        _rows(ax, rows, column, names, paper if paper and (column, number) == ("fid", paper.steps) else None)
+        _dress(ax, xlabel="\n".join(textwrap.wrap(labels[column], 30 if len(steps) > 1 else 60)))
+        ax.set_title(_steps([number]) if len(steps) > 1 else "", fontsize=10)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("setting, one a row")
+    return figure
+
+
+def _rows(ax: Axes, rows: pd.DataFrame, column: str, names: Sequence[str], paper: PaperSeries | None) -> None:
+    """Seeds as dots, their mean as a large marker, both as numbers at the right; the first baseline as a line."""
+    baseline = next((name for name in names if name.split(",")[0] in BASELINES), None)
+    published = {name: fid for name, fid in paper.fids.items() if name in names} if paper else {}
+    for name, group in rows.groupby("setting", sort=False):
+        place, values, style = names.index(name), group[column], STYLES[group["method"].iloc[0]]
+        if name == baseline:
+            ax.axvline(values.mean(), color="0.5", linewidth=0.8, label=f"mean of {name}")
+        ax.plot(values.mean(), place, color=style["color"], marker=style["marker"], markersize=7.5)
+        ax.plot(values, [place] * len(values), linestyle="", marker=".", markersize=4.5, color="0.2")
+        ax.text(1.03, place, _written(values), transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+    if published:
+        hollow = dict(linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3, color="0.1")
+        ax.plot(list(published.values()), [names.index(name) for name in published], label=paper.label, **hollow)
+    if known := [*rows[column], *published.values()]:
+        _scale(ax, "x", known, ticks=4)
+    ax.margins(x=0.09)
+
+
+def _written(values: pd.Series) -> str:
+    """Mean ± standard deviation of the seeds, the mean alone where there is one."""
+    mean, deviation = values.mean(), values.std()
+    form = ".1f" if mean >= 100 else ".2f" if mean >= 1 else ".3f"
+    return f"{mean:{form}}" + ("" if math.isnan(deviation) else f" ± {deviation:{form}}")
+
+
+def _entropies(table: pd.DataFrame) -> Figure:
+    """A panel for each model, a curve for each number of steps, as in Fig. 2 of Sun et al. 2023."""
+    steps, names = sorted(table["steps"].unique(), reverse=True), list(dict.fromkeys(table["setting"]))
+    grid = dict(figsize=(max(NARROW, WIDTH * len(names) / 4), 4.1), layout="constrained", sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), **grid)
+    for ax, name in zip(axes[0], names, strict=True):
+        for place, number in enumerate(steps):
+            rows = table[(table["setting"] == name) & (table["steps"] == number)]
+            style = dict(color=plt.cm.cividis(0.7 * place / max(len(steps) - 1, 1)), linestyle=DASHES[place % 4])
+            marker = dict(marker=MARKERS[place % 8], markersize=5 + 2.5 * place, markerfacecolor="none")
+            if len(rows):
+                ax.plot(rows.groupby("t")["entropy"].mean(), label=_steps([number]), linewidth=1.3, **style, **marker)
+        ax.set_title(name, fontsize=10)
+        _dress(ax, xlim=(1.1, 0), xticks=(1, 0.5, 0), xticklabels=("1", "0.5", "0"), xlabel="time t (noise at 1)")
+    axes[0, 0].set_ylabel("entropy of the predicted class (nats)")
+    _scale(axes[0, 0], "y", table.groupby(["setting", "steps", "t"])["entropy"].mean())
+    return figure

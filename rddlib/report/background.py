@@ -1,0 +1,302 @@
+"""Training apart from a notebook's kernel: the `rdd` command in a process of its own, that any later kernel finds again.
+
+What runs is known by a lock that the process itself holds, so neither a restarted kernel nor a number that another
+program got meanwhile can mistake it. How far it is, is read from the files that every training writes.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rddlib.study.assembly import halving_of
+from rddlib.study.study import STUDY_FILE, Study
+from rddlib.training import Checkpoints, TrainConfig
+from rddlib.utils import progress
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.errors import UserError
+
+GOES_ON = "goes on where this stopped"  # how the command's last line ends after a signal
+LINE_EVERY = 30.0  # seconds between lines where nobody watches
+
+
+def train_in_background(study: Study, stage: str, *arguments) -> "Run":
+    """Train `stage` and what it needs in a process of its own, and return at once; what runs already is found again.
+
+    stage, arguments: "base"; "extractor"; "teacher" and its steps (default the profile's); "student", method and steps
+    (default 1). When it is done the study finds the artefact as if it had been trained in place.
+    Raises UserError for a stage that the study does not have.
+    """
+    return Run(study, stage, *arguments).start()
+
+
+class Run:
+    """One training in the background, running or not: made again in another process it is the same run."""
+
+    def __init__(self, study: Study, stage: str, *arguments):
+        if not (study.out / STUDY_FILE).exists():
+            raise UserError(f"{study.out} is no study's folder yet: open it with open_study")
+        self.stages, self.command = _plan(study, stage, *arguments)
+        self.study = study
+        self.name = "-".join(map(str, self.stages[-1][:3]))  # base, extractor, teacher-8, student-rdd-1
+        self._files = study.out / "background" / self.name
+        self.log = self._file("log")
+
+    def _file(self, kind: str) -> Path:
+        return self._files.with_name(f"{self._files.name}.{kind}")
+
+    # the process
+
+    def start(self) -> "Run":
+        """Start it, unless it runs or its model is there."""
+        if self._made(self.stages[-1]):
+            return self
+        self._files.parent.mkdir(parents=True, exist_ok=True)
+        if (lock := _take(self._file("lock"))) is None:
+            return self
+        try:
+            self._start(lock)
+        finally:
+            os.close(lock)  # from here on the process alone holds it
+        return self
+
+    def _start(self, lock: int) -> None:
+        record, p = self._file("json"), self.study.profile
+        record.unlink(missing_ok=True)
+        where = ["--profile", p.name, "--out", str(self.study.out.resolve()), "--seed", str(self.study.seed)]
+        command = [sys.executable, "-m", "rddlib.cli", *self.command, *where]
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock],
+                env={**os.environ, progress.MODE_VARIABLE: "line"},
+            )  # fmt: skip
+        write_atomically(record, json.dumps({"pid": process.pid, "command": command}, indent=1) + "\n")
+        threading.Thread(target=process.wait, daemon=True).start()  # else it would stay a zombie
+
+    @property
+    def running(self) -> bool:
+        """Whether a process holds this run's lock."""
+        try:
+            handle = os.open(self._file("lock"), os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+
+    def stop(self, wait: bool = True) -> None:
+        """Ask it to save and end, and wait until it has; `start` goes on from there."""
+        record = self._file("json")
+        while self.running and not record.exists():  # it is just being started
+            time.sleep(0.05)
+        if self.running:
+            os.kill(json.loads(record.read_text())["pid"], signal.SIGTERM)
+        while wait and self.running:
+            time.sleep(0.1)
+
+    # how far it is
+
+    def _made(self, stage: tuple) -> bool:
+        return self.study.path_of(*stage).exists()
+
+    def progress(self) -> dict:
+        """state: "idle", "running", "stopped", "failed" or "done"; stage, number of `stages` that it is; iteration
+        of total, loss, images_per_second and seconds_left of that stage (None where not known yet); message: why it
+        stopped or failed."""
+        running = self.running  # asked first: what ends meanwhile still counts as running
+        missing = [stage for stage in self.stages if not self._made(stage)]
+        stage = (missing or self.stages[-1:])[0]
+        config, files = _config_of(self.study, stage), self.study.path_of(*stage).with_suffix("")
+        last = _last_record(files.with_name(files.name + ".metrics.jsonl"))
+        iteration = max([last.get("step", -1) + 1, *Checkpoints(files).steps()]) if missing else config.iterations
+        speed = last.get("images_per_second")
+        state, message = self._state(running, bool(missing))
+        return {
+            "state": state, "stage": _words(stage), "number": self.stages.index(stage) + 1, "stages": len(self.stages),
+            "iteration": iteration, "total": config.iterations, "loss": last.get("loss"), "images_per_second": speed,
+            "seconds_left": (config.iterations - iteration) * config.batch_size / speed if speed else None,
+            "message": message,
+        }  # fmt: skip
+
+    def _state(self, running: bool, missing: bool) -> tuple[str, str]:
+        if running or not missing:
+            return ("running" if running else "done"), ""
+        if not self.log.exists():
+            return "idle", ""
+        said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        last = said[-1] if said else "nothing"
+        if last.endswith(GOES_ON):
+            return "stopped", last.removeprefix("rdd: ")
+        if last.startswith("rdd: "):
+            return "failed", last.removeprefix("rdd: ")
+        return "failed", f"it was killed or crashed, start it to go on; the last that {self.log} says: {last}"
+
+    def __str__(self) -> str:
+        return _line(self.name, self.progress())
+
+    # watching
+
+    def watch(self, every: float = 1.0):
+        """A live view with buttons to start and stop it: after a restart of the kernel, run the cell again.
+
+        Where nobody watches (a program executes the notebook, or there is none), it prints lines until the run has ended.
+        every: seconds between two looks. Raises UserError, where nobody watches, if the run ends without its model.
+        """
+        return _panel(self, every) if _watched() else self._wait(every)
+
+    def _wait(self, every: float) -> None:
+        was_running, said, at = self.running, None, 0.0
+        while (now := self.progress())["state"] == "running":
+            if now["stage"] != said or time.monotonic() - at > LINE_EVERY:
+                print(_line(self.name, now), flush=True)
+                said, at = now["stage"], time.monotonic()
+            time.sleep(every)
+        if was_running and now["state"] != "done":
+            raise UserError(f"{self.name} {now['state']}: {now['message']}")
+        print(_line(self.name, now), flush=True)
+
+
+# what there is to train
+
+
+def _plan(study: Study, stage: str, *arguments) -> tuple[list[tuple], list[str]]:
+    """(stages in the order they are trained, as arguments of study.path_of; the command that trains them)."""
+    whole, middle = study.profile.base.steps, study.profile.halving.teacher_steps
+
+    def teachers(steps: int) -> list[tuple]:
+        return [("base",), *(study.halvings("pd", whole, steps) if steps != whole else [])]
+
+    match (stage, *arguments):
+        case ("base",):
+            return [("base",)], ["train"]
+        case ("extractor",):
+            return [("extractor",)], ["extractor"]
+        case ("teacher",) | ("teacher", int()):
+            steps = arguments[0] if arguments else middle
+            command = ["distill", "--objective", "pd", "--from", str(whole), "--to", str(steps)]
+            return teachers(steps), command if steps != whole else ["train"]
+        case ("student", str(method)) | ("student", str(method), int()):
+            steps = arguments[1] if len(arguments) > 1 else 1
+            needs = [] if method == "pd" else [("extractor",)]
+            stages = [*teachers(middle), *needs, *study.halvings(method, middle, steps)]
+            return stages, ["distill", "--objective", method, "--to", str(steps)]
+    asked = " ".join(map(str, (stage, *arguments)))
+    raise UserError(f"cannot train {asked!r}: give base, extractor, teacher [steps] or student method [steps]")
+
+
+def _config_of(study: Study, stage: tuple) -> TrainConfig:
+    p = study.profile
+    if stage[0] == "student":
+        return replace(p.distill.train, iterations=p.distill.iterations[halving_of(p, stage[2])])
+    return {"base": p.base, "extractor": p.extractor, "teacher": p.halving}[stage[0]].train
+
+
+def _words(stage: tuple) -> str:
+    kind, *rest = stage
+    if kind == "teacher":
+        return f"PD to {rest[0]} steps"
+    return f"{rest[0].upper()} to {rest[1]} steps" if kind == "student" else {"base": "base model"}.get(kind, kind)
+
+
+# files
+
+
+def _take(path: Path) -> int | None:
+    """Lock a file; its handle, None where another process holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    for _ in range(20):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            time.sleep(0.01)  # somebody may just be looking whether it is held
+    os.close(handle)
+    return None
+
+
+def _last_record(path: Path) -> dict:
+    """The newest whole record of a metrics.jsonl, {} where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 20_000))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:  # still being written, or the first one cut
+            continue
+    return {}
+
+
+# shown
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _line(name: str, now: dict) -> str:
+    """Progress in one line."""
+    if now["state"] == "done":
+        return f"{name}: done"
+    parts = [f"{now['stage']} ({now['number']} of {now['stages']}), iteration {now['iteration']} of {now['total']}"]
+    if now["loss"] is not None:
+        parts.append(f"loss {now['loss']:.4g}")
+    if now["state"] == "running" and now["images_per_second"]:
+        parts += [f"{now['images_per_second']:.0f} images/s", f"{_clock(now['seconds_left'])} left"]
+    return f"{name}: {now['state']}, " + ", ".join(parts) + (f"; {now['message']}" if now["message"] else "")
+
+
+def _watched() -> bool:
+    """Whether somebody sits before this: JupyterLab may ask for input, papermill and nbconvert may not."""
+    try:
+        from IPython import get_ipython
+    except ModuleNotFoundError:
+        return False
+    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
+
+
+def _panel(run: Run, every: float):
+    import ipywidgets
+
+    from rddlib.report.controls import Live
+
+    bar, text = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30rem")), ipywidgets.Label()
+    start, stop = ipywidgets.Button(description="Start"), ipywidgets.Button(description="Save and stop")
+
+    def show() -> bool:
+        now = run.progress()
+        bar.max, bar.value, text.value = now["total"], now["iteration"], _line(run.name, now)
+        running = now["state"] == "running"
+        start.disabled, stop.disabled = running or now["state"] == "done", not running
+        return running
+
+    def follow() -> None:
+        while show():
+            time.sleep(every)
+
+    def begin(_button=None) -> None:
+        run.start()
+        threading.Thread(target=follow, daemon=True).start()
+
+    start.on_click(begin)
+    stop.on_click(lambda _button: run.stop(wait=False))
+    if show():
+        threading.Thread(target=follow, daemon=True).start()
+    panel = Live([bar, text, ipywidgets.HBox([start, stop])])
+    panel.gone = "Run this cell to see how far the training is."
+    return panel

@@ -1,0 +1,443 @@
+"""`rdd study`: the notebooks in order through papermill into the study's folder, then the report."""
+
+import concurrent.futures
+import io
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+import rddlib
+from rddlib.study.guidance import guided_study
+from rddlib.study.profiles import load_profile
+from rddlib.study.study import Study, continue_study, key_of, open_study, stopped_with
+from rddlib.training.stopping import HeedsSignals
+from rddlib.utils import progress
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.distributed import world_size
+from rddlib.utils.errors import Interrupted, UserError
+from rddlib.utils.installation import shipped
+
+EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
+SHOWN_LINES = 12  # of a failing cell in the terminal
+BAR_EVERY = 30.0  # seconds between lines about a bar, where several notebooks share the terminal
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One notebook of a run: its name, the executed file and the seconds it took when it last ran."""
+
+    name: str
+    path: Path
+    seconds: float
+
+
+def notebook_files() -> list[Path]:
+    """The series in order."""
+    return sorted(shipped("notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Raise UserError where the notebook's parameters cell lacks one of the given names (papermill only warns)."""
+    try:
+        import papermill
+    except ModuleNotFoundError as error:
+        raise UserError(EXTRA) from error
+
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}: known are {', '.join(known)}")
+
+
+def collapse_carriage_returns(text: str) -> str:
+    """What a terminal would show of text that redraws lines with carriage returns."""
+    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
+
+
+def _tidy(path: Path) -> None:
+    """Keep only the last state of progress bars in an executed notebook, each stream as one output."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        tidied: list = []
+        for output in cell.get("outputs", []):
+            last = tidied[-1] if tidied else None
+            if output.output_type == "stream" and last and last.output_type == "stream" and last.name == output.name:
+                last.text += output.text
+            else:
+                tidied.append(output)
+        for output in tidied:
+            if output.output_type == "stream":
+                output.text = collapse_carriage_returns(output.text)
+        if "outputs" in cell:
+            cell.outputs = tidied
+    write_atomically(path, nbformat.writes(notebook))
+
+
+def _stamp(notebook: Path, out: Path) -> Path:
+    return out / "notebooks" / f".{notebook.stem}.json"
+
+
+def _stamped(notebook: Path, out: Path) -> dict | None:
+    """{"key", "seconds"} of the notebook's last whole run in this folder, None where there was none."""
+    try:
+        done = json.loads(_stamp(notebook, out).read_text())
+        return (
+            {"key": done["key"], "seconds": float(done["seconds"])}
+            if (out / "notebooks" / notebook.name).exists()
+            else None
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def executed_notebooks(out: Path) -> list[Executed]:
+    """The notebooks of the series that have run to their end in this folder."""
+    stamps = [(notebook, _stamped(notebook, out)) for notebook in notebook_files()]
+    return [Executed(n.stem, out / "notebooks" / n.name, done["seconds"]) for n, done in stamps if done]
+
+
+def _done_before(notebook: Path, out: Path) -> tuple[str, Executed | None]:
+    """(key of the notebook and its inputs, its earlier run where that had the same)."""
+    study = json.loads((out / "study.json").read_text())
+    config = {name: value for name, value in study["config"].items() if name not in ("jobs", "run")}
+    key = key_of({"source": notebook.read_text(), "config": config, "version": rddlib.__version__})
+    done = _stamped(notebook, out)
+    same = done is not None and done["key"] == key
+    return key, Executed(notebook.stem, out / "notebooks" / notebook.name, done["seconds"]) if same else None
+
+
+def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
+    """Execute one notebook into out/notebooks/, unless the same notebook already ran there with the same inputs.
+
+    The executed file is kept also where a cell fails; then the cell is shown on standard error, and UserError names
+    notebook, cell and error. SIGINT and SIGTERM let a training in the notebook save, then raise Interrupted.
+    """
+    check_parameters(notebook, parameters)
+    target, stamp = out / "notebooks" / notebook.name, _stamp(notebook, out)
+    key, done = _done_before(notebook, out)
+    if done:
+        print(f"{notebook.stem}: done before", flush=True)
+        return done
+    stamp.unlink(missing_ok=True)
+    print(f"{notebook.stem}: running", flush=True)
+    began = time.perf_counter()
+    _execute(notebook, target, parameters)
+    seconds = time.perf_counter() - began
+    write_atomically(stamp, json.dumps({"key": key, "seconds": seconds}))
+    print(f"{notebook.stem}: {seconds:.0f} s", flush=True)
+    return Executed(notebook.stem, target, seconds)
+
+
+class _Stop(HeedsSignals):
+    """SIGINT and SIGTERM while a notebook runs: its kernel is interrupted, so that a training saves; no cell follows.
+
+    A kernel is in a process group of its own, where a terminal's Ctrl-C does not reach it, and it heeds a signal only
+    while a cell runs. A second SIGINT acts at once.
+    """
+
+    def __init__(self, notebook: str):
+        self.notebook, self.signal, self.client = notebook, 0, None
+        self._running, self._process = False, None  # whether a cell runs; the kernel's process, once interrupted
+        self._interrupts = 0
+
+    def _note(self, number: int, frame) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        self.signal = number
+        if self._running:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._process is None:
+            self._process = self.client.km.provisioner.process
+            self._process.send_signal(signal.SIGINT)  # it tells the processes that it started
+
+    def before_cell(self, cell, cell_index: int) -> None:
+        """nbclient's on_cell_execute."""
+        if self.signal:
+            raise Interrupted(f"{self.notebook}: stopped between two cells", self.signal)
+
+    def hear(self, message: dict) -> None:
+        """What the kernel says: that a cell begins to run, and that it is idle again."""
+        if message["msg_type"] == "execute_input":
+            self._running = True
+            if self.signal:
+                self._interrupt()
+        elif message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+            self._running = False
+            if self._process is not None:  # interrupted while it wrote its reply, a kernel writes none, ever
+                timer = threading.Timer(5, self._process.kill)
+                timer.daemon = True
+                timer.start()
+
+
+def _register_engine(stop: _Stop) -> str:
+    """papermill's own engine, but for `stop`, which hears its kernel; returns its name."""
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine, papermill_engines
+
+    class Client(PapermillNotebookClient):
+        def process_message(self, message, *rest, **options):
+            stop.hear(message)
+            return super().process_message(message, *rest, **options)
+
+    class StoppableEngine(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, input_path="", start_timeout=60, **options):
+            stop.client = Client(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, **options)
+            stop.client.execute()
+
+    papermill_engines.register("stoppable", StoppableEngine)
+    return "stoppable"
+
+
+def failing_cell(notebook: str, error) -> str:
+    """A papermill.PapermillExecutionError for the terminal: notebook, cell, its source with the failing line marked."""
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    marked = [int(n) for n in re.findall(rf"Cell In ?\[{error.exec_count}\], line (\d+)", trace)]
+    lines, line = error.source.splitlines(), marked[-1] if marked else 0
+    first = max(0, min(line - SHOWN_LINES // 2, len(lines) - SHOWN_LINES))
+    shown = [
+        f"{'-->' if number == line else '   '} {number:3} {text}"
+        for number, text in enumerate(lines[first : first + SHOWN_LINES], first + 1)
+    ]
+    before, after = ["    ..."] * (first > 0), ["    ..."] * (first + SHOWN_LINES < len(lines))
+    head = f"{notebook}, cell [{error.exec_count}]:"
+    return "\n".join([head, *before, *shown, *after, f"{error.ename}: {error.evalue}"])
+
+
+def _execute(notebook: Path, target: Path, parameters: dict) -> None:
+    import logging
+
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".running.ipynb")
+    os.environ.setdefault(progress.MODE_VARIABLE, "bar" if sys.stderr.isatty() else "line")
+    os.environ.setdefault("COLUMNS", str(shutil.get_terminal_size((100, 24)).columns))
+    try:
+        with _Stop(notebook.name) as stop:
+            papermill.execute_notebook(
+                str(notebook), str(partial),
+                parameters={k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()},
+                kernel_name="python3", progress_bar=False, cwd=str(notebook.parent), autosave_cell_every=10,
+                engine_name=_register_engine(stop), on_cell_execute=stop.before_cell, log=logging.getLogger("papermill"),
+                extra_arguments=["--log-level=50"],  # a kernel reports being interrupted at its end as an error
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+                stdout_file=sys.stdout, stderr_file=sys.stderr,
+            )  # fmt: skip
+    except (RuntimeError, TimeoutError, PapermillExecutionError) as error:  # at first: the kernel died or did not start
+        if stop.signal:
+            said = getattr(error, "evalue", "") or "stopped"
+            raise Interrupted(f"{notebook.name}: {said}", stop.signal) from error
+        os.replace(partial, target)
+        if not isinstance(error, PapermillExecutionError):
+            why = "died, out of memory by the look of it" if isinstance(error, DeadKernelError) else "did not answer"
+            raise UserError(f"{notebook.name}: its kernel {why}; see {target}") from error
+        progress.say(failing_cell(notebook.name, error))
+        message = f"{error.ename}: {error.evalue}".splitlines()[0]
+        raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {message}; see {target}") from error
+    if stop.signal:
+        raise Interrupted(f"{notebook.name}: stopped at its end", stop.signal)
+    os.replace(partial, target)
+    _tidy(target)
+
+
+# several at the same time
+
+
+class Prefixed(io.TextIOBase):
+    """Passes whole lines on, each with a prefix, so that several processes may share a terminal.
+
+    Of a bar that redraws its line only a state every `every` seconds and the last one are passed on.
+    """
+
+    def __init__(self, stream, prefix: str, every: float = BAR_EVERY):
+        self.stream, self.prefix, self.every, self._rest, self._said = stream, prefix, every, "", time.monotonic()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._say(line)
+        if "\r" in self._rest:
+            self._rest = collapse_carriage_returns(self._rest)
+            if time.monotonic() - self._said > self.every:
+                self._say(self._rest)
+        return len(text)
+
+    def _say(self, line: str) -> None:
+        line = collapse_carriage_returns(line)
+        if line.strip():
+            self._said = time.monotonic()
+            self.stream.write(f"{self.prefix}{line}\n")  # one write: lines of two processes never mix
+            self.stream.flush()
+
+
+def _needed(study: Study, notebooks: list[Path]) -> list[str]:
+    """What these notebooks ask the study for and is not made yet; all that do would wait for the first of them."""
+    sources = "".join(notebook.read_text() for notebook in notebooks)
+    paths = {"teacher": study.path_of("teacher", study.profile.halving.teacher_steps),
+             "extractor": study.path_of("extractor")}  # fmt: skip
+    return [name for name, path in paths.items() if f"study.{name}()" in sources and not path.exists()]
+
+
+def _make(profile: str, out: Path, seed: int, name: str) -> None:
+    getattr(open_study(profile, out, seed), name)()
+
+
+def _start_worker(threads: int) -> None:
+    """A terminal's Ctrl-C reaches every process; the first one passes it on as SIGTERM, once it is heeded."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the kernels
+    os.environ["COLUMNS"] = str(shutil.get_terminal_size((100, 24)).columns - 12)
+    torch.set_num_threads(threads)
+
+
+def _run_prefixed(prefix: str, work: Callable, *arguments) -> None:
+    plain = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Prefixed(stream, f"{prefix} | ") for stream in plain)
+    try:
+        work(*arguments)
+    except Interrupted as stop:
+        raise UserError(f"{stop}; the same command goes on where this stopped") from stop
+    finally:
+        print(), print(file=sys.stderr)  # what is left of a line
+        sys.stdout, sys.stderr = plain
+
+
+def _run_all(pool: concurrent.futures.ProcessPoolExecutor, jobs: int, tasks: list[tuple]) -> None:
+    """_run_prefixed(*task) for each, `jobs` at a time, in order.
+
+    Where one fails, those that run are still finished, and no other begins.
+    """
+    waiting, running = list(tasks), set()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.add(pool.submit(_run_prefixed, *waiting.pop(0)))
+        done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        if failed := [future for future in done if future.exception()]:
+            if running:
+                progress.say("One failed; what else runs is finished first (Ctrl-C: saved and stopped)")
+                concurrent.futures.wait(running)
+            failed[0].result()
+
+
+def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: int) -> None:
+    """Notebooks in order, `jobs` at a time, each in a process of its own with its share of the cores.
+
+    Teacher and extractor, which most of them need, are begun before them. Raises UserError for the first that fails.
+    """
+    context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // jobs)
+    where = (study.profile.name, study.out, study.seed)
+    try:
+        with (
+            concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool,
+            stopped_with(pool),
+        ):
+            made = [(name, _make, *where, name) for name in _needed(study, notebooks)]
+            ran = [(file.name[:2], run_notebook, file, study.out, parameters) for file in notebooks]
+            _run_all(pool, jobs, made + ran)
+    except BrokenProcessPool as error:
+        raise UserError("a notebook's process died, out of memory by the look of it: give fewer --jobs") from error
+
+
+# the series
+
+
+def selected(only: str = "", start: str = "") -> list[Path]:
+    """The notebooks of the series whose numbers are in `only` ("03,04"), or from `start` ("04") on."""
+    files = notebook_files()
+    numbers = [file.name[:2] for file in files]
+    wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or numbers
+    if start and only:
+        raise UserError("--only and --from exclude each other: give one of them")
+    if start:
+        wanted = [n for n in numbers if n >= start.zfill(2)]
+    unknown = [n for n in wanted if n not in numbers]
+    if unknown or not wanted:
+        raise UserError(f"no notebook {', '.join(unknown) or start}: there are {', '.join(numbers)}")
+    return [file for file in files if file.name[:2] in wanted]
+
+
+def run_study(
+    profile_name: str, overrides: dict[str, str], out: Path, seed: int = 0, *, only: str = "", start: str = "",
+    update: bool = False, jobs: int = 1,
+) -> Path:  # fmt: skip
+    """Run the series (or part of it) into `out` and write the report; returns index.html's path.
+
+    jobs: notebooks that run at the same time. Raises UserError for bad input (nothing is written then) and for a failing
+    notebook.
+    """
+    from rddlib.report.pages import write_report
+
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: give at least 1")
+    load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer
+    notebooks = selected(only, start)
+    parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
+    for notebook in notebooks:
+        check_parameters(notebook, parameters)
+    if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
+    study = continue_study(profile_name, overrides, out, seed, update, check=_check_scoring)
+    with _alone_in(out):
+        waiting = [notebook for notebook in notebooks if not _done_before(notebook, out)[1]]
+        if jobs > 1 and len(waiting) > 1:
+            for notebook in sorted(set(notebooks) - set(waiting)):
+                print(f"{notebook.stem}: done before", flush=True)
+            _run_at_once(study, waiting, parameters, min(jobs, len(waiting)))
+        else:
+            for notebook in notebooks:
+                run_notebook(notebook, out, parameters)
+        return write_report(study, executed_notebooks(out))
+
+
+def _check_scoring(study: Study) -> None:
+    """Raise UserError where the results of this study, or of the one of guidance, could not be made and scored in the end."""
+    if study.profile.given.teacher:
+        raise UserError(
+            "the notebooks train and show a base model of their own: leave given.teacher out, or choose another --out"
+        )
+    study.check_scoring()
+    if study.dataset.num_classes:
+        guided_study(study).check_scoring()
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the study's folder; the lock goes with the process, however that ends."""
+    lock = FileLock(out / ".running")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process is running the study in {out}: wait for it or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,206 @@
+"""What a study leaves for people: results.csv, the same-noise grid, the figure and index.html that ties them together."""
+
+import base64
+import html
+import json
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from rddlib.evaluation import summarise
+from rddlib.report.figures import NAMES, image_rows, scores_figure, to_png
+from rddlib.report.guidance_figures import weights_figure
+from rddlib.study.guidance import guided_study
+from rddlib.study.guided_results import guided_done, guided_results
+from rddlib.study.study import Study
+from rddlib.utils.checkpoint import write_atomically
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
+h1{line-height:1.2}img{max-width:100%;height:auto}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
+th:first-child,td:first-child{text-align:left}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
+a{color:#0050a0}nav{line-height:2}
+"""
+
+
+def same_noise_grid(study: Study, count: int = 12):
+    """Rows of images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps."""
+    noise, teacher = study.noise(count), study.profile.halving.teacher_steps
+    rows = {f"teacher, {teacher} steps": study.images("pd", teacher, noise)}
+    for steps in study.profile.student_steps:
+        for method in ("ddim", "pd", "cfd", "rcfd", "rdd"):
+            rows[f"{NAMES[method]}, {steps} step{'s' * (steps > 1)}"] = study.images(method, steps, noise)
+    return image_rows(rows, "A column is one noise")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    shown = frame.dropna(axis=1, how="all").copy()
+    forms = {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}"}
+    for column, form in ((name, form) for name, form in forms.items() if name in shown):
+        shown[column] = shown[column].map(form.format)
+    shown["method"] = shown["method"].map(NAMES)
+    shown["seconds"] = shown["seconds"].map("{:.1f}".format)
+    names = {"fid": "FID*", "pfd": "pFD", "is": "IS*", "seconds": "sampling, s"}
+    return f'<div class="scroll">{shown.rename(columns=names).to_html(index=False, border=0)}</div>'
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def _picture(path: Path, words: str) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{content}">'
+
+
+def take_formulas(text: str, formulas: list[str]) -> str:
+    """Markdown with each LaTeX formula ($...$, $$...$$) replaced by a word; `put_formulas` brings them back as MathML."""
+
+    def taken(match: re.Match) -> str:
+        code, block, inline = match.groups()
+        if code:
+            return code
+        formulas.append(f"$${block}$$" if block else f"${inline}$")
+        return f"formula{len(formulas) - 1}end"
+
+    return re.sub(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", taken, text, flags=re.S)
+
+
+def put_formulas(page: str, formulas: list[str]) -> str:
+    """HTML with the words of `take_formulas` replaced by MathML, which browsers draw without any script."""
+    from latex2mathml.converter import convert
+
+    def put(match: re.Match) -> str:
+        formula = formulas[int(match[1])]
+        display = "block" if formula.startswith("$$") else "inline"
+        plain = re.sub(r"(\\[bB]ig)?\\(\||Vert)", "\u2016", formula.strip("$"))  # the converter knows no \big\|
+        return convert(plain, display=display)
+
+    return re.sub(r"formula(\d+)end", put, page)
+
+
+def notebook_page(executed: Path) -> Path:
+    """An executed notebook as one HTML file beside it: pictures inside, formulas as MathML, no script, nothing fetched."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    notebook, formulas = nbformat.read(executed, as_version=4), []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = take_formulas(cell.source, formulas)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = take_formulas(output.data["text/markdown"], formulas)
+    body, _ = HTMLExporter().from_notebook_node(notebook)
+    page = executed.with_suffix(".html")
+    write_atomically(page, put_formulas(re.sub(r"<script\b.*?</script>", "", body, flags=re.S), formulas))
+    return page
+
+
+def _stages(study: Study) -> str:
+    """Seconds each stage took and their sum, from the checkpoints that this study uses."""
+    p = study.profile
+    rows, steps = [("base model", study.facts("base"))], p.base.steps // 2
+    while steps >= p.halving.teacher_steps:
+        rows.append((f"PD {2 * steps} to {steps} steps", study.facts("teacher", steps)))
+        steps //= 2
+    rows.append(("extractor", study.facts("extractor")))
+    for method, seed in ((m, s) for s in p.seeds for m in ("pd", "cfd", "rcfd", "rdd")):
+        seconds = sum(study.facts("student", method, n, seed)["seconds"] for n in p.student_steps)
+        rows.append((f"{NAMES[method]} {p.halving.teacher_steps} to 1 steps, seed {seed}", {"seconds": seconds}))
+    rows.append(("all training", {"seconds": sum(facts["seconds"] for _, facts in rows)}))
+    lines = "".join(f"<tr><td>{name}</td><td>{facts['seconds']:.0f}</td></tr>" for name, facts in rows)
+    return f'<div class="scroll"><table><tr><th>stage</th><th>seconds</th></tr>{lines}</table></div>'
+
+
+def _title(notebook: Path) -> str:
+    """The notebook's first heading."""
+    import nbformat
+
+    lines = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells).splitlines()
+    return next((line[2:] for line in lines if line.startswith("# ")), notebook.stem)
+
+
+def _notebooks(executed, out: Path) -> str:
+    lines = []
+    for notebook in executed:
+        page = notebook_page(notebook.path)
+        lines.append(
+            f'<li><a href="{os.path.relpath(page, out)}">{html.escape(_title(notebook.path))}</a> '
+            f'(<a href="{os.path.relpath(notebook.path, out)}">notebook</a>, {notebook.seconds:.0f} s)</li>'
+        )
+    total = sum(notebook.seconds for notebook in executed)
+    return f"""<h2 id="notebooks">Notebooks</h2><ul>{"".join(lines)}</ul>
+<p>All together {total:.0f} s ({total / 60:.1f} minutes), each as it last ran, with what was trained in it.</p>"""
+
+
+def _contents(body: str) -> str:
+    """Links to the sections of a page."""
+    links = (f'<a href="#{name}">{title}</a>' for name, title in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', body))
+    return f"<nav>Contents: {' · '.join(links)}</nav>"
+
+
+def _results(study: Study) -> str:
+    """Samples, scores, times and receipts, once every arm is measured; their files are written along the way."""
+    out, comparable = study.out, study.metric_network.published
+    results = study.results()
+    receipts = {"-".join(map(str, arm)): study.receipt(*arm) for arm in study.arms()}
+    first, receipt = next(iter(receipts.items()))
+    write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
+    write_atomically(out / "receipts.json", json.dumps(receipts, indent=1) + "\n")
+    write_atomically(out / "grid.png", to_png(same_noise_grid(study)))
+    write_atomically(out / "scores.png", to_png(scores_figure(results, study.metric)))
+    pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if results["pfd"].notna().any() else ""
+    return f"""<h2 id="samples">Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
+<h2 id="scores">Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
+{_table(results)}
+<p>* {html.escape(study.metric)}, against all {len(study.dataset)} images of {html.escape(study.dataset.name)}, protocol
+{study.profile.evaluation.protocol}.{"" if comparable else " Not comparable with Inception FIDs."}{pixels} IS: higher is better,
+the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
+over seeds).</p>
+<h2 id="times">Times</h2><p>Seconds that training took, without what each stage builds on, and their sum; the cascades ran
+{study.profile.jobs} at a time.</p>
+{_stages(study)}
+<h2 id="receipts">Receipts</h2>
+<p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>
+<details><summary>The first of them, {first}</summary><pre>{html.escape(json.dumps(receipt, indent=1))}</pre></details>
+"""
+
+
+def _guidance(study: Study) -> str:
+    """Scores against the guidance weight, once every arm is measured."""
+    if not guided_done(study):
+        return ""
+    write_atomically(
+        study.out / "guided.png", to_png(weights_figure(guided_results(study), guided_study(study).metric))
+    )
+    return f"""<h2 id="guidance">Guidance</h2>
+<p>A class-conditional model with classifier-free guidance (two evaluations a step), distilled into one network that takes the
+weight w, and its steps then halved: <a href="guided.csv">guided.csv</a>, <a href="guided_receipts.json">receipts</a>.</p>
+{_picture(study.out / "guided.png", "FID and IS against the guidance weight for each number of steps")}
+"""
+
+
+def write_report(study: Study, executed) -> Path:
+    """Write index.html with the notebooks' pages and, once every arm is scored, all results; returns its path."""
+    profile, whole = study.profile, len(study.scored()) == len(study.arms())
+    sections = f"""{_results(study) if whole else "<p>Samples and scores appear here once notebook 06 has run.</p>"}
+{_guidance(study)}
+{_notebooks(executed, study.out)}
+"""
+    body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
+<p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
+{profile.base.steps} sampling steps to {profile.halving.teacher_steps} and on to 1 by four methods at equal budgets.</p>
+{_contents(sections)}
+{sections}"""
+    page = study.out / "index.html"
+    write_atomically(page, _page(f"RDD: {profile.name} study", body))
+    return page

@@ -1,0 +1,1 @@
+"""A study: one profile, one folder, a graph of stages, the sweeps of its ablations and what they cost."""

@@ -1,0 +1,72 @@
+"""Ablations as they were measured: in a study's folder, or the published ones on digits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+
+from rddlib.study.ablations import ABLATIONS
+from rddlib.study.costs import known_costs
+from rddlib.study.profiles import PROFILES, Profile, changed
+from rddlib.study.study import Study
+from rddlib.study.sweep import ABLATIONS_FOLDER, COLUMNS, Sweep
+from rddlib.utils.errors import UserError
+from rddlib.utils.installation import shipped
+
+PUBLISHED = "data/results/digits_ablations.csv"
+PUBLISHED_CHANGES = {
+    "distill.iterations": "[75, 75, 150]"
+}  # half of the digits study's, to measure all in about an hour
+PUBLISHED_METRIC = "FID (digits metric network, 5000 samples)"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The rows of one ablation, with the profile, the FID's full name and the file that they come from."""
+
+    table: pd.DataFrame
+    profile: Profile
+    metric: str
+    source: str
+
+
+def measured(study: Study, name: str) -> Measured:
+    """An ablation's rows from the study's own sweep, where that is whole and of the study's numbers, else the published ones.
+
+    Raises UserError where neither has any.
+    """
+    own = study.out / ABLATIONS_FOLDER / f"{name}.csv"
+    if own.exists() and name in ABLATIONS:
+        rows = read_table(own)
+        if len(rows) and set(rows["record"]) == _records(study, name, sorted(rows["seed"].unique())):
+            return Measured(rows, study.profile, study.metric, f"{ABLATIONS_FOLDER}/{name}.csv")
+    table = published()
+    rows = table[table["ablation"] == name].reset_index(drop=True)
+    if not len(rows):
+        raise UserError(f"nothing of the ablation {name} has been measured: run rdd ablate {name}")
+    return Measured(rows, changed(PROFILES["digits"](), PUBLISHED_CHANGES), PUBLISHED_METRIC, PUBLISHED)
+
+
+def _records(study: Study, name: str, seeds: Sequence[int]) -> set[str]:
+    """The records that a whole table of this ablation has."""
+    points = Sweep(study, [ABLATIONS[name]], [int(seed) for seed in seeds], known_costs(study.out)).points
+    return {path.stem for point in points for path in point.run.paths(point.study)}
+
+
+@lru_cache
+def published() -> pd.DataFrame:
+    """All published ablations on digits, with rddlib.study.sweep.COLUMNS; their receipts lie beside the file."""
+    return read_table(shipped(PUBLISHED))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A sweep's table. Raises UserError where it is none."""
+    try:
+        table = pd.read_csv(path, dtype={"series": str})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a table: delete it, rdd ablate writes it again") from error
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}: delete it, rdd ablate writes it again")
+    return table.assign(series=table["series"].fillna(""))

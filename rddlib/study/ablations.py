@@ -1,0 +1,347 @@
+"""Every ablation of both papers and ours, as data: which profile fields vary, over which values, and what was claimed.
+
+An ablation is a grid of axes, each over one profile field, and single settings beside it; `sweep` makes runs of it.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from rddlib.distillation.objectives import RELEASED_SWITCHES
+from rddlib.study.profiles import METHODS, Profile, nearest, overrides_of, parse_value
+from rddlib.study.study import key_of
+from rddlib.utils.errors import UserError
+
+RDD_PAPER, RCFD_PAPER = "Feng et al. 2024", "Sun et al. 2023"
+OVER_PROCESSES = ("local_batch", "same_seed")  # switches that change nothing in a training of one process
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of an ablation: method, one of METHODS, with `changes` {profile field: value as --set takes it}.
+
+    series: the line of a figure that it belongs to; x: its place on the axis, None for a setting beside the axis.
+    """
+
+    name: str
+    method: str
+    changes: Mapping[str, str] = field(default_factory=dict)
+    series: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One profile field and its values, fixed or made from the profile; label: as figures call it; names: of the values
+    where they are no numbers."""
+
+    label: str
+    field: str
+    values: Sequence | Callable[[Profile], Sequence]
+    names: tuple[str, ...] = ()
+
+    def of(self, profile: Profile) -> list:
+        return list(self.values(profile) if callable(self.values) else self.values)
+
+    def name(self, index: int, value) -> str:
+        return (
+            self.names[index] if index < len(self.names) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """name; source: where in which paper; title; claim: what is said there, to be checked.
+
+    method and fixed {field: value}: of every point of the grid that `axes` span, the first of which is a figure's x axis and
+    the second tells its lines apart; beside: settings that stand alone, as functions of (profile, costs). whole: down to one
+    step instead of the first halving only, on which the papers' figures are. measures: "scores" or "entropy".
+    """
+
+    name: str
+    source: str
+    title: str
+    claim: str
+    method: str = "rdd"
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    axes: tuple[Axis, ...] = ()
+    beside: Callable[[Profile, Mapping[str, float]], Sequence[Setting]] = lambda profile, costs: ()
+    whole: bool = False
+    measures: str = "scores"
+
+    def settings(self, profile: Profile, costs: Mapping[str, float] | None = None) -> list[Setting]:
+        """All of them for a profile. costs: seconds of an iteration by method, where known.
+
+        Raises UserError where an axis has no value.
+        """
+        return [*(self._grid(profile) if self.axes else ()), *self.beside(profile, costs or {})]
+
+    def _grid(self, profile: Profile) -> list[Setting]:
+        values = [axis.of(profile) for axis in self.axes]
+        if empty := [axis.field for axis, found in zip(self.axes, values, strict=True) if not found]:
+            raise UserError(f"{self.name} has an empty grid: give --axis {empty[0]} at least one value")
+        return [self._point(profile, [*point]) for point in itertools.product(*(enumerate(found) for found in values))]
+
+    def _point(self, profile: Profile, point: list[tuple[int, object]]) -> Setting:
+        changes, words = dict(self.fixed), []
+        for axis, (index, value) in zip(self.axes, point, strict=True):
+            changes[axis.field] = value
+            words.append(axis.name(index, value))
+        (first, x), *rest = zip(words, (value for _, value in point), strict=True)
+        numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
+        name = ", ".join([f"{self.axes[0].label} = {first}", *(word for word, _ in rest)])
+        return Setting(name, self.method, overrides_of(profile, changes), ", ".join(word for word, _ in rest),
+                       float(x) if numeric else None)  # fmt: skip
+
+    def with_axes(self, given: Mapping[str, str], profile: Profile) -> "Ablation":
+        """The same over other values: {"loss.tau_is": "0.1,0.5"}.
+
+        Raises UserError for a field that is no axis of it, a value of the wrong type and an empty grid.
+        """
+        known = {axis.field: axis for axis in self.axes}
+        for name in given:
+            if name not in known:
+                has = f"its axes are {', '.join(known)}" if known else "it has none"
+                raise UserError(f"--axis {name}: no axis of {self.name}{nearest(name, known)}; {has}")
+        axes = tuple(
+            replace(axis, values=_values(axis.field, given[axis.field], profile), names=())
+            if axis.field in given else axis for axis in self.axes
+        )  # fmt: skip
+        return replace(self, axes=axes)
+
+
+def _values(name: str, text: str, profile: Profile) -> list:
+    words = [word.strip() for word in text.strip().strip("[]").split(",") if word.strip()]
+    if not words:
+        raise UserError(f"--axis {name}={text}: the grid is empty; write values as {name}=1,2")
+    found = [parse_value(profile, name, word) for word in words]
+    if len(set(found)) < len(found):
+        raise UserError(
+            f"--axis {name}={text}: a value stands there twice (one value is taken for all of a field of several)"
+        )
+    return [value[0] if isinstance(value, tuple) else value for value in found]
+
+
+def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whole: bool = True) -> Ablation:
+    """A grid over any profile fields, for questions that no paper asked; its name tells it apart from other grids.
+
+    Raises UserError for an unknown method or field, a value of the wrong type and an empty grid.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown --method {method}{nearest(method, METHODS)}: known are {', '.join(METHODS)}")
+    if not given:
+        raise UserError("custom has an empty grid: give it at least one --axis FIELD=VALUE,VALUE")
+    axes = tuple(Axis(name, name, _values(name, text, profile)) for name, text in given.items())
+    name = (
+        f"custom-{key_of({'axes': [(axis.field, axis.values) for axis in axes], 'method': method, 'whole': whole})[:6]}"
+    )
+    return Ablation(name, "", "A grid of your own", "", method=method, axes=axes, whole=whole)
+
+
+# settings that stand beside grids
+
+
+def _cfd(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    return [Setting("CFD", "cfd")]
+
+
+def _pd_and_cfd(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    return [Setting("PD", "pd"), Setting("CFD", "cfd")]
+
+
+def _losses(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    def rdd(name: str, **changes) -> Setting:
+        return Setting(name, "rdd", overrides_of(profile, {f"loss.{key}": value for key, value in changes.items()}))
+
+    return [
+        *_pd_and_cfd(profile, costs),
+        rdd("CFD + II_P2P", relation="ii_p2p", beta=0.0),
+        rdd("CFD + IS_P2P", beta=0.0),
+        rdd("CFD + M_P2P", alpha=0.0),
+        rdd("CFD + IS_P2P + M_P2P"),
+    ]
+
+
+def _rcfd_losses(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    def rcfd(name: str, **changes) -> Setting:
+        return Setting(name, "rcfd", overrides_of(profile, {f"loss.{key}": value for key, value in changes.items()}))
+
+    return [
+        *_pd_and_cfd(profile, costs),
+        rcfd("entropy", cfd=0.0, rcfd_gamma=1.0),
+        rcfd("diversity", cfd=0.0, rcfd_gamma=0.0),
+        rcfd("entropy + diversity", cfd=0.0),
+        rcfd("CFD + entropy + diversity"),
+    ]
+
+
+def _classifiers(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    own = profile.extractor.name
+    kinds = [own, "resnet18"] if profile.data.name == "digits" else ["resnet18", "resnet50", "densenet201"]
+
+    def cfd(label: str, **changes) -> Setting:
+        fields = {f"extractor.{key}": value for key, value in changes.items()}
+        return Setting(label, "cfd", overrides_of(profile, fields | {"loss.per_image": 1}))  # some maps have one pixel
+
+    half = tuple(range((profile.unet.num_classes or 10) // 2))
+    return [
+        Setting("PD", "pd"),
+        *(cfd(kind, name=kind) for kind in dict.fromkeys([*kinds, own])),
+        *(cfd(f"{own}, trained anew ({seed})", seed=seed) for seed in (1, 2)),
+        cfd(f"{own}, half the classes", classes=half),
+    ]
+
+
+def _entropies(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    return [Setting("teacher", "teacher"), *(Setting(name.upper(), name) for name in ("pd", "cfd", "rcfd"))]
+
+
+RELEASED_BESIDE_SWITCHES = {
+    "map after ReLU": {"extractor.map_at": "relu"},
+    "attention": lambda p: {"unet.attention": tuple(min(2 * size, p.unet.image_size) for size in p.unet.attention)},
+    "discrete schedule": {"base.schedule": "discrete"},
+}
+SCORED_OTHERWISE = {
+    "x not clipped": {"evaluation.clip": False},
+    "scored unrounded": {"evaluation.protocol": "released"},
+}
+
+
+def _switched(profile: Profile, switch: str) -> dict:
+    """A switch of the loss with the numbers that go with it: the released K is 128 a batch, its V twice the paper's."""
+    together = {"queue_per_batch": {"loss.per_image": 128},
+                "queue_draw": {"loss.draws": 2 * profile.loss.draws}}  # fmt: skip
+    return {"loss.released": (switch,), **together.get(switch, {})}
+
+
+def _released(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    switches = [name for name in RELEASED_SWITCHES if name not in OVER_PROCESSES]
+    alone = {name: _switched(profile, name) for name in switches}
+    alone |= {name: made(profile) if callable(made) else made for name, made in RELEASED_BESIDE_SWITCHES.items()}
+    if profile.loss.alpha != 1:  # on ImageNet
+        alone["alpha fixed at 1"] = {"loss.alpha": 1.0}
+    together: dict = {}
+    for changes in alone.values():
+        together |= changes
+    alone |= SCORED_OTHERWISE
+    alone["all together"] = together | {"loss.released": tuple(switches), "evaluation.protocol": "released"}
+    return [
+        Setting("CFD", "cfd"),
+        Setting("as in the paper", "rdd"),
+        *(Setting(name, "rdd", overrides_of(profile, changes)) for name, changes in alone.items()),
+    ]
+
+
+def _budget(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    """RDD's time spent by the cheaper methods on more iterations, in proportion to the measured costs of one."""
+    equal = [
+        Setting(f"{name.upper()}, equal iterations", name, series="equal iterations") for name in ("pd", "cfd", "rdd")
+    ]
+    longer = []
+    for name in ("pd", "cfd"):
+        ratio = max(1.0, round(costs["rdd"] / costs[name], 2)) if costs else 1.0
+        iterations = tuple(round(n * ratio) for n in profile.distill.iterations)
+        changes = overrides_of(profile, {"distill.iterations": iterations})
+        longer.append(Setting(f"{name.upper()}, equal time", name, changes, "equal time"))
+    return equal + longer
+
+
+def _of(name: str, *shares: float) -> Callable[[Profile], list[int]]:
+    """Shares of the profile's own number of that name."""
+    return lambda profile: [max(1, round(share * getattr(profile.loss, name))) for share in shares]
+
+
+_FEATURES = Axis("aligned", "loss.predictions", (False, True), ("features", "predictions"))
+
+ABLATIONS = {ablation.name: ablation for ablation in (
+    Ablation(
+        "losses", f"Table 3, {RDD_PAPER}", "Which terms of the loss matter",
+        "Each relational term improves CFD's one-step FID, across images more than within, and all together most.",
+        beside=_losses, whole=True,
+    ),
+    Ablation(
+        "batch", f"Fig. 6, {RDD_PAPER}", "Batch size and IS_P2P",
+        "A larger batch gives IS_P2P a better FID and takes much more memory.",
+        fixed={"loss.beta": 0.0},
+        axes=(Axis("batch size", "distill.train.batch_size", lambda p: [round(p.distill.train.batch_size * s) for s in
+                                                                        (0.25, 0.5, 1, 2)]),
+              Axis("form", "loss.impl", ("reference", "chunked"))),
+    ),
+    Ablation(
+        "tau_is", f"Fig. 7a, {RDD_PAPER}", "Temperature of IS_P2P",
+        "FID is below CFD's at every temperature, best at 0.7 and 0.9.",
+        fixed={"loss.beta": 0.0}, axes=(Axis("tau_IS", "loss.tau_is", (0.1, 0.4, 0.7, 0.9, 1.0)),), beside=_cfd,
+    ),
+    Ablation(
+        "tau_m", f"Fig. 7b, {RDD_PAPER}", "Temperature of M_P2P",
+        "FID is below CFD's at every temperature, best at 0.4.",
+        fixed={"loss.alpha": 0.0}, axes=(Axis("tau_M", "loss.tau_m", (0.05, 0.1, 0.2, 0.4, 0.7)),), beside=_cfd,
+    ),
+    Ablation(
+        "queue_size", f"Fig. 8a, {RDD_PAPER}", "Rows of the pixel queue",
+        "FID falls with the queue up to 20,000 rows and rises beyond.",
+        fixed={"loss.alpha": 0.0},
+        axes=(Axis("N_q", "loss.queue_size", _of("queue_size", 0.05, 0.25, 0.5, 1, 2)),), beside=_cfd,
+    ),
+    Ablation(
+        "queue_draws", f"Fig. 8b, {RDD_PAPER}", "Rows drawn from the queue",
+        "FID falls with the number drawn and saturates at 2048.",
+        fixed={"loss.alpha": 0.0}, axes=(Axis("V", "loss.draws", _of("draws", 0.125, 0.25, 0.5, 1, 2)),), beside=_cfd,
+    ),
+    Ablation(
+        "alpha", f"Fig. 9a, {RDD_PAPER}", "Weight of IS_P2P",
+        "FID is below CFD's at every weight, best at 0.8; 100 is the weight used on ImageNet.",
+        axes=(Axis("alpha", "loss.alpha", (0.2, 0.5, 0.8, 1.0, 10.0, 100.0)),), beside=_cfd,
+    ),
+    Ablation(
+        "beta", f"Fig. 9b, {RDD_PAPER}", "Weight of M_P2P",
+        "FID is below CFD's at every weight, best at 0.3.",
+        axes=(Axis("beta", "loss.beta", (0.05, 0.1, 0.3, 0.5, 1.0)),), beside=_cfd,
+    ),
+    Ablation(
+        "rcfd_losses", f"Table 2, {RCFD_PAPER}", "Terms of RCFD",
+        "Entropy and diversity are useless without CFD and improve it where they stand beside it.",
+        beside=_rcfd_losses,
+    ),
+    Ablation(
+        "classifier", f"Table 3, {RCFD_PAPER}", "Which classifier",
+        "Every classifier beats PD, a stronger one more, and one that never saw the classes still does.",
+        beside=_classifiers,
+    ),
+    Ablation(
+        "cfd_tau", f"Fig. 4, {RCFD_PAPER}", "Temperature of CFD, on features and on predictions",
+        "Features beat predictions almost always, and beat PD from 0.9 to 1.",
+        method="cfd", axes=(Axis("tau", "distill.temperatures", (0.7, 0.8, 0.9, 1.0, 1.2)), _FEATURES),
+        beside=lambda profile, costs: [Setting("PD", "pd")],
+    ),
+    Ablation(
+        "cfd_tau_dual", f"Fig. 5, {RCFD_PAPER}", "Temperature on both sides of CFD",
+        "Over a wide range both beat PD, and neither beats a temperature on the teacher alone.",
+        method="cfd", fixed={"loss.dual": True},
+        axes=(Axis("tau", "distill.temperatures", (0.5, 1.0, 2.0, 4.0)), _FEATURES), beside=_pd_and_cfd,
+    ),
+    Ablation(
+        "entropy", f"Fig. 2, {RCFD_PAPER}", "How sure a classifier is of the predicted images",
+        "A sampler run with fewer steps draws images of larger entropy.",
+        beside=_entropies, whole=True, measures="entropy",
+    ),
+    Ablation(
+        "released", f"the code released with {RDD_PAPER}", "Paper against released code",
+        "Nothing is claimed: the code departs from its paper in many places, each of which is switched on alone.",
+        beside=_released,
+    ),
+    Ablation(
+        "budget", "ours", "Equal iterations against equal time",
+        "Nothing is claimed: an iteration of RDD costs more than one of PD or CFD.",
+        beside=_budget, whole=True,
+    ),
+)}  # fmt: skip
+
+
+def find_ablation(name: str) -> Ablation:
+    """One of ABLATIONS. Raises UserError for an unknown name, naming the nearest."""
+    if name not in ABLATIONS:
+        raise UserError(
+            f"unknown ablation {name!r}{nearest(name, ABLATIONS)}: known are {', '.join(ABLATIONS)}, custom, all"
+        )
+    return ABLATIONS[name]

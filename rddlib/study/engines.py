@@ -1,0 +1,186 @@
+"""Who performs a sweep's tasks: this process, several on this machine, or dask's workers anywhere.
+
+A task has a label and perform(), which says in a few words what came out; it may be handed to another process. Tasks are
+independent: one that fails, or whose process dies, leaves the others.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rddlib.study.study import stopped_with
+from rddlib.utils import progress
+from rddlib.utils.errors import Interrupted, UserError
+
+ATTEMPTS = 3  # of a task whose process dies
+CONNECT_SECONDS = 10
+CLUSTER_EXTRA = "--scheduler needs an extra: pip install 'rddlib[cluster]'"
+
+
+class Task(Protocol):
+    label: str
+
+    def perform(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a task: what came out or, with `failed`, what went wrong, in a line; seconds that it took."""
+
+    task: Task
+    said: str
+    seconds: float
+    failed: bool = False
+
+
+Report = Callable[[Outcome], None]
+Engine = Callable[[Sequence[Task], Report], None]
+
+
+def attempt(task: Task) -> Outcome:
+    """The task's outcome; only being told to stop is not held back."""
+    began = time.perf_counter()
+    try:
+        said, failed = task.perform(), False
+    except Exception as error:  # whatever it is, the other tasks go on
+        said, failed = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", True
+    return Outcome(task, (said.splitlines() or [""])[0], time.perf_counter() - began, failed)
+
+
+def in_turn(tasks: Sequence[Task], report: Report) -> None:
+    """One after another, here."""
+    for task in tasks:
+        report(attempt(task))
+
+
+def on_this_machine(jobs: int) -> Engine:
+    """`jobs` processes at a time, each with its share of the cores, and of several GPUs one in turn.
+
+    A process that dies takes its pool with it; whatever ran is then tried again alone, up to ATTEMPTS times in all, so that
+    only the culprit is given up. Raises UserError for jobs < 1.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: give at least 1")
+    if jobs == 1:
+        return in_turn
+
+    def engine(tasks: Sequence[Task], report: Report) -> None:
+        waiting = list(tasks)
+        while waiting:
+            suspects, waiting = _until_one_dies(waiting, jobs, report)
+            for task in suspects:
+                _alone(task, jobs, report)
+
+    return engine
+
+
+def _until_one_dies(tasks: list[Task], jobs: int, report: Report) -> tuple[list[Task], list[Task]]:
+    """Perform the tasks; ([], []) or, where a process dies, (what ran, what had not begun)."""
+    waiting, running = list(tasks), {}
+    with _pool(min(jobs, len(tasks)), jobs) as pool, stopped_with(pool):
+        while waiting or running:
+            try:
+                while waiting and len(running) < jobs:  # no more: what runs when a process dies is then known
+                    future = pool.submit(attempt, waiting[0])
+                    running[future] = waiting.pop(0)
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    if isinstance(future.exception(), Interrupted):  # somebody told that process to stop
+                        waiting.append(running.pop(future))
+                        continue
+                    report(future.result())
+                    del running[future]
+            except BrokenProcessPool:
+                return list(running.values()), waiting
+    return [], []
+
+
+def _alone(task: Task, jobs: int, report: Report) -> None:
+    """Perform a task by which or beside which a process died, with nothing beside it."""
+    for _ in range(ATTEMPTS - 1):
+        if not any(_until_one_dies([task], jobs, report)):
+            return
+    report(Outcome(task, f"its process died {ATTEMPTS} times, out of memory by the look of it", 0.0, failed=True))
+
+
+def _pool(processes: int, jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    """That many processes, each with a share of the cores as one of `jobs`."""
+    context = multiprocessing.get_context("spawn")
+    start = (
+        max(1, torch.get_num_threads() // jobs),
+        torch.cuda.device_count(),
+        context.Value("q", 0),
+        context.Value("q", 0),
+    )
+    return concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, start)
+
+
+def _start_worker(threads: int, gpus: int, started, iterations) -> None:
+    """Quiet, since several share a terminal, whose Ctrl-C reaches every process: the first one passes it on as SIGTERM,
+    which a training heeds and which ends all else."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    progress.report_to(iterations)
+    if gpus > 1:
+        with started.get_lock():
+            mine, started.value = started.value % gpus, started.value + 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[mine] if visible else str(mine)
+
+
+def on_cluster(address: str) -> Engine:
+    """dask.distributed's workers at a scheduler's address, which see the same folder; a task each, and where workers offer
+    the resource GPU, a GPU each. Raises UserError where dask is missing, no scheduler answers, or a worker would do several
+    tasks at a time, whose random numbers would mix."""
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError as error:
+        raise UserError(CLUSTER_EXTRA) from error
+
+    def connected() -> Client:
+        try:
+            return Client(address, timeout=CONNECT_SECONDS)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no dask scheduler at {address}: start one with dask scheduler, or correct --scheduler"
+            ) from error
+
+    def engine(tasks: Sequence[Task], report: Report) -> None:
+        with connected() as client:
+            resources = _resources(client)
+            futures = {
+                client.submit(attempt, task, pure=False, retries=ATTEMPTS, resources=resources): task for task in tasks
+            }
+            try:
+                for future in as_completed(futures):
+                    report(_outcome_of(future, futures[future]))
+            except (KeyboardInterrupt, Interrupted):
+                client.cancel(list(futures))
+                raise
+
+    with connected() as client:  # before anything is written
+        _resources(client)
+    return engine
+
+
+def _resources(client) -> dict | None:
+    """What each task asks of its worker: a GPU where there are any. Raises UserError for workers of several threads."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if any(worker["nthreads"] > 1 and worker["resources"].get("GPU") != 1 for worker in workers):
+        raise UserError("a dask worker has several threads: start them with --nthreads 1, a run is a process")
+    return {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
+
+
+def _outcome_of(future, task: Task) -> Outcome:
+    try:
+        return future.result()
+    except Exception as error:  # its worker died too often, or could not do it at all
+        return Outcome(task, f"{type(error).__name__}: {error}".splitlines()[0], 0.0, failed=True)

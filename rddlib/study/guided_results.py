@@ -1,0 +1,55 @@
+"""Scores against the guidance weight: of a study's folder, or the published ones on digits."""
+
+import json
+from functools import lru_cache
+
+import pandas as pd
+
+from rddlib.report.figures import SCORE_NAMES
+from rddlib.report.guidance_figures import GUIDED_NAMES
+from rddlib.study.guidance import GUIDED_COLUMNS, GuidedStudy, guided_study
+from rddlib.study.study import Study, csv_of
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.installation import shipped
+
+GUIDED_FILE = "guided.csv"
+RECEIPTS_FILE = "guided_receipts.json"
+PUBLISHED, PUBLISHED_RECEIPTS = "data/results/digits_guided.csv", "data/results/digits_guided_receipts.json"
+
+
+def guided_results(study: Study) -> pd.DataFrame:
+    """Every arm of every seed, with GUIDED_COLUMNS (pfd empty where the profile does not measure it), also written to
+    guided.csv, its receipts beside it; what is missing is trained."""
+    studies = _studies(study)
+    table = pd.concat([guided.results() for guided in studies], ignore_index=True)
+    receipts = {guided.score_path(*arm).stem: guided.receipt(*arm) for guided in studies for arm in guided.arms()}
+    write_atomically(study.out / GUIDED_FILE, csv_of(table))
+    write_atomically(study.out / RECEIPTS_FILE, json.dumps(receipts, indent=1) + "\n")
+    return table
+
+
+def guided_done(study: Study) -> bool:
+    """Whether every arm has been measured."""
+    if not study.dataset.num_classes:
+        return False
+    return all(guided.score_path(*arm).exists() for guided in _studies(study) for arm in guided.arms())
+
+
+def _studies(study: Study) -> list[GuidedStudy]:
+    """One for each seed."""
+    return [guided_study(study, seed) for seed in study.profile.seeds]
+
+
+@lru_cache
+def published() -> tuple[pd.DataFrame, str]:
+    """What was measured on digits with several seeds: (rows with GUIDED_COLUMNS, the FID's full name by their receipts)."""
+    receipts = json.loads(shipped(PUBLISHED_RECEIPTS).read_text())
+    return pd.read_csv(shipped(PUBLISHED))[GUIDED_COLUMNS], next(iter(receipts.values()))["metric"]
+
+
+def scores_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each sampler of each model, a column for each score at each weight; means over seeds."""
+    named = table.assign(method=table["method"].map(GUIDED_NAMES))
+    wide = named.pivot_table(index=["method", "sampler", "steps"], columns="guidance", values=["fid", "is"], sort=False)
+    wide.columns = [f"{SCORE_NAMES[score]}*, w = {w:g}" for score, w in wide.columns]
+    return wide.sort_index(axis=1).round(2).reset_index()

@@ -1,0 +1,565 @@
+"""Every number of a study in one place: frozen dataclasses, a profile each for tests, a laptop, one GPU and the papers."""
+
+import dataclasses
+import difflib
+import functools
+import json
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+
+import yaml
+
+from rddlib.data import DataConfig
+from rddlib.diffusion.denoiser import PREDICTIONS
+from rddlib.diffusion.schedule import SCHEDULES
+from rddlib.diffusion.unet import UNetConfig, check_guidance_range
+from rddlib.distillation.extractor import EXTRACTORS, MAPS
+from rddlib.distillation.objectives import RELATIONS, RELEASED_SWITCHES, WEIGHTS
+from rddlib.losses import IMPLEMENTATIONS, LOSS_WEIGHTS
+from rddlib.training import RunConfig, TrainConfig
+from rddlib.utils.errors import UserError
+
+METHODS = ("pd", "cfd", "rcfd", "rdd")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_prediction(prediction: str, schedule: str) -> None:
+    _check(prediction in PREDICTIONS, f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+    _check(prediction != "eps" or schedule != "continuous",
+           "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base model: how it is trained, and on which grid its teacher role starts.
+
+    train; prediction: what the network outputs, "x", "eps" or "v"; weight: of the squared error of x, of
+    rddlib.losses.LOSS_WEIGHTS; snr_max: upper clip of that weight (0: none); steps: of the DDIM sampler that progressive
+    distillation starts from; schedule: one of SCHEDULES, "continuous" as in the papers or "discrete" as in
+    the released code; schedule_offset: s of the cosine.
+    """
+
+    train: TrainConfig
+    prediction: str = "x"
+    weight: str = "truncated"
+    snr_max: float = 0.0
+    steps: int = 1024
+    schedule: str = "continuous"
+    schedule_offset: float = 0.008
+
+    def __post_init__(self):
+        _check_prediction(self.prediction, self.schedule)
+        _check(self.weight in LOSS_WEIGHTS, f"weight is {self.weight!r}, expected one of {', '.join(LOSS_WEIGHTS)}")
+        _check(self.snr_max == 0 or self.snr_max >= 1, f"snr_max is {self.snr_max}, expected 0 (none) or at least 1")
+        _check(self.steps >= 2, f"steps is {self.steps}, expected at least 2")
+        _check(self.schedule in SCHEDULES, f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        _check(self.schedule_offset >= 0, f"schedule_offset is {self.schedule_offset}, expected at least 0")
+
+
+@dataclass(frozen=True)
+class HalvingConfig:
+    """Progressive distillation from base.steps down to teacher_steps: train, for each halving."""
+
+    train: TrainConfig
+    teacher_steps: int = 8
+
+    def __post_init__(self):
+        _check(self.teacher_steps >= 2, f"teacher_steps is {self.teacher_steps}, expected at least 2")
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """The classifier whose features are distilled: name, train, shift (augmentation, pixels), map_at (which map).
+
+    seed: another one gives another classifier of the same kind; classes: it is shown no images of others (empty: all).
+    """
+
+    train: TrainConfig
+    name: str = "densenet201"
+    shift: int = 1
+    map_at: str = "conv"
+    seed: int = 0
+    classes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        _check(self.name in EXTRACTORS, f"name is {self.name!r}, expected one of {EXTRACTORS}")
+        _check(self.map_at in MAPS, f"map_at is {self.map_at!r}, expected one of {MAPS}")
+        _check(self.shift >= 0, f"shift is {self.shift}, expected at least 0")
+        _check(len(set(self.classes)) == len(self.classes) and min(self.classes, default=0) >= 0,
+               f"classes is {self.classes}, expected different ones, from 0 on")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The last halvings, which the methods compete in, all with the same budget.
+
+    train: of a halving, its `iterations` replaced by those of the stage; iterations and temperatures (tau of CFD): one
+    for each halving from teacher_steps to 1.
+    """
+
+    train: TrainConfig
+    iterations: tuple[int, ...]
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self):
+        _check(len(self.iterations) == len(self.temperatures), "iterations and temperatures must have the same length")
+        _check(min(self.iterations) >= 1, f"iterations is {self.iterations}, expected at least 1 each")
+        _check(min(self.temperatures) > 0, f"temperatures is {self.temperatures}, expected above 0")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights, temperatures and variants.
+
+    cfd: weight of CFD where other terms stand beside it; a term of weight 0 is left out. alpha, beta, tau_is, tau_m,
+    queue_size, draws, per_image: of RDD (Eq. 7-10, Feng et al. 2024). relation: which relations alpha weighs, "is_p2p"
+    across the images of a batch or "ii_p2p" within each (Eq. 6), both at tau_is. impl: how the relational losses are
+    computed, of rddlib.losses.is_p2p_loss. weights: "fixed", or
+    "balanced" for alpha and beta to say the size of the gradients as a share of CFD's. released: where to follow the
+    released code instead of the paper, names of RELEASED_SWITCHES. rcfd_beta, rcfd_gamma: of RCFD (Eq. 7, Sun et al.
+    2023). dual: CFD's temperature on both sides (Eq. 8 there). predictions: CFD on class predictions instead of features.
+    watch: log the terms' gradients every so many iterations of a training (0: never). debug: stop at the first NaN or
+    infinite feature.
+    """
+
+    cfd: float = 1.0
+    alpha: float = 1.0
+    beta: float = 0.1
+    tau_is: float = 1.0
+    tau_m: float = 0.1
+    queue_size: int = 20_000
+    draws: int = 2048
+    per_image: int = 1
+    relation: str = "is_p2p"
+    impl: str = "auto"
+    rcfd_beta: float = 0.003
+    rcfd_gamma: float = 0.75
+    weights: str = "fixed"
+    released: tuple[str, ...] = ()
+    dual: bool = False
+    predictions: bool = False
+    watch: int = 0
+    debug: bool = False
+
+    def __post_init__(self):
+        for name in ("tau_is", "tau_m"):
+            _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
+        for name in ("cfd", "alpha", "beta", "rcfd_beta", "watch"):
+            _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
+        for name in ("queue_size", "draws", "per_image"):
+            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, known in (("weights", WEIGHTS), ("relation", RELATIONS), ("impl", IMPLEMENTATIONS)):
+            _check(getattr(self, name) in known, f"{name} is {getattr(self, name)!r}, expected one of {known}")
+        _check(
+            self.weights == "fixed" or self.cfd > 0,
+            "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0",
+        )
+        _check(self.cfd > 0 or (self.alpha > 0 and self.rcfd_beta > 0),
+               "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt")  # fmt: skip
+        unknown = set(self.released) - RELEASED_SWITCHES.keys()
+        _check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
+        _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Distilling classifier-free guidance, with a class-conditional base model of its own (Meng et al. 2022).
+
+    label_dropout: share of labels that base training leaves out; weights: (w_min, w_max) that stage one learns; base,
+    train: of the base model and of stage one; prediction: what their networks output, "x", "eps" or "v"; steps: of the DDIM
+    sampler that stage two starts from (it ends at 1, as the profile's halvings do: by pd down to halving.teacher_steps,
+    below by each objective); budget: iterations of those below, as a multiple of distill.iterations; stochastic: those of each
+    student for the stochastic sampler; objectives: of METHODS, those that are scored; at: the weights w they are scored at;
+    samples: for each score.
+    """
+
+    base: TrainConfig
+    train: TrainConfig
+    stochastic: int
+    budget: float = 1.0
+    label_dropout: float = 0.1
+    weights: tuple[float, ...] = (0.0, 4.0)
+    prediction: str = "v"
+    steps: int = 1024
+    objectives: tuple[str, ...] = ("pd", "rdd")
+    at: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    samples: int = 5000
+
+    def __post_init__(self):
+        _check(0 < self.label_dropout < 1, f"label_dropout is {self.label_dropout}, expected above 0 and below 1")
+        _check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
+        check_guidance_range(self.weights)
+        low, high = self.weights
+        _check(bool(self.at) and all(low <= w <= high for w in self.at),
+               f"at is {self.at}, expected weights between {low:g} and {high:g}")  # fmt: skip
+        _check(self.stochastic >= 1, f"stochastic is {self.stochastic}, expected at least 1")
+        _check(self.budget > 0, f"budget is {self.budget}, expected above 0")
+        _check(bool(self.objectives) and set(self.objectives) <= set(METHODS),
+               f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}")  # fmt: skip
+        for name in ("at", "objectives"):
+            values = getattr(self, name)
+            _check(len(set(values)) == len(values), f"{name} is {values}, expected different ones")
+        _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
+
+
+@dataclass(frozen=True)
+class GivenConfig:
+    """Models made elsewhere, in the place of those that a study trains.
+
+    teacher: of any file that rddlib.interop.load_model reads, instead of the base model; it brings its network, schedule,
+    prediction and classes, and, where it was distilled already, base.steps. extractor: of any that
+    rddlib.interop.load_classifier reads. convert: how a teacher that predicts eps learns to predict v first
+    (rddlib.distillation.train.reparametrise).
+    """
+
+    convert: TrainConfig
+    teacher: str = ""
+    extractor: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """samples: generated for each score; batch_size: of sampling; seed: of the common noise, the same for every method;
+    clip: hold x in [-1, 1] at each sampling step. network: whose features are compared: "" for digits' own on digits and
+    Inception on colour images, "extractor" for the profile's own, or a file. metrics: of rddlib.evaluation.METRICS, "fid"
+    and "is" among them. protocol: of rddlib.evaluation.PROTOCOLS. baselines: training-free samplers of the base model
+    beside DDIM, each with its number of steps, such as "pndm-10".
+    """
+
+    samples: int = 5000
+    batch_size: int = 500
+    seed: int = 1234
+    clip: bool = True
+    network: str = ""
+    metrics: tuple[str, ...] = ("fid", "is")
+    protocol: str = "torch-fidelity"
+    baselines: tuple[str, ...] = ("pndm-10", "dpm-solver-12")  # Table 1 of the RDD paper
+
+    def __post_init__(self):
+        _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
+        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected at least 1")
+        _check({"fid", "is"} <= set(self.metrics), f"metrics is {self.metrics}, expected fid and is among them")
+        for baseline in self.baselines:
+            name, _, steps = baseline.rpartition("-")
+            _check(bool(name) and steps.isdigit() and int(steps) > 0,
+                   f"baselines has {baseline!r}, expected a sampler and its steps, such as pndm-10")  # fmt: skip
+
+    @property
+    def baseline_arms(self) -> tuple[tuple[str, int], ...]:
+        """(sampler, steps) of each baseline."""
+        split = (baseline.rpartition("-") for baseline in self.baselines)
+        return tuple((name, int(steps)) for name, _, steps in split)
+
+
+def _check_halvings(name: str, steps: int, teacher: int) -> None:
+    ratio = steps / teacher
+    _check(ratio >= 1 and ratio.is_integer() and int(ratio).bit_count() == 1,
+           f"{name} {steps} must be halving.teacher_steps {teacher} times a power of two")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A whole study. Each field is a section; `rdd study --set section.field=value` changes one number.
+
+    run: how this machine trains (checkpoints, logs, memory format, compilation). seeds: of the distillation, one cascade
+    for each (and of all that guidance distils); jobs: independent cascades trained at a time, a process and an
+    equal share of the cores each.
+    """
+
+    name: str
+    data: DataConfig
+    unet: UNetConfig
+    base: BaseConfig
+    halving: HalvingConfig
+    extractor: ExtractorConfig
+    distill: DistillConfig
+    guidance: GuidanceConfig
+    given: GivenConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seeds: tuple[int, ...] = (0,)
+    jobs: int = 2
+
+    def __post_init__(self):
+        teacher = self.halving.teacher_steps
+        _check_halvings("base.steps", self.base.steps, teacher)
+        _check(teacher == 2 ** len(self.distill.iterations),
+               f"halving.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
+               f"distill.iterations lists {len(self.distill.iterations)}")  # fmt: skip
+        _check(len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
+               f"seeds is {self.seeds}, expected at least one, all different")  # fmt: skip
+        _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
+        _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
+        _check_halvings("guidance.steps", self.guidance.steps, teacher)
+        _check_prediction(self.guidance.prediction, self.base.schedule)
+
+    @property
+    def student_steps(self) -> tuple[int, ...]:
+        """Steps of the students, most first: (4, 2, 1) for an 8-step teacher."""
+        return tuple(self.halving.teacher_steps >> k for k in range(1, len(self.distill.iterations) + 1))
+
+
+def digits() -> Profile:
+    """Real 8x8 digits on a laptop, about seventeen minutes on 2 cores."""
+    return Profile(
+        name="digits",
+        data=DataConfig("digits"),
+        unet=UNetConfig(8, 1, channels=24, multipliers=(1, 2), blocks=1, attention=(4,), groups=8),
+        base=BaseConfig(
+            TrainConfig(2500, 64, 2e-3, rate="cosine", warmup=100, ema=0.998), prediction="v", snr_max=1e3, steps=64
+        ),
+        halving=HalvingConfig(TrainConfig(100, 64, 3e-4, rate="cosine")),
+        extractor=ExtractorConfig(TrainConfig(400, 64, 2e-3, rate="cosine", weight_decay=1e-2), name="small_resnet"),
+        distill=DistillConfig(
+            TrainConfig(1, 64, 3e-4, rate="cosine"), iterations=(150, 150, 300), temperatures=(0.9, 1.0, 0.85)
+        ),
+        guidance=GuidanceConfig(
+            base=TrainConfig(1000, 64, 2e-3, rate="cosine", warmup=100, ema=0.998),
+            train=TrainConfig(300, 64, 2e-3, rate="cosine", warmup=20),
+            stochastic=75,
+            budget=0.5,
+            steps=16,
+            at=(0.0, 0.5, 1.0, 4.0),
+            samples=600,
+        ),
+        given=GivenConfig(TrainConfig(800, 64, 2e-3, rate="cosine", warmup=20, ema=0.998)),
+        loss=LossConfig(draws=1024, per_image=4),
+        evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
+    )
+
+
+def smoke() -> Profile:
+    """The digits study shrunk until the tests can run all of it; its numbers mean nothing."""
+    full = digits()
+    return replace(
+        full,
+        name="smoke",
+        unet=replace(full.unet, channels=16),
+        base=replace(full.base, train=replace(full.base.train, iterations=60, batch_size=32), steps=16),
+        halving=replace(full.halving, train=replace(full.halving.train, iterations=4, batch_size=16)),
+        extractor=replace(full.extractor, train=replace(full.extractor.train, iterations=40)),
+        distill=replace(full.distill, train=replace(full.distill.train, batch_size=16), iterations=(4, 4, 6)),
+        guidance=replace(
+            full.guidance,
+            base=replace(full.guidance.base, iterations=60, batch_size=32),
+            train=replace(full.guidance.train, iterations=10, batch_size=16),
+            stochastic=4,
+            budget=1.0,
+            at=(0.0, 2.0),
+            samples=200,
+        ),
+        given=GivenConfig(replace(full.given.convert, iterations=10, batch_size=16)),
+        loss=replace(full.loss, queue_size=500, draws=64),
+        evaluation=replace(full.evaluation, samples=200, batch_size=100),
+    )
+
+
+def cifar10() -> Profile:
+    """CIFAR-10 as in the papers; the source of each number stands beside it."""
+    return Profile(
+        name="cifar10",
+        data=DataConfig("cifar10", flip=True),  # flips: ours; the papers do not say, DDPM (Ho et al. 2020) flips
+        unet=UNetConfig(32, 3, 128, (1, 2, 2, 2), blocks=2, attention=(8,), dropout=0.1),  # RDD A.1, A.2
+        base=BaseConfig(TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999)),  # RDD A.2
+        halving=HalvingConfig(TrainConfig(10_000, 128, 5e-5, rate="cosine")),  # RCFD C.4
+        extractor=ExtractorConfig(  # DenseNet201: RDD 5.1; its training is ours, the papers do not state theirs
+            TrainConfig(78_000, 128, 0.05, rate="cosine", warmup=500, clip=0.0, optimizer="sgd", weight_decay=5e-4),
+            shift=4,
+        ),
+        distill=DistillConfig(
+            TrainConfig(1, 128, 5e-5, rate="cosine"),  # RDD A.2
+            iterations=(20_000, 20_000, 40_000),  # RDD A.2
+            temperatures=(0.9, 1.0, 0.85),  # RCFD C.4, DenseNet201
+        ),
+        guidance=GuidanceConfig(  # w in [0, 4], v, 1024 steps: notes on Meng et al., 4.1; all else is ours
+            base=TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999),  # as the unconditional one
+            train=TrainConfig(50_000, 128, 5e-5, rate="cosine", warmup=1000),
+            stochastic=20_000,
+            samples=10_000,
+        ),
+        given=GivenConfig(TrainConfig(50_000, 128, 1e-4, rate="cosine", warmup=1000, ema=0.9999)),  # ours
+        evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
+        run=RunConfig(save_every=300, log_every=100, sample_every=5000),
+    )
+
+
+def imagenet64() -> Profile:
+    """ImageNet 64x64, class-conditional, as in the RDD paper; the source of each number stands beside it."""
+    base = cifar10()
+    return replace(
+        base,
+        name="imagenet64",
+        data=DataConfig("imagenet64", flip=True),  # flips: ours
+        unet=UNetConfig(64, 3, 128, (1, 2, 3, 4), blocks=3, attention=(16, 8), num_classes=1000),  # RDD A.1
+        base=BaseConfig(TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999)),  # RDD A.2
+        halving=HalvingConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine")),  # not stated; as the next stages
+        extractor=ExtractorConfig(  # ours: 40 epochs
+            TrainConfig(200_000, 256, 0.1, rate="cosine", warmup=5000, clip=0.0, optimizer="sgd", weight_decay=1e-4),
+            shift=4,
+        ),
+        distill=DistillConfig(
+            TrainConfig(1, 256, 1e-4, rate="cosine"),  # RDD A.2
+            iterations=(50_000, 50_000, 100_000),  # RDD A.2
+            temperatures=(0.85, 0.85, 0.85),  # RDD 5.2
+        ),
+        guidance=replace(  # sources as for CIFAR-10
+            base.guidance,
+            base=TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999),
+            train=TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000),
+            stochastic=50_000,
+        ),
+        given=GivenConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000, ema=0.9999)),  # ours
+        loss=LossConfig(alpha=100.0),  # RDD 5.2
+    )
+
+
+def cifar10_small() -> Profile:
+    """CIFAR-10 with a 64-channel U-Net, for half an hour on one H100."""
+    full = cifar10()
+    return replace(
+        full,
+        name="cifar10_small",
+        unet=replace(full.unet, channels=64, dropout=0.0),
+        base=replace(
+            full.base,
+            train=replace(full.base.train, iterations=20_000, ema=0.999),
+            prediction="v",
+            snr_max=1e3,
+            steps=64,
+        ),  # fmt: skip
+        halving=replace(full.halving, train=replace(full.halving.train, iterations=500, learning_rate=1e-4)),
+        extractor=replace(full.extractor, name="resnet18", train=replace(full.extractor.train, iterations=8000)),
+        distill=replace(
+            full.distill, train=replace(full.distill.train, learning_rate=1e-4), iterations=(1000, 1000, 2000)
+        ),  # fmt: skip
+        guidance=replace(
+            full.guidance,
+            base=replace(full.guidance.base, iterations=20_000, ema=0.999),
+            train=replace(full.guidance.train, iterations=3000, learning_rate=1e-4),
+            stochastic=1000,
+            steps=64,
+            samples=5000,
+        ),
+        given=GivenConfig(replace(full.given.convert, iterations=5000, ema=0.999)),
+        evaluation=replace(full.evaluation, samples=10_000),
+        run=replace(full.run, save_every=60, log_every=25, sample_every=1000),
+    )
+
+
+PROFILES = {make.__name__: make for make in (smoke, digits, cifar10_small, cifar10, imagenet64)}
+
+
+def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
+    """A profile by name, with fields replaced: overrides {"distill.train.batch_size": "32"}, values written as YAML.
+
+    Raises UserError for an unknown profile or field (naming the nearest), a value of the wrong type or out of range.
+    """
+    if name not in PROFILES:
+        raise UserError(f"unknown profile {name!r}{nearest(name, PROFILES)}: known are {', '.join(PROFILES)}")
+    return changed(PROFILES[name](), overrides or {})
+
+
+def changed(profile: Profile, overrides: dict[str, str]) -> Profile:
+    """The profile with fields replaced, all at once, since they may depend on each other. Raises as `load_profile`."""
+    changes: dict = {}
+    for key, text in overrides.items():
+        _collect(changes, profile, key.split("."), text, key)
+    try:
+        return _rebuilt(profile, changes)
+    except ValueError as error:
+        given = " ".join(f"{key}={text}" for key, text in overrides.items())
+        raise UserError(f"--set {given}: {error}") from error
+
+
+def set_apart(profile: Profile) -> dict[str, str]:
+    """The overrides that make this profile of the one whose name it has."""
+
+    def leaves(config, path: str = ""):
+        for f in fields(config):
+            value = getattr(config, f.name)
+            yield from leaves(value, f"{path}{f.name}.") if is_dataclass(value) else [(path + f.name, value)]
+
+    own = dict(leaves(PROFILES[profile.name]()))
+    return overrides_of(profile, {key: value for key, value in leaves(profile) if value != own[key]})
+
+
+def parse_value(profile: Profile, key: str, text: str):
+    """What `text` means for the field "section.field", in that field's type. Raises UserError as `load_profile` does."""
+    changes: dict = {}
+    _collect(changes, profile, key.split("."), text, key)
+    while isinstance(changes, dict):
+        changes = next(iter(changes.values()))
+    return changes
+
+
+def overrides_of(profile: Profile, changes: dict[str, object]) -> dict[str, str]:
+    """{"section.field": value} as `load_profile` takes it; one value for a field of several stands for all of them."""
+    texts = {}
+    for key, value in changes.items():
+        current = functools.reduce(getattr, key.split("."), profile)
+        if isinstance(current, tuple) and not isinstance(value, tuple):
+            value = (value,) * max(1, len(current))
+        texts[key] = json.dumps(value)
+    return texts
+
+
+def nearest(word: str, known) -> str:
+    """A hint at what was meant, where something known is close to the word; else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _collect(changes: dict, config, path: list[str], text: str, key: str) -> None:
+    """Put the value of "a.b=text" into the nested changes {"a": {"b": value}}, checked against config's fields."""
+    known = {f.name: f for f in fields(config) if f.name != "name" or not isinstance(config, Profile)}
+    head, rest = path[0], path[1:]
+    if head not in known:
+        raise UserError(f"--set {key}: no field {head!r}{nearest(head, known)}; known are {', '.join(known)}")
+    current = getattr(config, head)
+    if is_dataclass(current) != bool(rest):
+        what = (
+            f"is a section, name one of {', '.join(f.name for f in fields(current))}" if not rest else "has no fields"
+        )
+        raise UserError(f"--set {key}: {head!r} {what}")
+    if rest:
+        _collect(changes.setdefault(head, {}), current, rest, text, key)
+    else:
+        changes[head] = _parsed(text, typing.get_type_hints(type(config))[head], key)
+
+
+def _rebuilt(config, changes: dict):
+    inner = {name: _rebuilt(getattr(config, name), c) if isinstance(c, dict) else c for name, c in changes.items()}
+    return replace(config, **inner)
+
+
+def _parsed(text: str, kind, key: str):
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
+        items = value if isinstance(value, list) else [value]
+        return tuple(_typed(item, typing.get_args(kind)[0], key) for item in items)
+    return _typed(value, kind, key)
+
+
+def _typed(value, kind: type, key: str):
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML reads 1e-3 as a word
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"--set {key}: {value!r} is no {kind.__name__}")
+    return value
+
+
+def as_dict(config) -> dict:
+    """A profile or section as plain data, for hashing and for receipts."""
+    return dataclasses.asdict(config)

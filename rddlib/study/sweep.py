@@ -1,0 +1,311 @@
+"""Ablations as runs: settings times seeds, each keyed by all that its numbers depend on, and the tables they become.
+
+Everything lies in a study's folder: models and scores beside the study's own, which they share, tables in ablations/.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+import rddlib
+from rddlib.evaluation import read_record
+from rddlib.study.ablations import Ablation, Setting
+from rddlib.study.entropy import entropy_path, entropy_record
+from rddlib.study.profiles import METHODS, Profile, changed
+from rddlib.study.study import Study, key_of
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.errors import UserError
+
+COLUMNS = [
+    "ablation", "setting", "series", "x", "method", "seed", "steps", "fid", "pfd", "is", "t", "entropy", "samples",
+    "iterations", "batch", "train_seconds", "peak_mib", "record",
+]  # fmt: skip
+ABLATIONS_FOLDER = "ablations"
+SCORES_APART = f"{ABLATIONS_FOLDER}/scores"  # of changed numbers: rdd report shows the study's own alone
+VERSION_FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One setting with one seed: its cascade down to the last of `steps`, scored at each of them.
+
+    measures: "scores" or "entropy". Runs of the same `key` are the same, whichever ablations ask for them.
+    """
+
+    profile: Profile
+    out: Path
+    study_seed: int
+    scores: str
+    method: str
+    steps: tuple[int, ...]
+    seed: int
+    measures: str = "scores"
+    label: str = ""
+
+    @property
+    def study(self) -> Study:
+        return Study(self.profile, self.out, self.study_seed, self.scores)
+
+    def paths(self, study: Study) -> list[Path]:
+        """The files of its numbers."""
+        path = entropy_path if self.measures == "entropy" else Study.score_path
+        return [path(study, self.method, steps, self.seed) for steps in self.steps]
+
+    def lineage(self, study: Study) -> list[tuple]:
+        """The artefacts that it needs, ancestors first, as arguments of Study.facts."""
+        stages = [stage for steps in self.steps for stage in _lineage(study, self.method, steps, self.seed)]
+        extractor = [("extractor",)] if self.measures == "entropy" else []
+        return list(dict.fromkeys(stages + extractor))
+
+    def perform(self) -> str:
+        """Train and measure what is missing; in a few words what came out."""
+        study = self.study
+        if self.measures == "entropy":
+            last = [entropy_record(study, self.method, steps, self.seed)["row"]["entropy"][-1] for steps in self.steps]
+            return "last entropies " + ", ".join(f"{value:.3f}" for value in last)
+        rows = [study.score(self.method, steps, self.seed) for steps in self.steps]
+        return "FID " + ", ".join(f"{row['fid']:.3g}" for row in rows)
+
+
+def _teacher(profile: Profile) -> tuple:
+    """The artefact that all students start from."""
+    steps = profile.halving.teacher_steps
+    return ("teacher", steps) if steps < profile.base.steps else ("base",)
+
+
+def _steps(profile: Profile, ablation: Ablation, setting: Setting) -> tuple[int, ...]:
+    """At which numbers of steps a setting is measured, most first."""
+    steps = profile.student_steps if ablation.whole else profile.student_steps[:1]
+    own = ablation.measures == "entropy" and setting.method in ("teacher", "pd")
+    return (profile.halving.teacher_steps, *steps) if own else steps
+
+
+def _lineage(study: Study, method: str, steps: int, seed: int) -> list[tuple]:
+    teacher = study.profile.halving.teacher_steps
+    return study.lineage("pd", teacher, seed) if method == "teacher" else study.lineage(method, steps, seed)
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """An artefact that several runs need, made before them."""
+
+    profile: Profile
+    out: Path
+    study_seed: int
+    stage: tuple
+    label: str = ""
+
+    def perform(self) -> str:
+        Study(self.profile, self.out, self.study_seed).make(*self.stage)
+        return "trained"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting of an ablation with one of the seeds, and the run that measures it."""
+
+    ablation: Ablation
+    setting: Setting
+    run: Run
+    study: Study
+    key: str
+
+
+class Sweep:
+    """study: whose numbers the settings change and whose folder is used; seeds: of the last halvings; costs: seconds of an
+    iteration by method, where an ablation asks for them."""
+
+    def __init__(
+        self,
+        study: Study,
+        ablations: Sequence[Ablation],
+        seeds: Sequence[int],
+        costs: Mapping[str, float] | None = None,
+    ):
+        if not seeds or not ablations:
+            raise UserError("there is nothing to run: give at least one ablation and --seeds 1")
+        if study.profile.given.teacher or study.profile.given.extractor:
+            raise UserError("ablations vary what a given model fixes: leave given.teacher and given.extractor out")
+        self.base, self.ablations, self.seeds = study, list(ablations), list(seeds)
+        self.costs, self._studies = costs, {}
+        self.folder = study.out / ABLATIONS_FOLDER
+
+    # expansion
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Every setting with every seed, in order. Raises UserError where a setting does not fit the profile."""
+        return [
+            self._point(ablation, setting, seed)
+            for ablation in self.ablations
+            for setting in ablation.settings(self.base.profile, self.costs)
+            for seed in self.seeds
+        ]
+
+    def _point(self, ablation: Ablation, setting: Setting, seed: int) -> Point:
+        study = self._study(setting)
+        run = self._run(study, ablation, setting, seed)
+        names = [path.name for path in run.paths(study)]
+        if study is not self.base:  # what the change does not touch has the study's own numbers
+            own = self._run(self.base, ablation, setting, seed)
+            if [path.name for path in own.paths(self.base)] == names:
+                study, run = self.base, own
+        if study is self.base and seed not in study.profile.seeds:  # the study's tables are of its own seeds
+            study = self._apart
+            run = self._run(study, ablation, setting, seed)
+        return Point(ablation, setting, run, study, key_of({"files": names}))
+
+    def _run(self, study: Study, ablation: Ablation, setting: Setting, seed: int) -> Run:
+        scores = study.scores.relative_to(study.out).as_posix()
+        return Run(study.profile, study.out.resolve(), study.seed, scores, setting.method,
+                   _steps(study.profile, ablation, setting), seed, ablation.measures,
+                   f"{ablation.name}: {setting.name}, seed {seed}")  # fmt: skip
+
+    def _study(self, setting: Setting) -> Study:
+        changes = tuple(setting.changes.items())
+        if changes not in self._studies:
+            profile = changed(self.base.profile, dict(setting.changes))
+            self._studies[changes] = (
+                self.base if profile == self.base.profile else self.base.varied(profile, SCORES_APART)
+            )
+            self._studies[changes].check()
+        return self._studies[changes]
+
+    @cached_property
+    def _apart(self) -> Study:
+        """The study itself, but for where its scores lie."""
+        return self.base.varied(self.base.profile, SCORES_APART)
+
+    @cached_property
+    def runs(self) -> dict[str, Run]:
+        """{key: run}, each once."""
+        found: dict[str, Run] = {}
+        for point in self.points:
+            found.setdefault(point.key, point.run)
+        return found
+
+    def done(self, point: Point) -> bool:
+        return all(path.exists() for path in point.run.paths(point.study))
+
+    def waiting(self) -> dict[str, Run]:
+        """The runs of `runs` that are not done yet."""
+        done = {point.key for point in self.points if self.done(point)}
+        return {key: run for key, run in self.runs.items() if key not in done}
+
+    def missing(self, runs: Iterable[Run]) -> dict[Path, tuple[Run, tuple]]:
+        """{path: (a run that needs it, artefact)} of what these runs need and is not trained, ancestors first."""
+        found: dict[Path, tuple[Run, tuple]] = {}
+        for run in runs:
+            study = self._study_of(run)
+            for stage in run.lineage(study):
+                path = study.path_of(*stage)
+                if path not in found and not path.exists():
+                    found[path] = (run, stage)
+        return found
+
+    def _study_of(self, run: Run) -> Study:
+        return next(point.study for point in self.points if point.study.profile == run.profile)
+
+    def ancestors(self, runs: Iterable[Run]) -> list[Ancestor]:
+        """The teachers and extractors among the missing, for runs to share: what a teacher comes from is made with it."""
+        return [
+            Ancestor(run.profile, run.out, run.study_seed, stage, f"{stage[0]} for {run.label}")
+            for run, stage in self.missing(runs).values()
+            if stage in (("extractor",), _teacher(run.profile))
+        ]
+
+    def needing(self, ancestor: Ancestor, runs: Iterable[Run]) -> list[Run]:
+        """Those of the runs that need this artefact."""
+        path = Study(ancestor.profile, ancestor.out, ancestor.study_seed).path_of(*ancestor.stage).name
+        lineages = {run: (self._study_of(run), run.lineage(self._study_of(run))) for run in runs}
+        return [run for run, (study, stages) in lineages.items() if path in {study.path_of(*s).name for s in stages}]
+
+    # results
+
+    def _measured(self, ablation: str) -> list[Point]:
+        return [point for point in self.points if ablation in ("", point.ablation.name) and self.done(point)]
+
+    def table(self, ablation: str = "") -> pd.DataFrame:
+        """What has been measured so far, of one ablation or all, tidy, with COLUMNS: a row for each setting, seed and number
+        of steps; for entropies also for each time t."""
+        return pd.DataFrame([row for point in self._measured(ablation) for row in self._rows(point)], columns=COLUMNS)
+
+    def _rows(self, point: Point) -> list[dict]:
+        run, setting = point.run, point.setting
+        rows = []
+        for steps, path in zip(run.steps, run.paths(point.study), strict=True):
+            row = {"ablation": point.ablation.name, "setting": setting.name, "series": setting.series, "x": setting.x,
+                   "method": setting.method, "seed": run.seed, "steps": steps, "record": path.stem,
+                   **self._training(point, steps)}  # fmt: skip
+            scores = read_record(path)["row"]
+            if run.measures == "entropy":
+                times = [(steps - k) / steps for k in range(steps)]
+                rows += [{**row, "t": t, "entropy": value, "samples": scores["samples"]}
+                         for t, value in zip(times, scores["entropy"], strict=True)]  # fmt: skip
+            else:
+                rows.append(
+                    {**row, **{name: scores[name] for name in ("fid", "pfd", "is", "samples") if name in scores}}
+                )
+        return rows
+
+    def _training(self, point: Point, steps: int) -> dict:
+        """What the halvings from the teacher to this student took."""
+        study, run = point.study, point.run
+        if run.method not in METHODS:
+            return {}
+        stages = [stage for stage in study.lineage(run.method, steps, run.seed) if stage[0] == "student"]
+        if not stages:
+            return {}
+        facts = [_noted(study.path_of(*stage)) for stage in stages]
+        seconds = [fact["seconds"] for fact in facts if "seconds" in fact]
+        peaks = [fact["peak_memory"] / 2**20 for fact in facts if "peak_memory" in fact]
+        return {
+            "iterations": sum(study.training(*stage).iterations for stage in stages),
+            "batch": study.profile.distill.train.batch_size,
+            "train_seconds": round(sum(seconds), 2) if len(seconds) == len(stages) else None,
+            "peak_mib": round(max(peaks), 1) if peaks else None,
+        }
+
+    def receipts(self, ablation: str = "") -> dict[str, dict]:
+        """{record: receipt} of the rows in that table."""
+        paths = {path for point in self._measured(ablation) for path in point.run.paths(point.study)}
+        return {path.stem: read_record(path)["receipt"] for path in sorted(paths)}
+
+    def write(self, name: str, ablation: str = "") -> Path:
+        """The table as NAME.csv and its receipts as NAME_receipts.json in ablations/; returns the table's path."""
+        path, receipts = self.folder / f"{name}.csv", self.receipts(ablation)
+        write_atomically(path, self.table(ablation).to_csv(index=False, float_format="%.6g"))
+        write_atomically(path.with_name(f"{name}_receipts.json"), json.dumps(receipts, indent=1) + "\n")
+        return path
+
+
+def _noted(checkpoint: Path) -> dict:
+    """What is recorded beside a checkpoint, without reading the whole of it; nothing where it was deleted."""
+    try:
+        return json.loads(checkpoint.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def check_version(out: Path) -> None:
+    """Raise UserError where `out` holds the sweeps of another version, whose runs would not be found again."""
+    record = out / ABLATIONS_FOLDER / VERSION_FILE
+    if not record.exists():
+        return
+    try:
+        version = json.loads(record.read_text())["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged: choose another --out, or delete the file") from error
+    if version != rddlib.__version__:
+        raise UserError(
+            f"{out} holds ablations of rddlib {version}, this is {rddlib.__version__}: choose another --out"
+        )
+
+
+def mark_version(out: Path) -> None:
+    """Say in `out` which version's sweeps it holds."""
+    write_atomically(out / ABLATIONS_FOLDER / VERSION_FILE, json.dumps({"version": rddlib.__version__}) + "\n")

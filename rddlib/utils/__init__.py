@@ -1,0 +1,1 @@
+"""What serves all: errors, files, processes, progress, the installation."""

@@ -1,0 +1,43 @@
+"""Files fetched from their publishers: whole and with the right checksum, or absent; never a wait without end."""
+
+import os
+import tempfile
+import time
+import urllib.request
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+
+from rddlib.utils.errors import UserError
+from rddlib.utils.progress import say
+
+LONGEST = 3600.0  # seconds that one file may take however steadily it comes
+
+
+def fetch(address: str, path: Path, checksum: str, timeout: float = 30.0) -> None:
+    """Download to `path`, appearing there only when complete and right.
+
+    checksum: how the file's sha256 begins; timeout: seconds without an answer after which to give up. Raises UserError
+    where the address cannot be reached, the file is damaged or `path` cannot be written.
+    """
+    by_hand, total, began = f"put the file at {path} by hand", sha256(), time.monotonic()
+    say(f"downloading {address} to {path}")
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(address, timeout=timeout) as answer:
+            while block := answer.read1(2**20):  # what has come, however little
+                if time.monotonic() - began > LONGEST:
+                    raise TimeoutError(f"not done after {LONGEST:.0f} s")
+                total.update(block)
+                file.write(block)
+        if not total.hexdigest().startswith(checksum):
+            raise UserError(f"the download of {address} is damaged: try again, or {by_hand}")
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except (OSError, HTTPException) as error:
+        raise UserError(f"cannot download {address} ({error}): {by_hand}") from None
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""What surrounds the code: files that ship with it, the commit it is at, the machine it runs on."""
+
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from rddlib.utils.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def top_folder() -> Path:
+    """The checkout's top folder, or the current folder where rddlib is installed without one."""
+    return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
+
+
+def shipped(relative: str) -> Path:
+    """A file that comes with the project: from the checkout's top folder, else from inside the installed package.
+
+    Raises UserError where neither has it.
+    """
+    for folder in (PACKAGE.parent, PACKAGE / "_shipped"):
+        if (folder / relative).exists():
+            return folder / relative
+    raise UserError(f"{relative} is missing from this installation: install rddlib again")
+
+
+@lru_cache
+def git_commit() -> str:
+    """The checkout's commit, with "+changes" where files differ from it; "unknown" outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", PACKAGE, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware(device: torch.device | str | None = None) -> str:
+    """The GPU that computes, or the processor and how many threads PyTorch uses; device: default a GPU if there is one."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads"

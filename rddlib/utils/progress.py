@@ -1,0 +1,83 @@
+"""Progress that fits where it is read: a bar with time left in a terminal or JupyterLab, one line a stage in a log."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+from rddlib.utils.distributed import rank
+
+MODE_VARIABLE = "RDD_PROGRESS"  # "bar" or "line"; a study sets it for the notebooks' kernels, which have no terminal
+_shared_count = None  # in a worker process: counts iterations for the bar of the process that started it
+
+
+def report_to(count) -> None:
+    """In a worker process: add iterations to a shared multiprocessing.Value and show nothing here."""
+    global _shared_count
+    _shared_count = count
+
+
+def mode() -> str:
+    """ "bar", "line"; in a worker process "count"; in all but the first of several processes of one run "none"."""
+    if _shared_count is not None:
+        return "count"
+    if rank() > 0:
+        return "none"
+    chosen = os.environ.get(MODE_VARIABLE)
+    if chosen in ("bar", "line"):
+        return chosen
+    return "bar" if sys.stderr.isatty() or "ipykernel" in sys.modules else "line"
+
+
+def say(line: str) -> None:
+    """What goes on, beside the results: on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm:
+    """A bar with rate and time left on standard error; invisible unless the mode is "bar"."""
+    columns = min(shutil.get_terminal_size((100, 24)).columns, 120)  # a kernel has no terminal: the study tells it
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=label,
+        unit=unit,
+        file=sys.stderr,
+        mininterval=0.5,
+        ncols=columns,
+        nrows=24,  # said, because a terminal that calls itself 0 x 0 would get no bar at all
+        disable=mode() != "bar",
+    )
+
+
+class Progress:
+    """Iterate over range(start, stop) with a label: `for step in Progress("base model", 1500): ...`.
+
+    quiet: no line in a log and no count, for parts of a stage that has its own. Set `note` to show a word at the end.
+    """
+
+    def __init__(self, label: str, stop: int, start: int = 0, unit: str = "it", quiet: bool = False):
+        self.label, self.start, self.stop, self.unit, self.quiet = label, start, stop, unit, quiet
+        self.note = ""
+
+    def __iter__(self) -> Iterator[int]:
+        began = time.perf_counter()
+        yield from self._counted(range(self.start, self.stop))
+        seconds = time.perf_counter() - began
+        if mode() == "line" and not self.quiet:
+            note = f", {self.note}" if self.note else ""
+            print(f"{self.label}: {self.stop - self.start} {self.unit} in {seconds:.1f} s{note}", flush=True)
+
+    def _counted(self, steps: Iterable[int]) -> Iterator[int]:
+        with make_bar(self.label, self.stop, self.start, self.unit) as bar:
+            for step in steps:
+                yield step
+                bar.update()
+                if self.note:
+                    bar.set_postfix_str(self.note, refresh=False)
+                if mode() == "count" and not self.quiet:
+                    with _shared_count.get_lock():
+                        _shared_count.value += 1

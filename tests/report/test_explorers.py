@@ -1,0 +1,247 @@
+"""Explorers: controls start at the function's defaults and redraw through the function itself, soon enough to follow a hand."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.nn.functional as F
+from ipywidgets import Dropdown, SelectionSlider
+from matplotlib.figure import Figure
+
+from rddlib.data import load_dataset
+from rddlib.diffusion.denoiser import as_denoiser
+from rddlib.diffusion.gaussian_mixture import GaussianMixture
+from rddlib.diffusion.sampling import ddim_sample
+from rddlib.diffusion.schedule import CosineSchedule
+from rddlib.distillation.pixel_queue import PixelQueue
+from rddlib.report import figures as plots
+from rddlib.report.controls import explore
+from rddlib.report.tables import comparison, panels
+from rddlib.report.views import between, paths_view, queue_view, relations_view, same_noise_view, scores_view
+from rddlib.study.assembly import build_denoiser, build_extractor
+from rddlib.study.profiles import METHODS, digits
+from rddlib.study.study import Study
+
+
+def counted():
+    """A figure function and the list of arguments it was called with."""
+    calls = []
+
+    def bars(height=2, colour="gray"):
+        calls.append((height, colour))
+        figure = Figure(figsize=(1, 1))
+        figure.subplots().bar([0], [height], color=colour)
+        return figure
+
+    return bars, calls
+
+
+def test_a_moved_control_redraws_through_the_function():
+    bars, calls = counted()
+    *controls, picture = explore(bars, height=range(1, 5), colour=("gray", "black")).children
+    assert [type(control) for control in controls] == [SelectionSlider, Dropdown]
+    assert calls == [(2, "gray")]
+    first = picture.value
+    assert bytes(first).startswith(b"\x89PNG")
+    controls[0].value = 4
+    controls[1].value = "black"
+    assert calls == [(2, "gray"), (4, "gray"), (4, "black")]
+    assert picture.value != first
+
+
+def test_going_back_draws_nothing_anew_and_no_figure_stays_open():
+    bars, calls = counted()
+    control, picture = explore(bars, height=(2, 3)).children
+    first = picture.value
+    control.value = 3
+    control.value = 2
+    assert picture.value == first
+    assert len(calls) == 2
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("controls", [{"width": (1, 2)}, {"height": (5, 6)}])
+def test_an_argument_without_a_fitting_default_is_refused(controls):
+    with pytest.raises(ValueError, match="needs a default among"):
+        explore(counted()[0], **controls)
+
+
+def test_a_program_gets_a_line_of_text(monkeypatch):
+    class Shell:
+        class kernel:
+            _allow_stdin = False
+
+    monkeypatch.setattr("rddlib.report.controls.get_ipython", Shell)
+    bars, calls = counted()
+    assert "height" in explore(bars, height=(2, 3)).data
+    assert calls == []
+
+
+def test_what_a_notebook_saves_has_a_line_for_the_time_when_the_widget_is_gone(monkeypatch):
+    saved = []
+    monkeypatch.setattr("rddlib.report.controls.display", lambda shown, **_: saved.append(shown))
+    explore(counted()[0], height=(2, 3))._ipython_display_()
+    line, view = saved  # in this order: the line's style hides the output that follows it
+    assert "Run this cell for sliders (height)" in line.data and "display: none" in line.data
+    assert "application/vnd.jupyter.widget-view+json" in view and view["text/plain"] == ""
+    json.dumps(view)
+
+
+class Untrained(Study):
+    """A digits-sized study whose models are what they are before training."""
+
+    def denoiser(self, method, steps, seed=None):
+        return build_denoiser(self.profile).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Untrained(digits(), tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    means = torch.tensor([[1.0, 1.0], [-1.0, 0.5]], dtype=torch.float64)
+    return GaussianMixture(
+        torch.tensor([0.6, 0.4], dtype=torch.float64), means, 0.05 * torch.eye(2).repeat(2, 1, 1).double()
+    )
+
+
+@pytest.fixture(scope="module")
+def maps(study):
+    """Images [512, 1, 8, 8], their labels and an untrained extractor's maps [512, C, 4, 4] of them and of noisy ones."""
+    data, extractor = load_dataset(study.profile.data), build_extractor(study.profile, 10).eval().requires_grad_(False)
+    x = data.floats(torch.arange(512))
+    noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return x, data.labels[:512], extractor(x).map, extractor(noisy).map
+
+
+def rows_of(maps):
+    """Four unit pixels of each map, image by image: [4 N, C]."""
+    return F.normalize(maps.flatten(2), dim=1).permute(0, 2, 1)[:, :4].flatten(0, 1)
+
+
+@pytest.fixture(scope="module")
+def explorers(study, mixture, maps):
+    """(figure function, its controls) of each explorer, as the notebooks set them up on the digits profile."""
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randn(60, 2, generator=generator, dtype=torch.float64)
+    x, labels, map_T, map_S = maps
+    ranks = torch.randperm(2048, generator=generator)
+    tables = panels(comparison([]))
+    return {
+        "paths": (paths_view(mixture, starts, mixture.sample(1500, generator), 0.008),
+                  dict(N=(4, 8, 32, 64), t=(0.0, 0.3, 0.7), offset=(0.0, 0.008, 0.3))),
+        "relations": (relations_view(x[:32], map_T[:32], map_S[:32]),
+                      dict(i=range(16), j=range(16), row=range(4), column=range(4), tau=(0.05, 0.1, 1.0))),
+        "queue": (queue_view(rows_of(map_T), labels.repeat_interleave(4), 256, ranks),
+                  dict(N_q=(512, 2048), pushes=range(1, 9), V=(64, 256, 1024), colour=("class", "age", "nearest"))),
+        "same noise": (same_noise_view(study),
+                       dict(method=("ddim", *METHODS), steps=(4, 2, 1), first=range(48), second=range(48))),
+        "scores": (scores_view(tables),
+                   dict(table=[title for title, _, _ in tables], rows=list(plots.KINDS), method=("all methods", "RDD"))),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["paths", "relations", "queue", "same noise", "scores"])
+def test_every_move_of_a_slider_draws_a_new_picture(explorers, name):
+    figure, controls = explorers[name]
+    *moved, picture = explore(figure, **controls).children
+    for control in moved:
+        for value in [value for value in list(control.options)[:6] if value != control.value]:
+            before = picture.value
+            control.value = value
+            assert picture.value is not before
+
+
+def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "ddim_figure", lambda schedule, N, t, paths, data: drawn.append(paths))
+    starts = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    paths = paths_view(mixture, starts, starts, 0.008)
+    schedule = CosineSchedule(0.008)
+    visited = []
+    denoiser = as_denoiser(lambda z, t: mixture.denoise(z, t, schedule), schedule)
+    end = ddim_sample(denoiser, starts, 4, clip=False, callback=lambda k, t, z, x: visited.append(z))
+    for t in (1.0, 0.75, 0.6, 0.5, 0.0):
+        paths(N=4, t=t)
+    assert [len(walked) for walked in drawn] == [2, 3, 3, 4, 5]  # noise, stops passed, and where it is now
+    assert torch.equal(drawn[0][-1], starts) and torch.allclose(drawn[4][-1], end)
+    assert torch.allclose(drawn[1][-1], visited[1]) and torch.allclose(drawn[3][-1], visited[2])
+
+
+def test_relations_are_the_softmax_of_the_cosines(maps, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "relation_figure", lambda *arguments: drawn.append(arguments))
+    x, _, map_T, map_S = maps
+    relations_view(x, map_T, map_S)(i=2, j=7, row=1, column=3, tau=0.2)
+    images, pixel, teacher, student, title = drawn[0]
+    assert torch.equal(images, x[[2, 7]]) and pixel == (1, 3)
+    cosines = F.cosine_similarity(map_S[2, :, 1, 3, None, None].double(), map_S[7].double(), dim=0)
+    assert torch.allclose(student, (cosines / 0.2).flatten().softmax(0).reshape(4, 4))
+    assert f"{(teacher * (teacher / student).log()).sum():.2e} nats" in title
+
+
+def test_the_queue_shown_is_the_librarys_queue(maps, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "queue_figure", lambda *arguments: drawn.append(arguments))
+    rows = rows_of(maps[2][:64])  # [256, C]
+    ranks = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    shown = queue_view(rows, torch.arange(256), 32, ranks)  # "classes": each row's own number
+    for size, pushes in ((96, 2), (96, 3), (80, 7), (256, 8)):
+        queue = PixelQueue(size, rows.shape[1])
+        for k in range(pushes):
+            queue.push(rows[32 * k : 32 * (k + 1), :, None, None], 1)
+        shown(N_q=size, pushes=pushes, V=10, colour="age")
+        points, held, classes, shade, _, chosen, ages, title = drawn[-1]
+        slots = torch.full((size,), -1)
+        slots[classes % size] = classes
+        assert len(classes) == len(queue) and chosen.sum() == 10
+        assert torch.allclose(rows[slots[slots >= 0]], queue.rows[slots >= 0], atol=1e-6)
+        assert (
+            torch.equal(ages[slots >= 0], (pushes - 1 - slots[slots >= 0] // 32).float())
+            and ages[slots < 0].isnan().all()
+        )
+        nearest = (rows[held] @ rows[held][chosen].T).max(1).values.mean()
+        assert f"{nearest:.3f}" in title
+
+
+def test_noise_on_the_way_from_one_to_another_is_standard_normal():
+    first, second = torch.randn(2, 3, 100, 100, generator=torch.Generator().manual_seed(0))
+    way = between(first, second, 7)
+    assert torch.equal(way[0], first) and torch.allclose(way[-1], second, atol=1e-6)
+    assert torch.allclose(way.flatten(1).std(dim=1), torch.ones(7), atol=0.02)
+    assert way.flatten(1).mean(dim=1).abs().max() < 0.02
+
+
+def test_same_noise_rows_are_the_studys_images(study, monkeypatch):
+    drawn = []
+    torch.manual_seed(0)
+    model = build_denoiser(study.profile).eval().requires_grad_(False)
+    monkeypatch.setattr(study, "denoiser", lambda *_: model)
+    monkeypatch.setattr(plots, "image_rows", lambda rows, title: drawn.append(list(rows.values())))
+    same_noise_view(study, count=5)(method="pd", steps=2, first=3, second=6)
+    noise, teacher, student = drawn[0]
+    ends = study.noise(48)[[3, 6]]
+    assert torch.allclose(3 * noise[[0, -1]], ends, atol=1e-5)
+    assert torch.allclose(student[[0, -1]], study.images("pd", 2, ends), atol=1e-4)
+    assert torch.allclose(teacher[[0, -1]], study.images("pd", study.profile.halving.teacher_steps, ends), atol=1e-4)
+    same_noise_view(study, count=3)(method="pd", steps=2, first=3, second=3)
+    assert torch.equal(drawn[1][0], drawn[1][0][:1].expand(3, -1, -1, -1))
+
+
+def test_scores_show_the_rows_asked_for():
+    found = panels(comparison([]))
+    scores, title = scores_view(found), found[0][0]
+    rows = found[0][2]
+    peers = rows[rows["kind"] == "peer"]
+    everything, papers, few, none = (
+        scores(table=title, **options).axes[0]
+        for options in ({}, {"rows": "papers"}, {"method": "PD"}, {"rows": "measured here"})
+    )
+    assert sorted(text.get_text() for text in everything.texts) == sorted(peers["method"])
+    assert not papers.texts and len(papers.lines) < len(everything.lines) + 1
+    assert {text.get_text() for text in few.texts} == {"PD"}
+    assert "no rows here" in none.texts[0].get_text()
+    plt.close("all")

@@ -1,0 +1,257 @@
+"""Who performs a sweep: processes that die, two commands on one folder, Ctrl-C, and dask's workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from study.test_ablations import TINY
+
+from rddlib.study.engines import ATTEMPTS, Outcome, attempt, in_turn, on_cluster, on_this_machine
+from rddlib.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Note:
+    """A task that notes each time it is performed; does: what else."""
+
+    folder: Path
+    number: int
+    does: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"note {self.number}"
+
+    def perform(self) -> str:
+        file = self.folder / str(self.number)
+        times = int(file.read_text()) + 1 if file.exists() else 1
+        file.write_text(str(times))
+        if self.does == "raise":
+            raise ValueError("no luck\nat all")
+        if self.does == "refuse":
+            raise UserError("wrong input")
+        if self.does == "die" or (self.does == "die once" and times == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)  # longer than it takes the other process to begin
+        return f"done by {os.getpid()}"
+
+
+def noted(folder: Path) -> dict[int, int]:
+    return {int(file.name): int(file.read_text()) for file in folder.iterdir()}
+
+
+def outcomes(engine, tasks) -> dict[int, Outcome]:
+    found: list[Outcome] = []
+    engine(tasks, found.append)
+    assert len({outcome.task for outcome in found}) == len(found)  # each reported once
+    return {outcome.task.number: outcome for outcome in found}
+
+
+def test_an_error_is_an_outcome_of_one_line(tmp_path):
+    assert attempt(Note(tmp_path, 1, "raise")).said == "ValueError: no luck"
+    assert attempt(Note(tmp_path, 2, "refuse")).said == "wrong input"
+    assert attempt(Note(tmp_path, 2, "refuse")).failed and not attempt(Note(tmp_path, 3)).failed
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_failures_leave_the_others(tmp_path, jobs):
+    tasks = [Note(tmp_path, k, "raise" if k == 1 else "") for k in range(5)]
+    found = outcomes(on_this_machine(jobs), tasks)
+    assert noted(tmp_path) == dict.fromkeys(range(5), 1)
+    assert [number for number, outcome in found.items() if outcome.failed] == [1]
+    assert len({outcome.said for outcome in found.values() if not outcome.failed}) == jobs  # processes that did them
+
+
+def test_a_task_whose_process_dies_is_tried_again_and_given_up_in_the_end(tmp_path):
+    tasks = [Note(tmp_path, 0, "die"), Note(tmp_path, 1, "die once"), Note(tmp_path, 2)]
+    found = outcomes(on_this_machine(2), tasks)
+    assert [number for number, outcome in found.items() if outcome.failed] == [0]
+    assert f"died {ATTEMPTS} times" in found[0].said
+    times = noted(tmp_path)
+    assert times[0] == ATTEMPTS and times[1] in (1, 2) and times[2] == 1  # what had not begun was none of its business
+
+
+def test_no_jobs_is_refused():
+    with pytest.raises(UserError, match="--jobs 0: give at least 1"):
+        on_this_machine(0)
+
+
+# the real thing, in processes of their own
+
+ABLATE = [sys.executable, "-m", "rddlib.cli", "ablate", "alpha", "--profile", "smoke", "--axis", "loss.alpha=0.5,1,2",
+          "--seeds", "2"]  # fmt: skip
+RUNS = (3 + 1) * 2  # three weights and CFD, two seeds
+
+
+def start(folder, *more):
+    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    return subprocess.Popen([*ABLATE, "--out", str(folder), *settings, *more], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+def ended(process) -> tuple[str, str]:
+    printed, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return printed, errors
+
+
+def trained_once(folder) -> None:
+    """Every model's journal has each of its iterations once: nothing was trained twice."""
+    journals = sorted((folder / "checkpoints").glob("*.metrics.jsonl"))
+    assert len(journals) == 1 + 1 + 1 + RUNS  # base, teacher, extractor, students
+    for journal in journals:
+        steps = [json.loads(line)["step"] for line in journal.read_text().splitlines()]
+        assert Counter(steps) == Counter(dict.fromkeys(steps, 1)), journal
+
+
+def whole_table(folder) -> pd.DataFrame:
+    table = pd.read_csv(folder / "ablations/alpha.csv")
+    assert len(table) == RUNS and table["fid"].notna().all()
+    return table
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "study"
+    ended(start(folder))
+    return whole_table(folder)
+
+
+def same_numbers(table, other) -> None:
+    columns = ["setting", "seed", "steps", "fid", "pfd", "is", "record"]
+    pd.testing.assert_frame_equal(table[columns], other[columns], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_commands_finish_one_sweep_and_nothing_runs_twice(tmp_path, undisturbed):
+    both = [start(tmp_path / "study", "--jobs", "2"), start(tmp_path / "study")]
+    for process in both:
+        ended(process)
+    trained_once(tmp_path / "study")
+    same_numbers(whole_table(tmp_path / "study"), undisturbed)
+
+
+def children(pid: int) -> list[int]:
+    """Its worker processes, multiprocessing's own helper left out."""
+    task = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(child) for child in task.read_text().split()]
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def wait_for(condition, process, seconds=300):
+    began = time.monotonic()
+    while not (found := condition()):
+        assert process.poll() is None and time.monotonic() - began < seconds
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_a_sweep_that_ends_complete(tmp_path, undisturbed):
+    process = start(tmp_path / "study", "--jobs", "2")
+    wait_for(lambda: list((tmp_path / "study").rglob("scores/rdd-4-*.json")), process)
+    victim = wait_for(lambda: children(process.pid), process)[0]
+    os.kill(victim, signal.SIGKILL)
+    ended(process)
+    same_numbers(whole_table(tmp_path / "study"), undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_sweep_that_goes_on(tmp_path, undisturbed):
+    process = start(tmp_path / "study", "--jobs", "2")
+    wait_for(lambda: list((tmp_path / "study").rglob("scores/*.json")), process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "goes on where this stopped" in errors and "Traceback" not in errors, errors
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("scores/*.json")}
+    assert 0 < len(before) < RUNS
+    ended(start(tmp_path / "study", "--jobs", "2"))
+    same_numbers(whole_table(tmp_path / "study"), undisturbed)
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+
+
+@pytest.mark.slow
+def test_shards_of_a_sweep_together_are_all_of_it(tmp_path, undisturbed):
+    for part in ("1/2", "2/2"):
+        ended(start(tmp_path / "study", "--shard", part))
+    trained_once(tmp_path / "study")
+    same_numbers(whole_table(tmp_path / "study"), undisturbed)
+
+
+# dask
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two worker processes of one thread each, on loopback."""
+    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1",
+                                  dashboard_address=None, silence_logs=50) as found:  # fmt: skip
+        yield found
+
+
+def test_dask_s_workers_share_the_tasks_and_failures_leave_the_others(cluster, tmp_path):
+    tasks = [Note(tmp_path, k, "raise" if k == 2 else "") for k in range(6)]
+    found = outcomes(on_cluster(cluster.scheduler_address), tasks)
+    assert noted(tmp_path) == dict.fromkeys(range(6), 1)
+    assert [number for number, outcome in found.items() if outcome.failed] == [2]
+    assert len({outcome.said for outcome in found.values() if not outcome.failed}) == 2  # both took part
+
+
+@pytest.mark.slow
+def test_a_sweep_on_dask_ends_complete_though_a_worker_is_killed(cluster, tmp_path, undisturbed):
+    process = start(tmp_path / "study", "--scheduler", cluster.scheduler_address)
+    wait_for(lambda: list((tmp_path / "study").rglob("scores/*.json")), process)
+    workers = [worker.process.pid for worker in cluster.workers.values()]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    ended(process)
+    same_numbers(whole_table(tmp_path / "study"), undisturbed)
+
+
+@pytest.mark.slow
+def test_workers_that_offer_gpus_give_one_to_each_task(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=4, processes=True, host="127.0.0.1", resources={"GPU": 1},
+                                  dashboard_address=None, silence_logs=50) as cluster:  # fmt: skip
+        tasks = [Alone(tmp_path, k) for k in range(4)]
+        found = outcomes(on_cluster(cluster.scheduler_address), tasks)
+    assert not any(outcome.failed for outcome in found.values())
+
+
+@dataclass(frozen=True)
+class Alone(Note):
+    """Fails where another one is at work."""
+
+    def perform(self) -> str:
+        (self.folder / "at work").mkdir()
+        time.sleep(0.1)
+        (self.folder / "at work").rmdir()
+        return "alone"
+
+
+@pytest.mark.slow
+def test_workers_of_several_threads_are_refused():
+    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, host="127.0.0.1",
+                                 dashboard_address=None, silence_logs=50) as cluster,
+        pytest.raises(UserError, match="start them with --nthreads 1"),
+    ):  # fmt: skip
+        on_cluster(cluster.scheduler_address)
+
+
+def test_in_turn_reports_as_it_goes(tmp_path):
+    seen = []
+    in_turn(
+        [Note(tmp_path, 1), Note(tmp_path, 2)], lambda outcome: seen.append((outcome.task.number, len(noted(tmp_path))))
+    )
+    assert seen == [(1, 1), (2, 2)]

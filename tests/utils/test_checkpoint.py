@@ -1,0 +1,117 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.utils.errors import UserError
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.arange(5),
+        "c": torch.randn(2, 2).T,
+        "d": torch.tensor(3.0).bfloat16(),
+    }
+    save_checkpoint(path, tensors, {"kind": "test", "numbers": [1, 2.5]})
+    return path, tensors
+
+
+def test_round_trip(saved):
+    path, tensors = saved
+    loaded, info = load_checkpoint(path)
+    assert info["kind"] == "test" and info["numbers"] == [1, 2.5] and len(info["sha256"]) == 64
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[k], v) and loaded[k].dtype == v.dtype for k, v in tensors.items())
+
+
+def test_shared_tensors_are_written_twice(tmp_path):
+    a = torch.randn(4)
+    save_checkpoint(tmp_path / "m", {"a": a, "b": a}, {})
+    assert torch.equal(load_checkpoint(tmp_path / "m")[0]["b"], a)
+
+
+@pytest.mark.parametrize("position", [0.02, 0.5, 0.999])
+def test_one_flipped_bit_anywhere_is_noticed(saved, position):
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged|not written by rddlib"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated(saved, keep):
+    path, _ = saved
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_foreign_and_missing_files(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
+    with pytest.raises(UserError, match="not written by rddlib"):
+        load_checkpoint(tmp_path / "foreign")
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "absent")
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    torch.save(Bomb(), tmp_path / "bomb")
+    with pytest.raises(UserError, match="damaged or no safetensors"):
+        load_checkpoint(tmp_path / "bomb")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "f", "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old" and os.listdir(tmp_path) == ["f"]
+
+
+def test_an_impossible_place_is_one_line():
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically("/dev/null/inside/file", "x")
+
+
+def test_killed_while_writing_leaves_a_whole_file(tmp_path):
+    """kill -9 in the middle of repeated writes: whatever is there loads."""
+    code = f"""
+import torch
+from rddlib.utils.checkpoint import save_checkpoint
+print("ready", flush=True)
+for i in range(10**6):
+    save_checkpoint({str(tmp_path / "m")!r}, {{"x": torch.full((200_000,), float(i))}}, {{"i": i}})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    while not (tmp_path / "m").exists():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    tensors, info = load_checkpoint(tmp_path / "m")
+    assert (tensors["x"] == info["i"]).all()
+
+
+def test_info_must_be_plain(tmp_path):
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path / "m", {}, {"x": object()})
+    assert not (tmp_path / "m").exists()

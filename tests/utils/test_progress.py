@@ -1,0 +1,34 @@
+"""Bars in a terminal, one line in a log, silence in a worker that counts for another process."""
+
+import multiprocessing
+import os
+import pty
+import subprocess
+import sys
+
+from rddlib.utils import progress
+
+CODE = "import time\nfrom rddlib.utils.progress import Progress\nfor _ in Progress('stage', 6): time.sleep(0.2)"
+
+
+def test_a_terminal_gets_a_bar_even_one_without_a_size():
+    leader, follower = pty.openpty()  # 0 x 0
+    environment = {k: v for k, v in os.environ.items() if k not in (progress.MODE_VARIABLE, "COLUMNS")}
+    subprocess.run([sys.executable, "-c", CODE], stdout=follower, stderr=follower, env=environment, check=True)
+    os.close(follower)
+    shown = os.read(leader, 10_000).decode()
+    assert "stage" in shown and "6/6" in shown and "it/s" in shown
+
+
+def test_a_log_gets_one_line():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1 and done.stdout.startswith("stage: 6 it in ") and not done.stderr
+
+
+def test_a_worker_only_counts(monkeypatch, capsys):
+    count = multiprocessing.get_context("spawn").Value("q", 0)
+    monkeypatch.setattr(progress, "_shared_count", None)
+    progress.report_to(count)
+    assert list(progress.Progress("stage", 5, start=2)) == [2, 3, 4]
+    list(progress.Progress("part", 4, quiet=True))
+    assert count.value == 3 and capsys.readouterr() == ("", "")
