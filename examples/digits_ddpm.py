@@ -19,9 +19,15 @@ def train(folder: str, iterations: int = 1500) -> None:
     images = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1  # [1797, 1, 8, 8] in [-1, 1]
     scheduler = DDPMScheduler(num_train_timesteps=1000, prediction_type="epsilon")
     unet = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(24, 48), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(24, 48),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
     optimiser = torch.optim.Adam(unet.parameters(), lr=2e-3)
     rates = get_cosine_schedule_with_warmup(optimiser, iterations // 15, iterations)
     average = EMAModel(unet.parameters(), decay=0.998, use_ema_warmup=True)

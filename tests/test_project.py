@@ -431,8 +431,9 @@ def test_the_published_pipeline_has_receipts_of_one_commit():
     )
     assert "changes" not in receipts[0]["git_commit"] and receipts[0]["samples"] == 5000
     assert {(r["row"]["method"], r["row"]["steps"]) for r in records} >= {("rdd", 1), ("pd", 1), ("digits-ddpm", 1)}
-    assert "UNet2DModel" in receipts[0]["model"] and all("v prediction" in record["receipt"]["model"] for record in records
-                                                          if record["row"]["method"] != "digits-ddpm")  # fmt: skip
+    assert "UNet2DModel" in receipts[0]["model"] and all(
+        "v prediction" in record["receipt"]["model"] for record in records if record["row"]["method"] != "digits-ddpm"
+    )
 
 
 def export_table() -> str:

@@ -3,5 +3,13 @@
 from rddlib.bench.losses import CIFAR, IMAGENET, IMPLS, SIZES, SWEEP, Size, bench_losses, format_table, write_json
 
 __all__ = [
-    "CIFAR", "IMAGENET", "IMPLS", "SIZES", "SWEEP", "Size", "bench_losses", "format_table", "write_json",
-]  # fmt: skip
+    "CIFAR",
+    "IMAGENET",
+    "IMPLS",
+    "SIZES",
+    "SWEEP",
+    "Size",
+    "bench_losses",
+    "format_table",
+    "write_json",
+]

@@ -23,9 +23,13 @@ from rddlib.utils.installation import git_commit, hardware
 
 
 def bench_export(
-    profile: str, overrides: dict[str, str], *, batches: Sequence[int] = (1, 64), repetitions: int = 5,
+    profile: str,
+    overrides: dict[str, str],
+    *,
+    batches: Sequence[int] = (1, 64),
+    repetitions: int = 5,
     progress: Callable[[str], None] = lambda line: None,
-) -> dict:  # fmt: skip
+) -> dict:
     """Median seconds of drawing `batches` images at a time on the CPU, in float32: the teacher of the last halvings in its
     steps, and a one-step student in Python and as TorchScript.
 
@@ -40,7 +44,7 @@ def bench_export(
     denoiser = build_denoiser(loaded).eval().requires_grad_(False)
     for parameter in denoiser.parameters():  # the last layers start at zero, and would show no difference
         parameter += 0.02 * torch.randn_like(parameter)
-    classes, steps = denoiser.num_classes, loaded.halving.teacher_steps
+    classes, steps = denoiser.num_classes, loaded.progressive.teacher_steps
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.ts"
         difference = export_torchscript(denoiser, path, 1)
@@ -57,14 +61,31 @@ def bench_export(
             for (name, count), sample in samplers.items():
                 progress(f"{name}, {batch} at a time")
                 seconds = _median(lambda sample=sample: sample(noise, *labels), repetitions)  # noqa: B023 (called here)
-                rows.append({"sampler": name, "steps": count, "batch": batch, "seconds": seconds,
-                             "images_per_second": batch / seconds})  # fmt: skip
+                rows.append(
+                    {
+                        "sampler": name,
+                        "steps": count,
+                        "batch": batch,
+                        "seconds": seconds,
+                        "images_per_second": batch / seconds,
+                    }
+                )
     for row in rows:
         row["speed"] = next(r for r in rows if r["batch"] == row["batch"])["seconds"] / row["seconds"]
-    return {"profile": profile, "overrides": overrides, "rows": rows, "difference": difference, "repetitions": repetitions,
-            "threads": torch.get_num_threads(), "cores": os.cpu_count(), "hardware": hardware("cpu"),
-            "torch": torch.__version__, "library": f"rddlib {rddlib.__version__}", "git_commit": git_commit(),
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+    return {
+        "profile": profile,
+        "overrides": overrides,
+        "rows": rows,
+        "difference": difference,
+        "repetitions": repetitions,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "hardware": hardware("cpu"),
+        "torch": torch.__version__,
+        "library": f"rddlib {rddlib.__version__}",
+        "git_commit": git_commit(),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def _median(call: Callable[[], object], repetitions: int) -> float:
@@ -82,8 +103,14 @@ def format_export(report: dict) -> str:
     """The report of `bench_export` as a table in plain text."""
     heads = ("sampler", "steps", "batch", "seconds", "images/s", "speed")
     body = [
-        (row["sampler"], str(row["steps"]), str(row["batch"]), number(row["seconds"], ".3g"),
-         number(row["images_per_second"], ".3g"), number(row["speed"], ".2f"))
+        (
+            row["sampler"],
+            str(row["steps"]),
+            str(row["batch"]),
+            number(row["seconds"], ".3g"),
+            number(row["images_per_second"], ".3g"),
+            number(row["speed"], ".2f"),
+        )
         for row in report["rows"]
-    ]  # fmt: skip
+    ]
     return aligned(heads, body, words=(0,))

@@ -28,7 +28,13 @@ from rddlib.study.assembly import build_denoiser, build_extractor, build_objecti
 from rddlib.study.profiles import METHODS, Profile
 from rddlib.training import RunConfig, TrainConfig
 
-KINDS = ("base", "extractor", "guide", "halving", *METHODS)  # "guide": stage one of guidance; "halving": PD down to
+KINDS = (
+    "base",
+    "extractor",
+    "guide",
+    "progressive",
+    *METHODS,
+)  # "guide": stage one of guidance; "progressive": PD down to
 # teacher_steps; METHODS: from there to 1
 IMAGES = 256
 
@@ -54,7 +60,7 @@ def config_of(profile: Profile, kind: str) -> TrainConfig:
         "base": profile.base,
         "extractor": profile.extractor,
         "guide": profile.guidance,
-        "halving": profile.halving,
+        "progressive": profile.progressive,
     }
     return sections[kind].train
 
@@ -75,7 +81,7 @@ class Stage:
             profile = conditional_profile(profile, classes_of(profile))
         self.network = build_denoiser(profile)
         if kind not in ("base", "guide"):
-            self.objective = self._objective("pd" if kind == "halving" else kind)
+            self.objective = self._objective("pd" if kind == "progressive" else kind)
 
     def _objective(self, method: str) -> Objective:
         extractor = None if method == "pd" else build_extractor(self.profile, classes_of(self.profile))
@@ -85,18 +91,37 @@ class Stage:
         """Train as the profile does but with this config, writing no file; the trained copy. clock: none for "extractor"."""
         p, run = self.profile, replace(run, sample_every=0, tensorboard=False)
         if self.kind == "base":
-            return train_base(self.network, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock,
-                              weight=p.base.weight)  # fmt: skip
+            return train_base(
+                self.network, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock, weight=p.base.weight
+            )
         if self.kind == "guide":
             student = takes_guidance(self.network, p.guidance.weights)
-            return distill_guidance(self.network, student, self.images, config, 0, p.base.snr_max or None, run=run, clock=clock,
-                                    weight=p.base.weight)  # fmt: skip
+            return distill_guidance(
+                self.network,
+                student,
+                self.images,
+                config,
+                0,
+                p.base.snr_max or None,
+                run=run,
+                clock=clock,
+                weight=p.base.weight,
+            )
         if self.kind == "extractor":
             shift = p.extractor.shift
             return train_classifier(self.network, lambda out: out.logits, self.images, config, 0, shift, run=run)
         released = p.loss.released if self.kind in METHODS else ()
-        return distill(self.network, self.images, p.student_steps[0], self.objective, config, 0, run=run, released=released,
-                       clock=clock)  # fmt: skip
+        return distill(
+            self.network,
+            self.images,
+            p.student_steps[0],
+            self.objective,
+            config,
+            0,
+            run=run,
+            released=released,
+            clock=clock,
+        )
 
 
 @contextlib.contextmanager

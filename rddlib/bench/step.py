@@ -18,7 +18,7 @@ from rddlib.bench.process import MIB, aligned, in_child, number
 from rddlib.bench.stages import Stage, config_of, each_step
 from rddlib.study.profiles import METHODS, load_profile
 from rddlib.training import TrainConfig, chosen_precision, training_device
-from rddlib.training.hardware import arithmetic, peak_memory
+from rddlib.training.hardware import peak_memory, tf32_context
 from rddlib.utils.errors import UserError
 
 WHAT = ("base", *METHODS)
@@ -142,8 +142,15 @@ def bench_step(
             job = {"what": one, "batch": images, "steps": steps, **SETTINGS[setting]}
             done.append({"what": one, "setting": setting, "batch": images, "steps": steps, **run(measure_step, **job)})
         rows += [_with_ratios(row, done[0], capacity) for row in done]
-    return {**common, "hardware": hardware(), "torch": torch.__version__, "threads": threads,
-            "peaks": capacity.get("peaks", {}), "note": capacity.get("note", ""), "rows": rows}  # fmt: skip
+    return {
+        **common,
+        "hardware": hardware(),
+        "torch": torch.__version__,
+        "threads": threads,
+        "peaks": capacity.get("peaks", {}),
+        "note": capacity.get("note", ""),
+        "rows": rows,
+    }
 
 
 def _settings(device: torch.device) -> list[str]:
@@ -219,7 +226,7 @@ def _count_flops(profile, what: str) -> float:
 def _fastest_product(dtype: torch.dtype, device: torch.device, size: int, tries: int = 3) -> float:
     """FLOPs a second of the fastest of a few square matrix products of `size` and half of it."""
     best = 0.0
-    with arithmetic("float32", device):
+    with tf32_context("float32", device):
         for n in (size // 2, size):
             a = torch.randn(n, n, device=device).to(dtype)
             a @ a

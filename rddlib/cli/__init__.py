@@ -16,11 +16,22 @@ UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carr
 _show_warning = warnings.showwarning
 
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Relational Diffusion Distillation: study it, reproduce it, use it.",
-)  # fmt: skip
-for _command in (study.study, study.plan, training.train, training.extractor, training.guide, training.distill,
-                 ablate.ablate, images.sample, images.evaluate):  # fmt: skip
+)
+for _command in (
+    study.study,
+    study.plan,
+    training.train,
+    training.extractor,
+    training.guide,
+    training.distill,
+    ablate.ablate,
+    images.sample,
+    images.evaluate,
+):
     app.command()(_command)
 app.command()(report.report)
 app.add_typer(exchange.importing, name="import")

@@ -126,14 +126,16 @@ def _say_plan(sweep: "Sweep", jobs: int) -> None:
     from rddlib.study.costs import format_plan, plan_of
 
     print(format_plan(plan_of(sweep), sweep.costs, jobs))
-    print(f"Time: at {jobs} at a time on this machine as it is, one thread each, from a short measurement at the\n"
-          "profile's own numbers; what several ablations share counts with the first.")  # fmt: skip
+    print(
+        f"Time: at {jobs} at a time on this machine as it is, one thread each, from a short measurement at the\n"
+        "profile's own numbers; what several ablations share counts with the first."
+    )
 
 
 def _run(sweep: "Sweep", engine: "Engine", shard: str) -> None:
-    from rddlib.study.run_sweep import conduct
+    from rddlib.study.run_sweep import run_sweep
 
-    failed = conduct(sweep, engine, shard)
+    failed = run_sweep(sweep, engine, shard)
     for outcome in failed:
         say(f"rdd: {outcome.task.label} failed: {outcome.said}")
     only = f"{sweep.ablations[0].name}.csv and .png in " if len(sweep.ablations) == 1 else ""

@@ -46,8 +46,15 @@ def bench_losses_command(
         out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better found out now
     bar = make_bar("bench losses", len(sizes) * len(dtypes), unit="rows")
     try:
-        rows = bench_losses(sizes, loss=loss, dtypes=dtypes, repetitions=repetitions, threads=threads or None,
-                            device=device, progress=lambda _: bar.update())  # fmt: skip
+        rows = bench_losses(
+            sizes,
+            loss=loss,
+            dtypes=dtypes,
+            repetitions=repetitions,
+            threads=threads or None,
+            device=device,
+            progress=lambda _: bar.update(),
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     bar.close()
@@ -85,18 +92,29 @@ def bench_step_command(
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-    report = bench_step(profile, parse_overrides(settings), what=[name for name in what.split(",") if name], batch=batch,
-                        steps=steps, progress=say)  # fmt: skip
+    report = bench_step(
+        profile,
+        parse_overrides(settings),
+        what=[name for name in what.split(",") if name],
+        batch=batch,
+        steps=steps,
+        progress=say,
+    )
     if out is not None:
         write_atomically(out, json.dumps(report, indent=1) + "\n")
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
     print(format_steps(report))
-    print(f"Seconds. s/step: untouched; {' + '.join(PARTS)} = sum:\n"
-          "a second run that notes the time at each boundary. speed: images/s over float32 eager.\n"
-          "of peak: the step's convolutions and matrix products (counted at 2 images, scaled) against\n"
-          "the fastest large matrix product measured here: "
-          + (", ".join(f"{dtype} {flops / 1e9:.0f} GFLOP/s" for dtype, flops in report["peaks"].items())
-             or f"none ({report['note']})") + ".")  # fmt: skip
+    print(
+        f"Seconds. s/step: untouched; {' + '.join(PARTS)} = sum:\n"
+        "a second run that notes the time at each boundary. speed: images/s over float32 eager.\n"
+        "of peak: the step's convolutions and matrix products (counted at 2 images, scaled) against\n"
+        "the fastest large matrix product measured here: "
+        + (
+            ", ".join(f"{dtype} {flops / 1e9:.0f} GFLOP/s" for dtype, flops in report["peaks"].items())
+            or f"none ({report['note']})"
+        )
+        + "."
+    )
     if out is not None:
         print(f"Wrote {out}")
 

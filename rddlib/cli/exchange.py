@@ -160,6 +160,8 @@ def _exportable(path: Path) -> tuple["Denoiser", dict]:
 
     denoiser, info = load_model(path)
     if info.get("facts", {}).get("stochastic"):
-        raise UserError(f"{path} was trained for the stochastic sampler, and exports draw by DDIM: export the student of as "
-                        "many steps that it started from")  # fmt: skip
+        raise UserError(
+            f"{path} was trained for the stochastic sampler, and exports draw by DDIM: export the student of as "
+            "many steps that it started from"
+        )
     return denoiser, info

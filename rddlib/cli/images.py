@@ -51,8 +51,18 @@ def _drawn_by(
 
     denoiser, info = load_model(checkpoint)
     device = training_device()
-    return DrawnImages(denoiser.to(device), samples, steps, seed=noise, clip=clip, device=device, sampler=sampler,
-                       made=provenance(denoiser, info), name=f"{checkpoint.stem}, {steps} steps", **conditions)  # fmt: skip
+    return DrawnImages(
+        denoiser.to(device),
+        samples,
+        steps,
+        seed=noise,
+        clip=clip,
+        device=device,
+        sampler=sampler,
+        made=provenance(denoiser, info),
+        name=f"{checkpoint.stem}, {steps} steps",
+        **conditions,
+    )
 
 
 def _model_of(study: "Study", method: str, steps: int, guidance: float | None, sampler: str, classes: tuple) -> tuple:
@@ -250,8 +260,15 @@ def _fits(model: tuple, samples: int, metric_network: str, asked: dict, against)
                 samples or owner.profile.evaluation.samples,
             )
             compared = against(study, study.image_shape)
-            check_fit(f"{method}, {steps} steps", study.image_shape, count, compared, network, asked["metrics"],
-                      asked["kid_subset"])  # fmt: skip
+            check_fit(
+                f"{method}, {steps} steps",
+                study.image_shape,
+                count,
+                compared,
+                network,
+                asked["metrics"],
+                asked["kid_subset"],
+            )
 
     return check
 

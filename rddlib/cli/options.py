@@ -31,7 +31,9 @@ def parse_overrides(settings: list[str] | None) -> dict[str, str]:
         if not equals or not key.strip():
             raise UserError(f"--set {setting}: write it as section.field=value")
         key, value = key.strip(), value.strip()
-        if key in ("data.root", "given.teacher", "given.extractor") and value:  # the same place wherever it is read
+        if (
+            key in ("data.root", "pretrained.teacher", "pretrained.extractor") and value
+        ):  # the same place wherever it is read
             value = str(Path(value).expanduser().resolve())
         overrides[key] = value
     return overrides

@@ -33,8 +33,16 @@ def study(
     from rddlib.report.notebooks import run_study
     from rddlib.study.study import default_out
 
-    page = run_study(profile, parse_overrides(settings), out or default_out(profile), seed, only=only, start=start,
-                     update=update, jobs=jobs)  # fmt: skip
+    page = run_study(
+        profile,
+        parse_overrides(settings),
+        out or default_out(profile),
+        seed,
+        only=only,
+        start=start,
+        update=update,
+        jobs=jobs,
+    )
     print(f"Open {page} in a browser.")
 
 
@@ -59,12 +67,13 @@ def plan(
     from rddlib.study.study import default_out
 
     folder = out or default_out(profile)
-    found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds,
-                      progress=say)  # fmt: skip
+    found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, progress=say)
     print(format_plan(found.rows))
-    print("Time: one stage after another on this machine as it is; data, scores and notebooks come on top, and\n"
-          "on a GPU torch.compile, which is left out here, may save some. Disk: the checkpoints that stay;\n"
-          "while running: what a killed run goes on from, deleted in the end.")  # fmt: skip
+    print(
+        "Time: one stage after another on this machine as it is; data, scores and notebooks come on top, and\n"
+        "on a GPU torch.compile, which is left out here, may save some. Disk: the checkpoints that stay;\n"
+        "while running: what a killed run goes on from, deleted in the end."
+    )
     memory = f", free memory {human_size(found.free_memory)}" if found.free_memory is not None else ""
     print(f"Free disk for {folder}: {human_size(found.free_disk)}{memory}")
     for line in warnings_of(Total.of(found.rows), found.free_disk, found.free_memory):

@@ -142,7 +142,7 @@ def distill(
 
     The profile's teacher_steps divide the work: down to them everyone halves by pd, below them by the objective.
     A --teacher brings its network, schedule and (if it was distilled) steps; one that predicts epsilon first learns to predict
-    v, for given.convert.iterations.
+    v, for pretrained.convert.iterations.
 
     \b
     Examples:
@@ -157,7 +157,7 @@ def distill(
     if stochastic and not guided:
         raise UserError("--stochastic is for guided models: add --guided, or leave it out")
     for field, given in (("teacher", teacher), ("extractor", extractor)):
-        settings = [*(settings or []), *([f"given.{field}={given}"] if given is not None else [])]
+        settings = [*(settings or []), *([f"pretrained.{field}={given}"] if given is not None else [])]
 
     def of(study: "Study") -> "Study":
         from rddlib.study.guidance import guided_study
@@ -165,7 +165,7 @@ def distill(
         return guided_study(study) if guided else study
 
     def stages(study: "Study") -> list[tuple]:
-        found = study.halvings(objective, start or study.profile.halving.teacher_steps, to)
+        found = study.halvings(objective, start or study.profile.progressive.teacher_steps, to)
         found += [("stochastic", objective, to, study.profile.seeds[0])] * stochastic
         study.path_of(*found[-1])  # raises where there is no such student
         return found

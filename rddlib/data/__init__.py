@@ -12,8 +12,16 @@ from rddlib.data.folder import load_folder
 from rddlib.data.imagenet64 import load_imagenet64
 from rddlib.utils.errors import UserError
 
-__all__ = ["DIGITS_SPLITS", "DataConfig", "ImageDataset", "WrongShape", "data_folder", "grid_png",
-           "load_dataset", "to_uint8"]  # fmt: skip
+__all__ = [
+    "DIGITS_SPLITS",
+    "DataConfig",
+    "ImageDataset",
+    "WrongShape",
+    "data_folder",
+    "grid_png",
+    "load_dataset",
+    "to_uint8",
+]
 
 SOURCES = {"digits": load_digits, "cifar10": load_cifar10, "imagenet64": load_imagenet64, "folder": load_folder}
 

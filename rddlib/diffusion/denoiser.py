@@ -53,8 +53,11 @@ def warn_beyond(guidance: tuple[float, ...], w: Tensor | float) -> None:
     """A GuidanceWarning where w is a number outside of the range (w_min, w_max), if there is one."""
     if guidance and not isinstance(w, Tensor) and not guidance[0] <= w <= guidance[1]:
         low, high = guidance
-        warnings.warn(f"guidance {w:g} is outside the range this model was trained for, {low:g} to {high:g}",
-                      GuidanceWarning, stacklevel=3)  # fmt: skip
+        warnings.warn(
+            f"guidance {w:g} is outside the range this model was trained for, {low:g} to {high:g}",
+            GuidanceWarning,
+            stacklevel=3,
+        )
 
 
 class Denoiser(nn.Module):

@@ -46,13 +46,16 @@ class DiffusersUNet(nn.Module):
         self.unet, self.grid, self.null_class = unet, grid, null_class
         self.config = _config_of(unet.config, null_class)
         if unet.config.time_embedding_type == "learned" and unet.config.num_train_timesteps != grid:
-            raise UserError(f"this UNet2DModel knows {unet.config.num_train_timesteps} times, its scheduler has {grid}: give "
-                            "it the scheduler that it was trained with")  # fmt: skip
+            raise UserError(
+                f"this UNet2DModel knows {unet.config.num_train_timesteps} times, its scheduler has {grid}: give "
+                "it the scheduler that it was trained with"
+            )
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if (y is None) != (self.config.num_classes == 0):
-            raise ValueError("this network is class-conditional: pass labels y" if y is None else
-                             "this network takes no labels y")  # fmt: skip
+            raise ValueError(
+                "this network is class-conditional: pass labels y" if y is None else "this network takes no labels y"
+            )
         index = (t * self.grid - 1).clamp(min=0)
         if self.unet.config.time_embedding_type == "learned":
             index = index.round().long()

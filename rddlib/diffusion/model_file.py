@@ -40,8 +40,9 @@ def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
     """
     tensors, info = load_checkpoint(path)
     if not info.get("model"):
-        raise UserError(f"{path} holds no denoiser but {info.get('kind', 'something else')}: name a base-, pd-, or student's "
-                        "file")  # fmt: skip
+        raise UserError(
+            f"{path} holds no denoiser but {info.get('kind', 'something else')}: name a base-, pd-, or student's file"
+        )
     try:
         denoiser = build_described(info["model"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -99,9 +99,13 @@ def diffusers_ddim_sample(denoiser: Denoiser, noise: Tensor, steps: int, **optio
     """
     schedule = denoiser.schedule
     scheduler = _prepare(
-        "DDIMScheduler", schedule, _grid_of("diffusers-ddim", schedule, steps),
-        prediction_type="sample", timestep_spacing="trailing", clip_sample=False,
-    )  # fmt: skip
+        "DDIMScheduler",
+        schedule,
+        _grid_of("diffusers-ddim", schedule, steps),
+        prediction_type="sample",
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
     scheduler.set_timesteps(steps)
     return _run(scheduler, denoiser, noise, **options)
 
@@ -139,9 +143,14 @@ def dpm_solver_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) 
     """
     schedule = denoiser.schedule
     scheduler = _prepare(
-        "DPMSolverMultistepScheduler", schedule, _grid_of("dpm-solver", schedule, steps),
-        prediction_type="sample", algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing",
-    )  # fmt: skip
+        "DPMSolverMultistepScheduler",
+        schedule,
+        _grid_of("dpm-solver", schedule, steps),
+        prediction_type="sample",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        timestep_spacing="trailing",
+    )
     before_last, last = scheduler.alphas_cumprod[-2:]
     scheduler.alphas_cumprod[-1] = torch.maximum(last, (1 - LARGEST_BETA) * before_last)
     scheduler.set_timesteps(steps)

@@ -193,8 +193,11 @@ class UNet(nn.Module):
                 "this U-Net is class-conditional: pass labels y" if y is None else "this U-Net takes no labels y"
             )
         if (w is None) != (self.guidance_embedding is None):
-            raise ValueError("this U-Net takes guidance weights w: pass them" if w is None else
-                             "this U-Net takes no guidance weights w")  # fmt: skip
+            raise ValueError(
+                "this U-Net takes guidance weights w: pass them"
+                if w is None
+                else "this U-Net takes no guidance weights w"
+            )
         dtype, channels = self.head.weight.dtype, self.config.channels
         embedding = self.time_embedding(self._position(t).to(dtype))
         if y is not None:

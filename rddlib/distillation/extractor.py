@@ -126,8 +126,12 @@ def build_extractor(name: str, image_channels: int, num_classes: int, map_at: st
     """An untrained extractor by name: one of EXTRACTORS. Raises ValueError for another name."""
     if name not in EXTRACTORS:
         raise ValueError(f"extractor is {name!r}, expected one of {EXTRACTORS}")
-    make = {"small_resnet": _small_resnet, "resnet18": partial(_resnet, name, 512),
-            "resnet50": partial(_resnet, name, 2048), "densenet201": _densenet201}[name]  # fmt: skip
+    make = {
+        "small_resnet": _small_resnet,
+        "resnet18": partial(_resnet, name, 512),
+        "resnet50": partial(_resnet, name, 2048),
+        "densenet201": _densenet201,
+    }[name]
     trunk, norm, channels = make(image_channels)
     return FeatureExtractor(trunk, norm, channels, num_classes, map_at)
 

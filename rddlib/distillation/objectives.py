@@ -106,7 +106,7 @@ def _global_norm(gradient: Tensor) -> Tensor:
     return _global_dot(gradient, gradient).sqrt()
 
 
-def microscope(terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
+def gradient_report(terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
     """Look at each term's gradient at the student's image, before any weight.
 
     terms: scalars by name, with their graph; x_student: [N, C, H, W], requires a gradient; all ranks call it together

@@ -18,9 +18,9 @@ from rddlib.diffusion.sampling import ddim_sample, stochastic_sample, stochastic
 from rddlib.diffusion.schedule import expand_to
 from rddlib.diffusion.unet import NO_CLASS, UNet
 from rddlib.distillation.extractor import MetricNetwork, accuracy
-from rddlib.distillation.objectives import Objective, microscope
+from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.losses import loss_weight
-from rddlib.training import RunConfig, Step, TrainConfig, Trainer, prepared, stream, training_device
+from rddlib.training import RunConfig, Step, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.utils.checkpoint import save_checkpoint, write_atomically
 
 Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("teacher"): around the work of that part of a step
@@ -59,7 +59,7 @@ def _preview(
     the middle of the range where the denoiser takes one."""
 
     def noise(*number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(stream(seed, 8, *number))
+        generator = torch.Generator().manual_seed(derive_seed(seed, 8, *number))
         return torch.randn(count, *dataset.images.shape[1:], generator=generator).to(training_device())
 
     def images(denoiser: Denoiser) -> Tensor:
@@ -181,18 +181,34 @@ def reparametrise(
     `train_base`'s.
     """
     student = Denoiser(
-        copy.deepcopy(_without_dropout(teacher).network), teacher.schedule, prediction, num_classes=teacher.num_classes,
-        unconditional=teacher.unconditional, guidance=teacher.guidance, steps=teacher.steps,
-    )  # fmt: skip
+        copy.deepcopy(_without_dropout(teacher).network),
+        teacher.schedule,
+        prediction,
+        num_classes=teacher.num_classes,
+        unconditional=teacher.unconditional,
+        guidance=teacher.guidance,
+        steps=teacher.steps,
+    )
     options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "plain": True}
     return _imitate(teacher, student, dataset, config, seed, f"predicting {prediction}", **options)
 
 
 def _imitate(
-    teacher: Denoiser, student: Denoiser, dataset: ImageDataset, config: TrainConfig, seed: int, label: str, *,
-    snr_max: float | None, files: Path | None, run: RunConfig | None, preview_steps: int, clock: Clock = untimed,
-    weight: str = "truncated", plain: bool = False,
-) -> Denoiser:  # fmt: skip
+    teacher: Denoiser,
+    student: Denoiser,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    seed: int,
+    label: str,
+    *,
+    snr_max: float | None,
+    files: Path | None,
+    run: RunConfig | None,
+    preview_steps: int,
+    clock: Clock = untimed,
+    weight: str = "truncated",
+    plain: bool = False,
+) -> Denoiser:
     """Train the student to denoise as the teacher does at any t, for any w where it takes one; plain: where none of w is to be
     learnt, so that labels are dropped as often as the teacher's were, and the teacher's x is held in [-1, 1]."""
     run, device = run or RunConfig(), training_device()
@@ -293,7 +309,7 @@ def distill(
     parameters of its own.
     files, run: of rddlib.training.Trainer. released: of
     rddlib.distillation.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
-    term's gradient at the student's image and their cosines (microscope) every so many iterations;
+    term's gradient at the student's image and their cosines (gradient_report) every so many iterations;
     debug: stop at the first NaN or infinity that a loss is given, naming it; clock: sees the parts "data", "teacher" and
     "student" of each step.
     Returns the student. Raises ValueError for steps < 1 and for a student that has no parameters or another schedule.
@@ -326,7 +342,11 @@ def distill(
         with clock("student"):
             x_student = model(z, t, y, w)
         total, terms = objective(x_student, x_teacher, t, step.shared)
-        return total, {**terms, **objective.status(), **(microscope(terms, x_student) if watch and step.logged else {})}
+        return total, {
+            **terms,
+            **objective.status(),
+            **(gradient_report(terms, x_student) if watch and step.logged else {}),
+        }
 
     trainer = Trainer(
         config,
@@ -338,12 +358,17 @@ def distill(
         same_noise="same_seed" in released,
     )
     return trainer.fit(
-        student, loss, companion=objective, companion_free="head_free" in released, debug=debug,
-        after_step=lambda step: objective.after_step(step.shared), preview=_preview(dataset, steps, seed, stochastic),
-    )  # fmt: skip
+        student,
+        loss,
+        auxiliary=objective,
+        auxiliary_free="head_free" in released,
+        debug=debug,
+        after_step=lambda step: objective.after_step(step.shared),
+        preview=_preview(dataset, steps, seed, stochastic),
+    )
 
 
-METRIC_TRAINING = TrainConfig(1500, 64, 2e-3, rate="cosine", weight_decay=1e-2)
+METRIC_TRAINING = TrainConfig(1500, 64, 2e-3, lr_schedule="cosine", weight_decay=1e-2)
 METRIC_SEED = 2024
 
 
@@ -358,9 +383,13 @@ def train_metric_network(path: Path) -> dict:
         torch.manual_seed(METRIC_SEED)
         untrained = MetricNetwork()
     network = train_classifier(
-        untrained, lambda out: out[1], load_dataset("digits", "metric"), METRIC_TRAINING, METRIC_SEED,
+        untrained,
+        lambda out: out[1],
+        load_dataset("digits", "metric"),
+        METRIC_TRAINING,
+        METRIC_SEED,
         label="metric network",
-    )  # fmt: skip
+    )
     test = load_dataset("digits", "test")
     facts = {
         "kind": "metric network",

@@ -76,8 +76,15 @@ def entropy_figure(curves: dict[int, Sequence[float]], classes: int, images: int
     most = math.log(classes)
     _scale(ax, [float(value) for values in curves.values() for value in values], most)
     ax.axhline(most, color="0.6", linewidth=0.8)
-    ax.annotate(f"log {classes} = {most:.2f}: all classes equally likely", (0.99, most), (0, 2),
-                xycoords=ax.get_yaxis_transform(), textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
+    ax.annotate(
+        f"log {classes} = {most:.2f}: all classes equally likely",
+        (0.99, most),
+        (0, 2),
+        xycoords=ax.get_yaxis_transform(),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
     ax.set(xlim=(1.05, 0), xlabel="time t of the prediction (noise at 1, image at 0)")
     ax.set(ylabel="entropy of the predicted class (nats)")
     ax.set_title(f"Classifier entropy at each sampling step\nmean of {images:,} images, the same noise", fontsize=11)

@@ -85,16 +85,29 @@ def evaluate_all(
     """
     if not isinstance(reference, Reference):
         with contextlib.closing(Reference(reference, batch_size, device)) as reference:
-            return evaluate_all(images, reference, network=network, metrics=metrics, protocols=protocols, kid_subset=kid_subset,
-                                batch_size=batch_size, folder=folder, device=device, quiet=quiet)  # fmt: skip
+            return evaluate_all(
+                images,
+                reference,
+                network=network,
+                metrics=metrics,
+                protocols=protocols,
+                kid_subset=kid_subset,
+                batch_size=batch_size,
+                folder=folder,
+                device=device,
+                quiet=quiet,
+            )
     began, images, protocols = time.perf_counter(), open_images(images), [find_protocol(name) for name in protocols]
     join()
     network = network or find_network("", images.shape)
     check_fit(images.name, images.shape, len(images), reference, network, metrics, kid_subset)
     if batch_size < 1 or not protocols:
         raise UserError(f"batch_size {batch_size}, protocols {list(protocols)}: expected at least 1 of each")
-    kinds = [kind for kind, needing in {"features": {"fid", "kid", "pr"}, "logits": {"is"}, "pixels": {"pfd"}}.items()
-             if needing & set(metrics)]  # fmt: skip
+    kinds = [
+        kind
+        for kind, needing in {"features": {"fid", "kid", "pr"}, "logits": {"is"}, "pixels": {"pfd"}}.items()
+        if needing & set(metrics)
+    ]
     work = [network.name, network.sha256, [protocol.name for protocol in protocols], kinds]
     with _workspace(folder, images, work) as place:
         shards = Shards(place, len(images), batch_size, tuple(kinds))
@@ -102,19 +115,29 @@ def evaluate_all(
         check_ranges(images, shards)
         scored = [_values(metrics, shards, reference, network, protocol, kid_subset) for protocol in protocols]
         sampling = sum(shards.values("seconds"))
-    fixed = {"is": f"is: {SPLITS} splits", "pr": f"pr: {NEIGHBOURS} neighbours",
-             "kid": f"kid: {KID_SUBSETS} subsets of {kid_subset}, polynomial kernel of degree 3"}  # fmt: skip
+    fixed = {
+        "is": f"is: {SPLITS} splits",
+        "pr": f"pr: {NEIGHBOURS} neighbours",
+        "kid": f"kid: {KID_SUBSETS} subsets of {kid_subset}, polynomial kernel of degree 3",
+    }
     settings = "; ".join(fixed[metric] for metric in metrics if metric in fixed)
     seconds, subset = time.perf_counter() - began, kid_subset if "kid" in metrics else 0
-    receipts = [Receipt.make(network, protocol, reference.described, images, settings, subset, seconds, world_size(), device)
-                for protocol in protocols]  # fmt: skip
+    receipts = [
+        Receipt.make(network, protocol, reference.described, images, settings, subset, seconds, world_size(), device)
+        for protocol in protocols
+    ]
     return [Result(values, receipt, sampling) for values, receipt in zip(scored, receipts, strict=True)]
 
 
 def check_fit(
-    name: str, shape: tuple[int, int, int], count: int, reference: Reference, network: Network, metrics: Sequence[str],
+    name: str,
+    shape: tuple[int, int, int],
+    count: int,
+    reference: Reference,
+    network: Network,
+    metrics: Sequence[str],
     kid_subset: int = KID_SUBSET,
-) -> None:  # fmt: skip
+) -> None:
     """UserError where `count` images of (C, H, W), called name, cannot be scored like this: before any is drawn."""
     if not metrics or set(metrics) - METRICS.keys():
         unknown = ", ".join(sorted(set(metrics) - METRICS.keys())) or "(none given)"
@@ -124,9 +147,13 @@ def check_fit(
     network.check(name, shape)
     reference.check(name, shape, network, metrics)
     least = {"fid": network.features + 1, "is": SPLITS, "kid": kid_subset, "pr": NEIGHBOURS + 1, "pfd": 2}
-    reasons = {"fid": f"fill a covariance of {network.features} features", "is": f"make {SPLITS} splits",
-               "kid": f"make subsets of {kid_subset} for kid (--kid-subset)", "pr": f"have {NEIGHBOURS} neighbours",
-               "pfd": "have a covariance"}  # fmt: skip
+    reasons = {
+        "fid": f"fill a covariance of {network.features} features",
+        "is": f"make {SPLITS} splits",
+        "kid": f"make subsets of {kid_subset} for kid (--kid-subset)",
+        "pr": f"have {NEIGHBOURS} neighbours",
+        "pfd": "have a covariance",
+    }
     for metric in metrics:
         for whose, number in ((name, count), *([reference.counted] if metric != "is" else [])):
             if number < least[metric]:
@@ -161,8 +188,11 @@ def _values(
 ) -> dict[str, float]:
     """Every metric's numbers, computed by the first process for all."""
     kept = bool({"kid", "pr"} & set(metrics))
-    against = {kind: reference.gaussian(network, protocol, kind, kept)
-               for kind, metric in (("features", "fid"), ("pixels", "pfd")) if metric in metrics}  # fmt: skip
+    against = {
+        kind: reference.gaussian(network, protocol, kind, kept)
+        for kind, metric in (("features", "fid"), ("pixels", "pfd"))
+        if metric in metrics
+    }
     rows = reference.rows(network, protocol, shards.folder / f"{protocol.name}.reference.npy") if kept else None
     values: dict[str, float] = {}
     if rank() == 0:
@@ -193,7 +223,8 @@ def _of_rows(metrics: Sequence[str], images: Tensor, reference: Tensor, kid_subs
         )
         values |= {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD]}
     if "pr" in metrics:
-        found = prc_features_to_metric(images, reference, prc_neighborhood=NEIGHBOURS, prc_batch_size=500,
-                                       save_cpu_ram=True, verbose=False)  # fmt: skip
+        found = prc_features_to_metric(
+            images, reference, prc_neighborhood=NEIGHBOURS, prc_batch_size=500, save_cpu_ram=True, verbose=False
+        )
         values |= {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
     return values

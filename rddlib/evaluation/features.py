@@ -13,7 +13,7 @@ from torch import Tensor
 from rddlib.evaluation.images import UNREADABLE, DrawnImages, Images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.protocols import Protocol
-from rddlib.training.hardware import arithmetic
+from rddlib.training.hardware import tf32_context
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import rank, together, world_size
 from rddlib.utils.errors import UserError
@@ -85,9 +85,13 @@ def complete(path: Path) -> bool:
 
 @torch.no_grad()
 def extract(
-    images: Images, network: Network, protocols: Sequence[Protocol], shards: Shards, device: torch.device | str = "cpu",
+    images: Images,
+    network: Network,
+    protocols: Sequence[Protocol],
+    shards: Shards,
+    device: torch.device | str = "cpu",
     quiet: bool = True,
-) -> None:  # fmt: skip
+) -> None:
     """Fill the shards with features of the images under every protocol, each process its share; all are there at the end.
 
     quiet: no line in a log. Raises UserError, on every process, for images of a wrong range.
@@ -110,7 +114,7 @@ def _extract_one(images: Images, module, protocols: Sequence[Protocol], shards: 
     batch = batch.reshape(-1).view(batch.shape)  # one layout, on which the rounding depends
     found = {"least": float(batch.min()), "most": float(batch.max()), "whole": batch.dtype == torch.uint8}
     _check_range(images.name, batch, found)
-    with arithmetic("float32", torch.device(device)):
+    with tf32_context("float32", torch.device(device)):
         for protocol in protocols:
             found |= _features(batch, module, protocol, shards.kinds)
     found["seconds"] = images.seconds - before if isinstance(images, DrawnImages) else 0.0

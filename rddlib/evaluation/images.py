@@ -21,17 +21,30 @@ from rddlib.data.folder import images_below, open_image
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.samplers import evaluations, find_sampler
 from rddlib.diffusion.schedule import schedule_facts
-from rddlib.training import stream
-from rddlib.training.hardware import arithmetic
+from rddlib.training import derive_seed
+from rddlib.training.hardware import tf32_context
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.errors import UserError
 
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # what a damaged archive may raise
 NOISE_BLOCK = 100  # images whose noise is drawn together, whatever the batch size
 UNKNOWN = "not known"
-GIVEN = {"sampler": "none: given images", "steps": 0, "evaluations": 0, "guidance": "none", "clip": False,
-         "labels": UNKNOWN, "noise_seed": UNKNOWN, "precision": UNKNOWN, "model": UNKNOWN, "weights_sha256": UNKNOWN,
-         "checkpoint_sha256": UNKNOWN, "ema": UNKNOWN, "training_precision": UNKNOWN, "training_seed": UNKNOWN}  # fmt: skip
+GIVEN = {
+    "sampler": "none: given images",
+    "steps": 0,
+    "evaluations": 0,
+    "guidance": "none",
+    "clip": False,
+    "labels": UNKNOWN,
+    "noise_seed": UNKNOWN,
+    "precision": UNKNOWN,
+    "model": UNKNOWN,
+    "weights_sha256": UNKNOWN,
+    "checkpoint_sha256": UNKNOWN,
+    "ema": UNKNOWN,
+    "training_precision": UNKNOWN,
+    "training_seed": UNKNOWN,
+}
 
 
 class Images(ABC):
@@ -179,7 +192,7 @@ def fresh_noise(shape: tuple[int, int, int], start: int, stop: int, seed: int, s
 def _drawn(start: int, stop: int, seed: int, draw: Callable[[torch.Generator], Tensor], kind: int) -> Tensor:
     """Rows start..stop-1 of an endless sequence in which every block follows from (seed, block, kind) alone."""
     first, last = start // NOISE_BLOCK, -(-stop // NOISE_BLOCK)
-    blocks = [draw(torch.Generator().manual_seed(stream(seed, block, kind))) for block in range(first, last)]
+    blocks = [draw(torch.Generator().manual_seed(derive_seed(seed, block, kind))) for block in range(first, last)]
     return torch.cat(blocks)[start - first * NOISE_BLOCK : stop - first * NOISE_BLOCK]
 
 
@@ -220,10 +233,22 @@ class DrawnImages(Images):
     Raises UserError for guidance or classes that the model does not know.
     """
 
-    def __init__(self, denoiser: Denoiser, count: int, steps: int, *, seed: int, clip: bool = True,
-                 shape: tuple[int, int, int] | None = None, device: torch.device | str = "cpu", name: str = "",
-                 sampler: str = "ddim", made: dict | None = None, guidance: float | None = None,
-                 classes: Sequence[int] = ()):  # fmt: skip
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        count: int,
+        steps: int,
+        *,
+        seed: int,
+        clip: bool = True,
+        shape: tuple[int, int, int] | None = None,
+        device: torch.device | str = "cpu",
+        name: str = "",
+        sampler: str = "ddim",
+        made: dict | None = None,
+        guidance: float | None = None,
+        classes: Sequence[int] = (),
+    ):
         check_conditions(denoiser, guidance, classes)
         if shape is None:
             config = denoiser.network.config
@@ -236,13 +261,18 @@ class DrawnImages(Images):
         read_as = json.dumps({"prediction": denoiser.prediction, **schedule_facts(denoiser.schedule)}, sort_keys=True)
         labels = "drawn at random, all classes alike" if denoiser.num_classes else "none"
         self.provenance = {
-            **GIVEN, "sampler": sampler, "steps": steps, "clip": clip,
+            **GIVEN,
+            "sampler": sampler,
+            "steps": steps,
+            "clip": clip,
             "evaluations": evaluated if guidance is None else evaluated * denoiser.evaluations,
             "guidance": "none" if guidance is None else guidance,
             "labels": f"{', '.join(map(str, classes))} in turn" if classes else labels,
-            "noise_seed": seed, "precision": "float32",
-            "weights_sha256": digest(tensors, read_as) if tensors else UNKNOWN, **(made or {}),
-        }  # fmt: skip
+            "noise_seed": seed,
+            "precision": "float32",
+            "weights_sha256": digest(tensors, read_as) if tensors else UNKNOWN,
+            **(made or {}),
+        }
 
     def __len__(self) -> int:
         return self.count
@@ -274,7 +304,7 @@ class DrawnImages(Images):
         options: dict = {"y": y, "clip": self.clip, "guidance": self.guidance}
         if self.sampler == "stochastic":
             options["fresh"] = lambda k: fresh_noise(self.shape, start, stop, self.seed, k).to(self.device)
-        with arithmetic("float32", torch.device(self.device)):
+        with tf32_context("float32", torch.device(self.device)):
             images = self._sample(self.denoiser, noise, self.steps, **options)
         if not images.isfinite().all():
             raise UserError(f"{self.name}: images hold NaN or infinity, so nothing can be scored: check the model")

@@ -79,8 +79,14 @@ class ClassifierFeatures(torch_fidelity.FeatureExtractorBase):
     depend on how images are split into batches.
     """
 
-    def __init__(self, name="rddlib-network", features_list=("features", "logits"),
-                 feature_extractor_weights_path=None, network: nn.Module | None = None, **_):  # fmt: skip
+    def __init__(
+        self,
+        name="rddlib-network",
+        features_list=("features", "logits"),
+        feature_extractor_weights_path=None,
+        network: nn.Module | None = None,
+        **_,
+    ):
         super().__init__(name, list(features_list))
         weights = feature_extractor_weights_path and Path(feature_extractor_weights_path)
         self.network = network or load_metric_network(weights).double()

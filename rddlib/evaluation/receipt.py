@@ -70,9 +70,17 @@ class Receipt:
 
     @classmethod
     def make(
-        cls, network: Network, protocol: Protocol, reference: tuple[str, str], images: Images, settings: str,
-        kid_subset: int, seconds: float, processes: int, device: torch.device | str,
-    ) -> "Receipt":  # fmt: skip
+        cls,
+        network: Network,
+        protocol: Protocol,
+        reference: tuple[str, str],
+        images: Images,
+        settings: str,
+        kid_subset: int,
+        seconds: float,
+        processes: int,
+        device: torch.device | str,
+    ) -> "Receipt":
         """reference: (what, sha256); settings: of the metrics asked for; kid_subset: 0 without kid. What remains follows
         from this machine."""
         return cls(

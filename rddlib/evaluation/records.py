@@ -40,9 +40,19 @@ def read_record(path: Path) -> dict:
 
 
 def recorded(
-    folder: Path, name: str, columns: dict, images: Images, reference: Reference, network: Network, *,
-    metrics: Sequence[str], protocols: Sequence[str], batch_size: int = 500, kid_subset: int = KID_SUBSET, device="cpu",
-) -> list[tuple[Path, dict]]:  # fmt: skip
+    folder: Path,
+    name: str,
+    columns: dict,
+    images: Images,
+    reference: Reference,
+    network: Network,
+    *,
+    metrics: Sequence[str],
+    protocols: Sequence[str],
+    batch_size: int = 500,
+    kid_subset: int = KID_SUBSET,
+    device="cpu",
+) -> list[tuple[Path, dict]]:
     """(file, {"row", "receipt"}) of the images under each protocol: measured now, or found in `folder`.
 
     name: how the files begin; columns: of the row. The rest is `evaluate_all`'s.
@@ -55,9 +65,17 @@ def recorded(
         missing = agreed([protocol for protocol, path in paths.items() if not path.exists()])
         if missing:
             results = evaluate_all(
-                images, reference, network=network, metrics=metrics, protocols=missing, batch_size=batch_size,
-                kid_subset=kid_subset, folder=folder, device=device, quiet=False,
-            )  # fmt: skip
+                images,
+                reference,
+                network=network,
+                metrics=metrics,
+                protocols=missing,
+                batch_size=batch_size,
+                kid_subset=kid_subset,
+                folder=folder,
+                device=device,
+                quiet=False,
+            )
             for protocol, result in zip(missing, results, strict=True):
                 write_record(paths[protocol], row_of(result, **columns))
     return [(path, read_record(path)) for path in paths.values()]

@@ -66,13 +66,17 @@ class Reference:
                     f"{', '.join(needing)} needs images, {self.path} holds statistics: give a reference of images"
                 )
             if len(self.statistics.mu) != network.features:
-                raise UserError(f"{self.path} has {len(self.statistics.mu)} dimensions, the {network.name} has "
-                                f"{network.features}: take statistics made with the same network")  # fmt: skip
+                raise UserError(
+                    f"{self.path} has {len(self.statistics.mu)} dimensions, the {network.name} has "
+                    f"{network.features}: take statistics made with the same network"
+                )
             return
         network.check(self.counted[0], self.images.shape)
         if tuple(shape) != tuple(self.images.shape):
-            raise UserError(f"{name}: images {tuple(shape)}, the {self.counted[0]} {tuple(self.images.shape)}: "
-                            "give both the same size")  # fmt: skip
+            raise UserError(
+                f"{name}: images {tuple(shape)}, the {self.counted[0]} {tuple(self.images.shape)}: "
+                "give both the same size"
+            )
 
     def close(self) -> None:
         """Remove what was not worth keeping."""

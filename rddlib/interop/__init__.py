@@ -6,6 +6,11 @@ from rddlib.interop.released import load_released_classifier, load_released_unet
 from rddlib.interop.torchscript import export_torchscript
 
 __all__ = [
-    "export_torchscript", "from_diffusers", "load_classifier", "load_model", "load_released_classifier",
-    "load_released_unet", "to_diffusers",
-]  # fmt: skip
+    "export_torchscript",
+    "from_diffusers",
+    "load_classifier",
+    "load_model",
+    "load_released_classifier",
+    "load_released_unet",
+    "to_diffusers",
+]

@@ -35,9 +35,16 @@ def card_of(denoiser: Denoiser, checkpoint: Path, info: dict, **options) -> str:
 
 
 def model_card(
-    denoiser: Denoiser, *, title: str, steps: int = 0, guidance: float | None = None, clip: bool = True, usage: str = "",
-    lineage: Sequence[dict] = (), records: Sequence[tuple[Path, dict]] = (),
-) -> str:  # fmt: skip
+    denoiser: Denoiser,
+    *,
+    title: str,
+    steps: int = 0,
+    guidance: float | None = None,
+    clip: bool = True,
+    usage: str = "",
+    lineage: Sequence[dict] = (),
+    records: Sequence[tuple[Path, dict]] = (),
+) -> str:
     """Markdown. steps: 0 for any number of them; guidance: the one w that is fixed in what is exported; clip: whether x is held
     in [-1, 1]; usage: lines of Python that draw with it; lineage: what checkpoints record of the model and its ancestors,
     itself first; records: (file, {"row", "receipt"}) of its scores."""
@@ -54,18 +61,21 @@ def model_card(
         "training": _training(student),
         "checkpoint (sha256)": student.get("sha256", UNKNOWN),
         "written by": f"rddlib, commit {git_commit()}",
-    }  # fmt: skip
+    }
     parts = [
         f"# {title}",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(value, 500)} |" for name, value in rows.items())]),
-        *(["## How it came about", "\n".join(f"{k}. {_line(info)}" for k, info in enumerate(reversed(lineage), 1))]
-          if len(lineage) > 1 else []),
+        *(
+            ["## How it came about", "\n".join(f"{k}. {_line(info)}" for k, info in enumerate(reversed(lineage), 1))]
+            if len(lineage) > 1
+            else []
+        ),
         *(["## Use", f"```python\n{usage}\n```"] if usage else []),
         "## What was measured",
         _numbers(records),
         "## Licence",
         "To be filled in by whoever publishes this model. The licences of its teacher and of its data bind it too.",
-    ]  # fmt: skip
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,7 +89,7 @@ def _facts(info: dict) -> dict:
 
 def _data(lineage: Sequence[dict]) -> str:
     """What it was trained on: what a given model records is its students' data, unless it was trained on them too."""
-    as_given = [("given" in _facts(info) and "train" not in _facts(info)) for info in lineage[:1]]
+    as_given = [("pretrained" in _facts(info) and "train" not in _facts(info)) for info in lineage[:1]]
     found = [_facts(info).get("data") for info in lineage]
     names = [str(data["name"]) for data in found if isinstance(data, dict) and "name" in data]
     return names[0] if names and not any(as_given) else UNKNOWN
@@ -102,7 +112,7 @@ def _schedule(denoiser: Denoiser) -> str:
 
 def _kind(info: dict) -> str:
     facts = _facts(info)
-    if "given" in facts or "source" in info:
+    if "pretrained" in facts or "source" in info:
         source = info.get("source") if isinstance(info.get("source"), dict) else {}
         learnt = ", which has learnt to predict v" if "train" in facts else ""
         return f"{source.get('name', 'a model')} ({source.get('made_by', UNKNOWN)}){learnt}"
@@ -182,8 +192,11 @@ def _numbers(records: Sequence[tuple[Path, dict]]) -> str:
     if not records:
         return "Nothing yet, or not beside the checkpoint: `rdd evaluate` scores it and writes a receipt."
     values = [name for name in VALUES if any(name in record["row"] for _, record in records)]
-    lines = ["Lower is better for FID, KID and pFD, higher for the inception score (is), precision and recall. Scores compare "
-             "only where metric, protocol and reference are the same.", ""]  # fmt: skip
+    lines = [
+        "Lower is better for FID, KID and pFD, higher for the inception score (is), precision and recall. Scores compare "
+        "only where metric, protocol and reference are the same.",
+        "",
+    ]
     lines += [f"| {' | '.join((*COLUMNS, *values))} | receipt |", "|---" * (len(COLUMNS) + len(values) + 1) + "|"]
     for number, (_, record) in enumerate(records, start=1):
         row, drawn = record["row"], {**record["row"], **record["receipt"]}

@@ -19,7 +19,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoise
     """(denoiser in eval mode, what is recorded of it) from a checkpoint of ours (.safetensors), a diffusers folder, or a file
     published with RCFD or RDD (anything else); image_size: of `load_released_unet`.
 
-    The record of a model from elsewhere is {"kind": "given", "model", "source", "sha256"}. Raises UserError as they do.
+    The record of a model from elsewhere is {"kind": "pretrained", "model", "source", "sha256"}. Raises UserError as they do.
     """
     path = Path(path)
     if not path.exists():
@@ -43,8 +43,12 @@ def _whole(path: Path, load: Callable):
 def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
     """What is recorded of a model from elsewhere; its sha256 is of its tensors and description."""
     model = describe(denoiser)
-    return {"kind": "given", "model": model, "source": {"name": Path(path).name, "made_by": made_by},
-            "sha256": digest(denoiser.state_dict(), json.dumps(model, sort_keys=True))}  # fmt: skip
+    return {
+        "kind": "pretrained",
+        "model": model,
+        "source": {"name": Path(path).name, "made_by": made_by},
+        "sha256": digest(denoiser.state_dict(), json.dumps(model, sort_keys=True)),
+    }
 
 
 def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtractor, dict]:

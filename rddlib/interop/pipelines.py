@@ -81,8 +81,10 @@ def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
         raise UserError(f"{what} is of another kind of diffusion: {PIXELS}")
     betas = tuple(torch.as_tensor(betas, dtype=torch.float64).tolist())
     if prediction == "eps" and 1.0 in betas:
-        raise UserError("this scheduler ends in pure noise, from which epsilon says nothing of the image: give it betas below "
-                        "1, or a network that predicts v")  # fmt: skip
+        raise UserError(
+            "this scheduler ends in pure noise, from which epsilon says nothing of the image: give it betas below "
+            "1, or a network that predicts v"
+        )
     try:
         return BetaSchedule(betas, float(getattr(scheduler, "final_alpha_cumprod", 1.0))), prediction
     except ValueError as error:
@@ -156,9 +158,15 @@ def _read_scheduler(folder: Path):
 
 
 def to_diffusers(
-    denoiser: Denoiser, folder: str | Path, *, steps: int = 0, guidance: float | None = None, clip: bool = True,
-    image_shape: tuple[int, int, int] | None = None, card: Callable[[str], str] | None = None,
-) -> Path:  # fmt: skip
+    denoiser: Denoiser,
+    folder: str | Path,
+    *,
+    steps: int = 0,
+    guidance: float | None = None,
+    clip: bool = True,
+    image_shape: tuple[int, int, int] | None = None,
+    card: Callable[[str], str] | None = None,
+) -> Path:
     """Save a denoiser as a pipeline that diffusers loads by itself; returns the folder, which must be new or empty.
 
     A network that is a UNet2DModel, or that maps onto one as our U-Net does, becomes a DDIMPipeline; with classes one of the
@@ -284,9 +292,13 @@ def _scheduler(denoiser: Denoiser, clip: bool):
     ratios = torch.where(before > 0, alpha_bar / before.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
     predictions = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
     return diffusers_class("DDIMScheduler")(
-        num_train_timesteps=size, trained_betas=(1 - ratios).tolist(), clip_sample=clip, set_alpha_to_one=last == 1,
-        prediction_type=predictions[denoiser.prediction], timestep_spacing="trailing",
-    )  # fmt: skip
+        num_train_timesteps=size,
+        trained_betas=(1 - ratios).tolist(),
+        clip_sample=clip,
+        set_alpha_to_one=last == 1,
+        prediction_type=predictions[denoiser.prediction],
+        timestep_spacing="trailing",
+    )
 
 
 def _unet2d(denoiser: Denoiser, guidance: float | None) -> nn.Module:
@@ -302,13 +314,19 @@ def _config(network: UNet) -> dict:
     c = network.config
     attends = [(c.image_size >> level) in c.attention for level in range(len(c.multipliers))]
     return {
-        "sample_size": c.image_size, "in_channels": c.image_channels, "out_channels": c.image_channels,
-        "block_out_channels": tuple(c.channels * m for m in c.multipliers), "layers_per_block": c.blocks,
+        "sample_size": c.image_size,
+        "in_channels": c.image_channels,
+        "out_channels": c.image_channels,
+        "block_out_channels": tuple(c.channels * m for m in c.multipliers),
+        "layers_per_block": c.blocks,
         "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-        "attention_head_dim": None, "norm_num_groups": c.groups, "dropout": c.dropout, "flip_sin_to_cos": False,
+        "attention_head_dim": None,
+        "norm_num_groups": c.groups,
+        "dropout": c.dropout,
+        "flip_sin_to_cos": False,
         "num_class_embeds": (c.num_classes + (c.label_dropout > 0)) or None,
-    }  # fmt: skip
+    }
 
 
 def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
@@ -320,8 +338,14 @@ def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
 
     def put_block(stem: str, number: int, block: ResidualBlock) -> None:
         name = f"{stem}.resnets.{number}"
-        for theirs, ours in (("norm1", block.norm1), ("conv1", block.conv1), ("time_emb_proj", block.embed),
-                             ("norm2", block.norm2), ("conv2", block.conv2), ("conv_shortcut", block.shortcut)):  # fmt: skip
+        for theirs, ours in (
+            ("norm1", block.norm1),
+            ("conv1", block.conv1),
+            ("time_emb_proj", block.embed),
+            ("norm2", block.norm2),
+            ("conv2", block.conv2),
+            ("conv_shortcut", block.shortcut),
+        ):
             put(f"{name}.{theirs}", ours)
         if not isinstance(block.attention, nn.Identity):
             put_attention(f"{stem}.attentions.{number}", block.attention)

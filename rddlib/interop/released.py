@@ -188,14 +188,16 @@ def _unet_config(tensors: Mapping[str, Tensor], grid: int, image_size: int) -> U
     if any(width % channels for width in widths):
         raise ValueError(f"its widths {widths} are no multiples of {channels}")
     return UNetConfig(
-        image_size, image_channels, channels,
+        image_size,
+        image_channels,
+        channels,
         multipliers=tuple(width // channels for width in widths),
         blocks=len(levels[0]),
         attention=tuple(image_size >> level for level, attending in enumerate(attends) if attending),
         groups=GROUPS,
         num_classes=tensors["y_embedding.weight"].shape[1] if "y_embedding.weight" in tensors else 0,
         time_grid=grid,
-    )  # fmt: skip
+    )
 
 
 def _width(tensors: Mapping[str, Tensor], block: str) -> int:
@@ -225,20 +227,28 @@ def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[
     """Fill the network from tensors of released names. Raises UserError where names or shapes are not its own."""
     parts = _check_tensors(network, tensors, rules, path)
     network.load_state_dict(
-        {name: torch.cat([tensors[part] for part in names]) if len(names) > 1 else tensors[names[0]] for name, names in
-         parts.items()}
-    )  # fmt: skip
+        {
+            name: torch.cat([tensors[part] for part in names]) if len(names) > 1 else tensors[names[0]]
+            for name, names in parts.items()
+        }
+    )
 
 
 def _check_tensors(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules, path) -> dict[str, list[str]]:
     """{our name: released names} of the network's tensors. Raises UserError where the file's are others."""
     own = network.state_dict()
     parts = {name: _released_names(name, rules) for name in own}
-    shapes = {part: [len(own[name]) // len(names), *own[name].shape[1:]] if own[name].ndim else []
-              for name, names in parts.items() for part in names}  # fmt: skip
+    shapes = {
+        part: [len(own[name]) // len(names), *own[name].shape[1:]] if own[name].ndim else []
+        for name, names in parts.items()
+        for part in names
+    }
     lacking, more = [name for name in shapes if name not in tensors], [name for name in tensors if name not in shapes]
-    wrong = [f"{name} {list(tensors[name].shape)} for {shape}" for name, shape in shapes.items()
-             if name in tensors and list(tensors[name].shape) != shape]  # fmt: skip
+    wrong = [
+        f"{name} {list(tensors[name].shape)} for {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and list(tensors[name].shape) != shape
+    ]
     faults = {"lacks": lacking, "has, beyond its own,": more, "has in another shape": wrong}
     if said := [listed(f"it {what}", names) for what, names in faults.items() if names]:
         raise UserError(f"{path} holds other tensors than its network has: {'; '.join(said)}")

@@ -31,9 +31,14 @@ class FewSteps(nn.Module):
 
 
 def export_torchscript(
-    denoiser: Denoiser, path: str | Path, steps: int = 0, *, clip: bool = True, guidance: float | None = None,
+    denoiser: Denoiser,
+    path: str | Path,
+    steps: int = 0,
+    *,
+    clip: bool = True,
+    guidance: float | None = None,
     image_shape: tuple[int, int, int] | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """Write the sampler of `steps` steps (default: those it was distilled for) as a TorchScript file for CPUs, in float32.
 
     `torch.jit.load(path)(noise)`, or `(noise, labels)` with classes, are the images of `ddim_sample`, for any number of them;

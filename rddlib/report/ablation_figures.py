@@ -25,11 +25,15 @@ WIDTH, NARROW = 9.2, 7.2  # inches, of several panels and of one; 1200 pixels at
 BASELINES = {"PD": "-.", "CFD": "--"}  # settings to compare the others with, and their dash beside an axis
 _LABELS = {"pfd": "pFD (raw pixels)", "peak_mib": "peak memory of a training (MiB)"}
 _AXES = {
-    "distill.train.batch_size": "batch size (images)", "distill.temperatures": "temperature of CFD, tau",
-    "loss.tau_is": "temperature of IS_P2P, tau_IS", "loss.tau_m": "temperature of M_P2P, tau_M",
-    "loss.queue_size": "rows of the pixel queue, N_q", "loss.draws": "rows drawn from the queue, V",
-    "loss.alpha": "weight of IS_P2P, alpha", "loss.beta": "weight of M_P2P, beta",
-}  # fmt: skip
+    "distill.train.batch_size": "batch size (images)",
+    "distill.temperatures": "temperature of CFD, tau",
+    "loss.tau_is": "temperature of IS_P2P, tau_IS",
+    "loss.tau_m": "temperature of M_P2P, tau_M",
+    "loss.queue_size": "rows of the pixel queue, N_q",
+    "loss.draws": "rows drawn from the queue, V",
+    "loss.alpha": "weight of IS_P2P, alpha",
+    "loss.beta": "weight of M_P2P, beta",
+}
 # Every other line has large hollow markers, so that both are seen where two are one.
 _COLORS, _DASHES, _MARKERS = ("#D55E00", "0.1", "#009E73", "#CC79A7"), ("-", "--", "-.", ":"), "Dos^vPX*"
 _SIZES = dict(markersize=6), dict(markersize=10, markerfacecolor="none")

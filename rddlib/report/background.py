@@ -73,9 +73,14 @@ class Run:
         command = [sys.executable, "-m", "rddlib.cli", *self.command, *where]
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock],
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[lock],
                 env={**os.environ, progress.MODE_VARIABLE: "line"},
-            )  # fmt: skip
+            )
         write_atomically(record, json.dumps({"pid": process.pid, "command": command}, indent=1) + "\n")
         threading.Thread(target=process.wait, daemon=True).start()  # else it would stay a zombie
 
@@ -122,11 +127,17 @@ class Run:
         speed = last.get("images_per_second")
         state, message = self._state(running, bool(missing))
         return {
-            "state": state, "stage": _words(stage), "number": self.stages.index(stage) + 1, "stages": len(self.stages),
-            "iteration": iteration, "total": config.iterations, "loss": last.get("loss"), "images_per_second": speed,
+            "state": state,
+            "stage": _words(stage),
+            "number": self.stages.index(stage) + 1,
+            "stages": len(self.stages),
+            "iteration": iteration,
+            "total": config.iterations,
+            "loss": last.get("loss"),
+            "images_per_second": speed,
             "seconds_left": (config.iterations - iteration) * config.batch_size / speed if speed else None,
             "message": message,
-        }  # fmt: skip
+        }
 
     def _state(self, running: bool, missing: bool) -> tuple[str, str]:
         if running or not missing:
@@ -171,7 +182,7 @@ class Run:
 
 def _plan(study: Study, stage: str, *arguments) -> tuple[list[tuple], list[str]]:
     """(stages in the order they are trained, as arguments of study.path_of; the command that trains them)."""
-    whole, middle = study.profile.base.steps, study.profile.halving.teacher_steps
+    whole, middle = study.profile.base.steps, study.profile.progressive.teacher_steps
 
     def teachers(steps: int) -> list[tuple]:
         return [("base",), *(study.halvings("pd", whole, steps) if steps != whole else [])]
@@ -198,7 +209,7 @@ def _config_of(study: Study, stage: tuple) -> TrainConfig:
     p = study.profile
     if stage[0] == "student":
         return replace(p.distill.train, iterations=p.distill.iterations[halving_of(p, stage[2])])
-    return {"base": p.base, "extractor": p.extractor, "teacher": p.halving}[stage[0]].train
+    return {"base": p.base, "extractor": p.extractor, "teacher": p.progressive}[stage[0]].train
 
 
 def _words(stage: tuple) -> str:

@@ -48,8 +48,11 @@ def _losses(settings: pd.DataFrame) -> list[Claim]:
         Claim("CFD is better than PD", (("CFD", "PD"),)),
         *each,
         Claim("relations across images (IS) are better than within (II)", (("CFD + IS_P2P", "CFD + II_P2P"),)),
-        *(Claim(f"both are better than {term} alone", (("CFD + IS_P2P + M_P2P", f"CFD + {term}"),)) for term in terms[1:3]),
-    ]  # fmt: skip
+        *(
+            Claim(f"both are better than {term} alone", (("CFD + IS_P2P + M_P2P", f"CFD + {term}"),))
+            for term in terms[1:3]
+        ),
+    ]
 
 
 def _batch(settings: pd.DataFrame) -> list[Claim]:
@@ -58,9 +61,11 @@ def _batch(settings: pd.DataFrame) -> list[Claim]:
     chunked = tuple(zip(by_form.get("chunked", []), by_form.get("reference", []), strict=False))
     return [
         Claim("the largest batch is better than the smallest", larger),
-        Claim("the largest batch takes more memory than the smallest", tuple((b, a) for a, b in larger), "peak_mib", False),
+        Claim(
+            "the largest batch takes more memory than the smallest", tuple((b, a) for a, b in larger), "peak_mib", False
+        ),
         Claim("the chunked form takes less memory at the largest batch (ours)", chunked[-1:], "peak_mib", False),
-    ]  # fmt: skip
+    ]
 
 
 def _queue(text: str, beyond: str = "") -> Callable[[pd.DataFrame], list[Claim]]:
@@ -191,8 +196,13 @@ def _judged(claim: Claim, score: str, rows: pd.DataFrame) -> dict:
 def _told(differences: pd.DataFrame) -> dict:
     """Of differences, a row a seed and a column a pair, negative where a claim is right."""
     by_seed, right = differences.mean(axis=1), int((differences < 0).sum().sum())
-    return {"difference": by_seed.mean(), "spread": by_seed.std(), "seeds": len(by_seed),
-            "pairs": f"{right} of {differences.size}", "verdict": verdict(differences)}  # fmt: skip
+    return {
+        "difference": by_seed.mean(),
+        "spread": by_seed.std(),
+        "seeds": len(by_seed),
+        "pairs": f"{right} of {differences.size}",
+        "verdict": verdict(differences),
+    }
 
 
 def verdict(differences: pd.DataFrame) -> str:

@@ -28,11 +28,22 @@ STYLES = {
     "dpm-solver": dict(color="#56B4E9", marker="X", linestyle=":"),
 }
 SCORE_NAMES = {
-    "fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall",
-}  # fmt: skip
+    "fid": "FID",
+    "is": "IS",
+    "pfd": "pFD",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+}
 NAMES = {
-    "ddim": "DDIM", "pd": "PD", "cfd": "CFD", "rcfd": "RCFD", "rdd": "RDD", "pndm": "PNDM", "dpm-solver": "DPM-Solver",
-}  # fmt: skip
+    "ddim": "DDIM",
+    "pd": "PD",
+    "cfd": "CFD",
+    "rcfd": "RCFD",
+    "rdd": "RDD",
+    "pndm": "PNDM",
+    "dpm-solver": "DPM-Solver",
+}
 
 
 def to_png(figure: Figure, dpi: int = 130, quick: bool = False) -> bytes:
@@ -178,8 +189,9 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
 
 def scatter_figure(samples: dict[float, Tensor], data: Tensor, title: str) -> Figure:
     """A panel of 2-D samples [N, 2] for each entry, over the data [n, 2]; title: a format of its key."""
-    figure, axes = plt.subplots(1, len(samples), figsize=(2.4 * len(samples), 2.6), sharex=True, sharey=True,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        1, len(samples), figsize=(2.4 * len(samples), 2.6), sharex=True, sharey=True, layout="constrained"
+    )
     for ax, (key, points) in zip(axes, samples.items(), strict=True):
         ax.plot(*data.T, linestyle="", marker=".", markersize=1.5, color="0.75", label="data of all classes")
         ax.plot(*points.T, linestyle="", marker="o", markersize=2, color="#D55E00", alpha=0.6, label="samples")
@@ -428,8 +440,16 @@ def _comparison_panel(ax, rows: pd.DataFrame, styles: dict[str, dict], unnamed: 
         else:
             ax.plot(line["steps"], line["fid"], **style)
     peers = rows[rows["kind"] == "peer"]
-    ax.plot(peers["steps"], peers["fid"], linestyle="", marker="o", markersize=5, markerfacecolor="white",
-            markeredgecolor="0.35", zorder=5)  # fmt: skip
+    ax.plot(
+        peers["steps"],
+        peers["fid"],
+        linestyle="",
+        marker="o",
+        markersize=5,
+        markerfacecolor="white",
+        markeredgecolor="0.35",
+        zorder=5,
+    )
     if len(peers):
         steps = rows["steps"]
         ax.set_xlim(steps.min() / 4, steps.max() * 1.6)
@@ -451,8 +471,17 @@ def _label_points(ax, steps: float, points: pd.DataFrame, left: bool) -> None:
         places = [place + shift for place in places]
     x, places = steps / 1.45 if left else steps * 1.16, [math.exp(place) for place in places]
     for place, name in zip(places, points["method"], strict=True):
-        ax.text(x, place, name, fontsize=7, color="0.25", va="center", ha="right" if left else "left", zorder=4,
-                bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4))  # fmt: skip
+        ax.text(
+            x,
+            place,
+            name,
+            fontsize=7,
+            color="0.25",
+            va="center",
+            ha="right" if left else "left",
+            zorder=4,
+            bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4),
+        )
     lines = [((x, place), (steps, fid)) for place, fid in zip(places, points["fid"], strict=True)]
     ax.add_collection(LineCollection(lines, color="0.7", linewidth=0.6, zorder=2.5))
 
@@ -529,7 +558,7 @@ def overview_figure() -> Figure:
         (31.5, "CFD", "pooled features, as distributions\nover channels (Eq. 4)"),
         (17.5, "+ IS_P2P", "each pixel's relation to all pixels\nof all images in the batch (Eq. 7)"),
         (3.5, "+ M_P2P", "... and to a queue of the teacher's\npixels from batches gone by (Eq. 8, 9)"),
-    )  # fmt: skip
+    )
     for y, name, words in losses:
         box(70, y, 30, 9, f"\n{words}")
         ax.text(85, y + 7.2, name, ha="center", va="center", fontsize=9, fontweight="bold")

@@ -38,8 +38,10 @@ def _stage_one(curves: Curves) -> list[str]:
     lines, low = [f"**Stage one against its teacher**, FID\\*: {gaps}."], teacher.index.min()
     if student.loc[low, "fid"] < teacher.loc[low, "fid"]:
         own, asked = student.loc[low, "is"], teacher.loc[low, "is"]
-        lines.append(f"At w = {low:g} stage one is *better* than what it imitates, so this is a miss that happens to pay: "
-                     f"its IS\\* there is {own:.2f}, the teacher's {asked:.2f}.")  # fmt: skip
+        lines.append(
+            f"At w = {low:g} stage one is *better* than what it imitates, so this is a miss that happens to pay: "
+            f"its IS\\* there is {own:.2f}, the teacher's {asked:.2f}."
+        )
     return lines
 
 
@@ -53,8 +55,10 @@ def _best_weights(curves: Curves) -> list[str]:
 def _steps(curves: Curves, method: str) -> str:
     whole = _single(curves, "stage_one")["fid"]
     ratios = {arm[1:]: (curve["fid"] / whole).mean() for arm, curve in curves.items() if arm[0] == method}
-    said = "; ".join(f"{steps} step{'s' * (steps > 1)}{', stochastic' * (sampler == STOCHASTIC)} {ratio:.2f}"
-                     for (sampler, steps), ratio in ratios.items())  # fmt: skip
+    said = "; ".join(
+        f"{steps} step{'s' * (steps > 1)}{', stochastic' * (sampler == STOCHASTIC)} {ratio:.2f}"
+        for (sampler, steps), ratio in ratios.items()
+    )
     return f"**{GUIDED_NAMES[method]}'s students**, FID\\* as a multiple of stage one's, mean over w: {said}."
 
 

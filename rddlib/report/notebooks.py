@@ -239,14 +239,21 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
     try:
         with _Stop(notebook.name) as stop:
             papermill.execute_notebook(
-                str(notebook), str(partial),
+                str(notebook),
+                str(partial),
                 parameters={k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()},
-                kernel_name="python3", progress_bar=False, cwd=str(notebook.parent), autosave_cell_every=10,
-                engine_name=_register_engine(stop), on_cell_execute=stop.before_cell, log=logging.getLogger("papermill"),
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(notebook.parent),
+                autosave_cell_every=10,
+                engine_name=_register_engine(stop),
+                on_cell_execute=stop.before_cell,
+                log=logging.getLogger("papermill"),
                 extra_arguments=["--log-level=50"],  # a kernel reports being interrupted at its end as an error
                 config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-                stdout_file=sys.stdout, stderr_file=sys.stderr,
-            )  # fmt: skip
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
     except (RuntimeError, TimeoutError, PapermillExecutionError) as error:  # at first: the kernel died or did not start
         if stop.signal:
             said = getattr(error, "evalue", "") or "stopped"
@@ -300,8 +307,10 @@ class Prefixed(io.TextIOBase):
 def _needed(study: Study, notebooks: list[Path]) -> list[str]:
     """What these notebooks ask the study for and is not made yet; all that do would wait for the first of them."""
     sources = "".join(notebook.read_text() for notebook in notebooks)
-    paths = {"teacher": study.path_of("teacher", study.profile.halving.teacher_steps),
-             "extractor": study.path_of("extractor")}  # fmt: skip
+    paths = {
+        "teacher": study.path_of("teacher", study.profile.progressive.teacher_steps),
+        "extractor": study.path_of("extractor"),
+    }
     return [name for name, path in paths.items() if f"study.{name}()" in sources and not path.exists()]
 
 
@@ -384,9 +393,16 @@ def selected(only: str = "", start: str = "") -> list[Path]:
 
 
 def run_study(
-    profile_name: str, overrides: dict[str, str], out: Path, seed: int = 0, *, only: str = "", start: str = "",
-    update: bool = False, jobs: int = 1,
-) -> Path:  # fmt: skip
+    profile_name: str,
+    overrides: dict[str, str],
+    out: Path,
+    seed: int = 0,
+    *,
+    only: str = "",
+    start: str = "",
+    update: bool = False,
+    jobs: int = 1,
+) -> Path:
     """Run the series (or part of it) into `out` and write the report; returns index.html's path.
 
     jobs: notebooks that run at the same time. Raises UserError for bad input (nothing is written then) and for a failing
@@ -418,9 +434,9 @@ def run_study(
 
 def _check_scoring(study: Study) -> None:
     """Raise UserError where the results of this study, or of the one of guidance, could not be made and scored in the end."""
-    if study.profile.given.teacher:
+    if study.profile.pretrained.teacher:
         raise UserError(
-            "the notebooks train and show a base model of their own: leave given.teacher out, or choose another --out"
+            "the notebooks train and show a base model of their own: leave pretrained.teacher out, or choose another --out"
         )
     study.check_scoring()
     if study.dataset.num_classes:

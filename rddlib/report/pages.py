@@ -29,7 +29,7 @@ a{color:#0050a0}nav{line-height:2}
 
 def same_noise_grid(study: Study, count: int = 12):
     """Rows of images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps."""
-    noise, teacher = study.noise(count), study.profile.halving.teacher_steps
+    noise, teacher = study.noise(count), study.profile.progressive.teacher_steps
     rows = {f"teacher, {teacher} steps": study.images("pd", teacher, noise)}
     for steps in study.profile.student_steps:
         for method in ("ddim", "pd", "cfd", "rcfd", "rdd"):
@@ -109,13 +109,13 @@ def _stages(study: Study) -> str:
     """Seconds each stage took and their sum, from the checkpoints that this study uses."""
     p = study.profile
     rows, steps = [("base model", study.facts("base"))], p.base.steps // 2
-    while steps >= p.halving.teacher_steps:
+    while steps >= p.progressive.teacher_steps:
         rows.append((f"PD {2 * steps} to {steps} steps", study.facts("teacher", steps)))
         steps //= 2
     rows.append(("extractor", study.facts("extractor")))
     for method, seed in ((m, s) for s in p.seeds for m in ("pd", "cfd", "rcfd", "rdd")):
         seconds = sum(study.facts("student", method, n, seed)["seconds"] for n in p.student_steps)
-        rows.append((f"{NAMES[method]} {p.halving.teacher_steps} to 1 steps, seed {seed}", {"seconds": seconds}))
+        rows.append((f"{NAMES[method]} {p.progressive.teacher_steps} to 1 steps, seed {seed}", {"seconds": seconds}))
     rows.append(("all training", {"seconds": sum(facts["seconds"] for _, facts in rows)}))
     lines = "".join(f"<tr><td>{name}</td><td>{facts['seconds']:.0f}</td></tr>" for name, facts in rows)
     return f'<div class="scroll"><table><tr><th>stage</th><th>seconds</th></tr>{lines}</table></div>'
@@ -198,7 +198,7 @@ def write_report(study: Study, executed) -> Path:
 """
     body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
 <p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
-{profile.base.steps} sampling steps to {profile.halving.teacher_steps} and on to 1 by four methods at equal budgets.</p>
+{profile.base.steps} sampling steps to {profile.progressive.teacher_steps} and on to 1 by four methods at equal budgets.</p>
 {_contents(sections)}
 {sections}"""
     page = study.out / "index.html"

@@ -14,8 +14,17 @@ TABLES = tuple(f"{paper}_table{number}" for paper in PAPERS for number in (1, 2,
 TABLE_COLUMNS = ["dataset", "steps", "method", "classifier", "classifier_data", "loss", "is", "fid", "source", "note"]
 FIGURE_COLUMNS = ["figure", "dataset", "steps", "method", "quantity", "value", "source", "note"]
 PEER_COLUMNS = [
-    "dataset", "method", "steps", "fid", "network", "parameters_millions", "conditioning", "gan_loss", "source", "note",
-]  # fmt: skip
+    "dataset",
+    "method",
+    "steps",
+    "fid",
+    "network",
+    "parameters_millions",
+    "conditioning",
+    "gan_loss",
+    "source",
+    "note",
+]
 _NUMBERS = ("is", "fid", "parameters_millions")
 
 

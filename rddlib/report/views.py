@@ -129,7 +129,7 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     take a class, all images get that of `first`.
     """
     noises, clip = study.noise(pool), study.profile.evaluation.clip
-    classes, teacher = study.profile.unet.num_classes, study.profile.halving.teacher_steps
+    classes, teacher = study.profile.unet.num_classes, study.profile.progressive.teacher_steps
     denoiser = lru_cache(study.denoiser)
 
     @lru_cache(maxsize=512)
@@ -177,8 +177,10 @@ def guidance_view(guided: GuidedStudy, count: int = 12) -> Callable[..., Figure]
     first, near_one = min(3, profile.unet.num_classes - 1), min(profile.guidance.at, key=lambda w: abs(w - 1))
 
     def guidance(w: float = near_one, steps: int = profile.student_steps[0], label: int = first) -> Figure:
-        rows = {f"teacher, 2 x {top}": drawn("teacher", top, "ddim", w, label),
-                f"stage one, {top}": drawn("stage_one", top, "ddim", w, label)}  # fmt: skip
+        rows = {
+            f"teacher, 2 x {top}": drawn("teacher", top, "ddim", w, label),
+            f"stage one, {top}": drawn("stage_one", top, "ddim", w, label),
+        }
         for method in profile.guidance.objectives:
             for sampler, words in (("ddim", ""), ("stochastic", " stochastic")):
                 if (method, steps, sampler) in known:

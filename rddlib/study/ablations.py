@@ -90,8 +90,13 @@ class Ablation:
         (first, x), *rest = zip(words, (value for _, value in point), strict=True)
         numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
         name = ", ".join([f"{self.axes[0].label} = {first}", *(word for word, _ in rest)])
-        return Setting(name, self.method, overrides_of(profile, changes), ", ".join(word for word, _ in rest),
-                       float(x) if numeric else None)  # fmt: skip
+        return Setting(
+            name,
+            self.method,
+            overrides_of(profile, changes),
+            ", ".join(word for word, _ in rest),
+            float(x) if numeric else None,
+        )
 
     def with_axes(self, given: Mapping[str, str], profile: Profile) -> "Ablation":
         """The same over other values: {"loss.tau_is": "0.1,0.5"}.
@@ -105,8 +110,10 @@ class Ablation:
                 raise UserError(f"--axis {name}: no axis of {self.name}{nearest(name, known)}; {has}")
         axes = tuple(
             replace(axis, values=_values(axis.field, given[axis.field], profile), names=())
-            if axis.field in given else axis for axis in self.axes
-        )  # fmt: skip
+            if axis.field in given
+            else axis
+            for axis in self.axes
+        )
         return replace(self, axes=axes)
 
 
@@ -209,8 +216,7 @@ SCORED_OTHERWISE = {
 
 def _switched(profile: Profile, switch: str) -> dict:
     """A switch of the loss with the numbers that go with it: the released K is 128 a batch, its V twice the paper's."""
-    together = {"queue_per_batch": {"loss.per_image": 128},
-                "queue_draw": {"loss.draws": 2 * profile.loss.draws}}  # fmt: skip
+    together = {"queue_per_batch": {"loss.per_image": 128}, "queue_draw": {"loss.draws": 2 * profile.loss.draws}}
     return {"loss.released": (switch,), **together.get(switch, {})}
 
 
@@ -253,89 +259,143 @@ def _of(name: str, *shares: float) -> Callable[[Profile], list[int]]:
 
 _FEATURES = Axis("aligned", "loss.predictions", (False, True), ("features", "predictions"))
 
-ABLATIONS = {ablation.name: ablation for ablation in (
-    Ablation(
-        "losses", f"Table 3, {RDD_PAPER}", "Which terms of the loss matter",
-        "Each relational term improves CFD's one-step FID, across images more than within, and all together most.",
-        beside=_losses, whole=True,
-    ),
-    Ablation(
-        "batch", f"Fig. 6, {RDD_PAPER}", "Batch size and IS_P2P",
-        "A larger batch gives IS_P2P a better FID and takes much more memory.",
-        fixed={"loss.beta": 0.0},
-        axes=(Axis("batch size", "distill.train.batch_size", lambda p: [round(p.distill.train.batch_size * s) for s in
-                                                                        (0.25, 0.5, 1, 2)]),
-              Axis("form", "loss.impl", ("reference", "chunked"))),
-    ),
-    Ablation(
-        "tau_is", f"Fig. 7a, {RDD_PAPER}", "Temperature of IS_P2P",
-        "FID is below CFD's at every temperature, best at 0.7 and 0.9.",
-        fixed={"loss.beta": 0.0}, axes=(Axis("tau_IS", "loss.tau_is", (0.1, 0.4, 0.7, 0.9, 1.0)),), beside=_cfd,
-    ),
-    Ablation(
-        "tau_m", f"Fig. 7b, {RDD_PAPER}", "Temperature of M_P2P",
-        "FID is below CFD's at every temperature, best at 0.4.",
-        fixed={"loss.alpha": 0.0}, axes=(Axis("tau_M", "loss.tau_m", (0.05, 0.1, 0.2, 0.4, 0.7)),), beside=_cfd,
-    ),
-    Ablation(
-        "queue_size", f"Fig. 8a, {RDD_PAPER}", "Rows of the pixel queue",
-        "FID falls with the queue up to 20,000 rows and rises beyond.",
-        fixed={"loss.alpha": 0.0},
-        axes=(Axis("N_q", "loss.queue_size", _of("queue_size", 0.05, 0.25, 0.5, 1, 2)),), beside=_cfd,
-    ),
-    Ablation(
-        "queue_draws", f"Fig. 8b, {RDD_PAPER}", "Rows drawn from the queue",
-        "FID falls with the number drawn and saturates at 2048.",
-        fixed={"loss.alpha": 0.0}, axes=(Axis("V", "loss.draws", _of("draws", 0.125, 0.25, 0.5, 1, 2)),), beside=_cfd,
-    ),
-    Ablation(
-        "alpha", f"Fig. 9a, {RDD_PAPER}", "Weight of IS_P2P",
-        "FID is below CFD's at every weight, best at 0.8; 100 is the weight used on ImageNet.",
-        axes=(Axis("alpha", "loss.alpha", (0.2, 0.5, 0.8, 1.0, 10.0, 100.0)),), beside=_cfd,
-    ),
-    Ablation(
-        "beta", f"Fig. 9b, {RDD_PAPER}", "Weight of M_P2P",
-        "FID is below CFD's at every weight, best at 0.3.",
-        axes=(Axis("beta", "loss.beta", (0.05, 0.1, 0.3, 0.5, 1.0)),), beside=_cfd,
-    ),
-    Ablation(
-        "rcfd_losses", f"Table 2, {RCFD_PAPER}", "Terms of RCFD",
-        "Entropy and diversity are useless without CFD and improve it where they stand beside it.",
-        beside=_rcfd_losses,
-    ),
-    Ablation(
-        "classifier", f"Table 3, {RCFD_PAPER}", "Which classifier",
-        "Every classifier beats PD, a stronger one more, and one that never saw the classes still does.",
-        beside=_classifiers,
-    ),
-    Ablation(
-        "cfd_tau", f"Fig. 4, {RCFD_PAPER}", "Temperature of CFD, on features and on predictions",
-        "Features beat predictions almost always, and beat PD from 0.9 to 1.",
-        method="cfd", axes=(Axis("tau", "distill.temperatures", (0.7, 0.8, 0.9, 1.0, 1.2)), _FEATURES),
-        beside=lambda profile, costs: [Setting("PD", "pd")],
-    ),
-    Ablation(
-        "cfd_tau_dual", f"Fig. 5, {RCFD_PAPER}", "Temperature on both sides of CFD",
-        "Over a wide range both beat PD, and neither beats a temperature on the teacher alone.",
-        method="cfd", fixed={"loss.dual": True},
-        axes=(Axis("tau", "distill.temperatures", (0.5, 1.0, 2.0, 4.0)), _FEATURES), beside=_pd_and_cfd,
-    ),
-    Ablation(
-        "entropy", f"Fig. 2, {RCFD_PAPER}", "How sure a classifier is of the predicted images",
-        "A sampler run with fewer steps draws images of larger entropy.",
-        beside=_entropies, whole=True, measures="entropy",
-    ),
-    Ablation(
-        "released", f"the code released with {RDD_PAPER}", "Paper against released code",
-        "Nothing is claimed: the code departs from its paper in many places, each of which is switched on alone.",
-        beside=_released,
-    ),
-    Ablation(
-        "budget", "ours", "Equal iterations against equal time",
-        "Nothing is claimed: an iteration of RDD costs more than one of PD or CFD.",
-        beside=_budget, whole=True,
-    ),
-)}  # fmt: skip
+ABLATIONS = {
+    ablation.name: ablation
+    for ablation in (
+        Ablation(
+            "losses",
+            f"Table 3, {RDD_PAPER}",
+            "Which terms of the loss matter",
+            "Each relational term improves CFD's one-step FID, across images more than within, and all together most.",
+            beside=_losses,
+            whole=True,
+        ),
+        Ablation(
+            "batch",
+            f"Fig. 6, {RDD_PAPER}",
+            "Batch size and IS_P2P",
+            "A larger batch gives IS_P2P a better FID and takes much more memory.",
+            fixed={"loss.beta": 0.0},
+            axes=(
+                Axis(
+                    "batch size",
+                    "distill.train.batch_size",
+                    lambda p: [round(p.distill.train.batch_size * s) for s in (0.25, 0.5, 1, 2)],
+                ),
+                Axis("form", "loss.impl", ("reference", "chunked")),
+            ),
+        ),
+        Ablation(
+            "tau_is",
+            f"Fig. 7a, {RDD_PAPER}",
+            "Temperature of IS_P2P",
+            "FID is below CFD's at every temperature, best at 0.7 and 0.9.",
+            fixed={"loss.beta": 0.0},
+            axes=(Axis("tau_IS", "loss.tau_is", (0.1, 0.4, 0.7, 0.9, 1.0)),),
+            beside=_cfd,
+        ),
+        Ablation(
+            "tau_m",
+            f"Fig. 7b, {RDD_PAPER}",
+            "Temperature of M_P2P",
+            "FID is below CFD's at every temperature, best at 0.4.",
+            fixed={"loss.alpha": 0.0},
+            axes=(Axis("tau_M", "loss.tau_m", (0.05, 0.1, 0.2, 0.4, 0.7)),),
+            beside=_cfd,
+        ),
+        Ablation(
+            "queue_size",
+            f"Fig. 8a, {RDD_PAPER}",
+            "Rows of the pixel queue",
+            "FID falls with the queue up to 20,000 rows and rises beyond.",
+            fixed={"loss.alpha": 0.0},
+            axes=(Axis("N_q", "loss.queue_size", _of("queue_size", 0.05, 0.25, 0.5, 1, 2)),),
+            beside=_cfd,
+        ),
+        Ablation(
+            "queue_draws",
+            f"Fig. 8b, {RDD_PAPER}",
+            "Rows drawn from the queue",
+            "FID falls with the number drawn and saturates at 2048.",
+            fixed={"loss.alpha": 0.0},
+            axes=(Axis("V", "loss.draws", _of("draws", 0.125, 0.25, 0.5, 1, 2)),),
+            beside=_cfd,
+        ),
+        Ablation(
+            "alpha",
+            f"Fig. 9a, {RDD_PAPER}",
+            "Weight of IS_P2P",
+            "FID is below CFD's at every weight, best at 0.8; 100 is the weight used on ImageNet.",
+            axes=(Axis("alpha", "loss.alpha", (0.2, 0.5, 0.8, 1.0, 10.0, 100.0)),),
+            beside=_cfd,
+        ),
+        Ablation(
+            "beta",
+            f"Fig. 9b, {RDD_PAPER}",
+            "Weight of M_P2P",
+            "FID is below CFD's at every weight, best at 0.3.",
+            axes=(Axis("beta", "loss.beta", (0.05, 0.1, 0.3, 0.5, 1.0)),),
+            beside=_cfd,
+        ),
+        Ablation(
+            "rcfd_losses",
+            f"Table 2, {RCFD_PAPER}",
+            "Terms of RCFD",
+            "Entropy and diversity are useless without CFD and improve it where they stand beside it.",
+            beside=_rcfd_losses,
+        ),
+        Ablation(
+            "classifier",
+            f"Table 3, {RCFD_PAPER}",
+            "Which classifier",
+            "Every classifier beats PD, a stronger one more, and one that never saw the classes still does.",
+            beside=_classifiers,
+        ),
+        Ablation(
+            "cfd_tau",
+            f"Fig. 4, {RCFD_PAPER}",
+            "Temperature of CFD, on features and on predictions",
+            "Features beat predictions almost always, and beat PD from 0.9 to 1.",
+            method="cfd",
+            axes=(Axis("tau", "distill.temperatures", (0.7, 0.8, 0.9, 1.0, 1.2)), _FEATURES),
+            beside=lambda profile, costs: [Setting("PD", "pd")],
+        ),
+        Ablation(
+            "cfd_tau_dual",
+            f"Fig. 5, {RCFD_PAPER}",
+            "Temperature on both sides of CFD",
+            "Over a wide range both beat PD, and neither beats a temperature on the teacher alone.",
+            method="cfd",
+            fixed={"loss.dual": True},
+            axes=(Axis("tau", "distill.temperatures", (0.5, 1.0, 2.0, 4.0)), _FEATURES),
+            beside=_pd_and_cfd,
+        ),
+        Ablation(
+            "entropy",
+            f"Fig. 2, {RCFD_PAPER}",
+            "How sure a classifier is of the predicted images",
+            "A sampler run with fewer steps draws images of larger entropy.",
+            beside=_entropies,
+            whole=True,
+            measures="entropy",
+        ),
+        Ablation(
+            "released",
+            f"the code released with {RDD_PAPER}",
+            "Paper against released code",
+            "Nothing is claimed: the code departs from its paper in many places, each of which is switched on alone.",
+            beside=_released,
+        ),
+        Ablation(
+            "budget",
+            "ours",
+            "Equal iterations against equal time",
+            "Nothing is claimed: an iteration of RDD costs more than one of PD or CFD.",
+            beside=_budget,
+            whole=True,
+        ),
+    )
+}
 
 
 def find_ablation(name: str) -> Ablation:

@@ -47,22 +47,32 @@ def fitted(profile: Profile, teacher: Denoiser) -> Profile:
     """
     if teacher.guidance:
         raise UserError(
-            "given.teacher takes a guidance weight: rdd distill --guided halves such models, in the study that made them"
+            "pretrained.teacher takes a guidance weight: rdd distill --guided halves such models, in the study that made them"
         )
     config = teacher.network.config
     if not isinstance(config, UNetConfig):
-        config = UNetConfig(config.image_size, config.image_channels, channels=1, multipliers=(1,), blocks=1, attention=(),
-                            groups=1, num_classes=config.num_classes)  # fmt: skip
+        config = UNetConfig(
+            config.image_size,
+            config.image_channels,
+            channels=1,
+            multipliers=(1,),
+            blocks=1,
+            attention=(),
+            groups=1,
+            num_classes=config.num_classes,
+        )
     steps = teacher.steps or profile.base.steps
-    if steps < profile.halving.teacher_steps:
+    if steps < profile.progressive.teacher_steps:
         if steps == 1:
-            raise UserError("given.teacher is a 1-step model: there is nothing left to halve")
-        raise UserError(f"given.teacher is a {steps}-step model: set halving.teacher_steps={steps}, and in distill.iterations "
-                        "and distill.temperatures a number for each of its halvings")  # fmt: skip
+            raise UserError("pretrained.teacher is a 1-step model: there is nothing left to halve")
+        raise UserError(
+            f"pretrained.teacher is a {steps}-step model: set progressive.teacher_steps={steps}, and in distill.iterations "
+            "and distill.temperatures a number for each of its halvings"
+        )
     try:
         return replace(profile, unet=config, base=replace(profile.base, steps=steps))
     except ValueError as error:
-        raise UserError(f"given.teacher does not fit the profile: {error}") from error
+        raise UserError(f"pretrained.teacher does not fit the profile: {error}") from error
 
 
 def build_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:
@@ -74,8 +84,10 @@ def build_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:
 def halving_of(profile: Profile, steps: int) -> int:
     """Which of the last halvings ends at `steps`: 0 for teacher_steps/2. Raises UserError where none does."""
     if steps not in profile.student_steps:
-        raise UserError(f"no student has {steps} steps: the {profile.name} profile's have "
-                        f"{', '.join(map(str, profile.student_steps))}")  # fmt: skip
+        raise UserError(
+            f"no student has {steps} steps: the {profile.name} profile's have "
+            f"{', '.join(map(str, profile.student_steps))}"
+        )
     return profile.student_steps.index(steps)
 
 
@@ -86,8 +98,11 @@ def objective_numbers(profile: Profile, method: str, steps: int) -> dict:
     if method == "pd":
         return {}
     loss = profile.loss
-    cfd = {"temperature": profile.distill.temperatures[halving_of(profile, steps)], "dual": loss.dual,
-           "predictions": loss.predictions}  # fmt: skip
+    cfd = {
+        "temperature": profile.distill.temperatures[halving_of(profile, steps)],
+        "dual": loss.dual,
+        "predictions": loss.predictions,
+    }
     weighted = {**cfd, "cfd": loss.cfd}
     others = {"rcfd_beta", "rcfd_gamma", "watch", "debug", *weighted}
     return {

@@ -19,7 +19,11 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
 
 COSTS_FILE = "costs.json"
-KINDS = {"base": "base", "teacher": "halving", "extractor": "extractor"}  # of artefacts; students' kind is their method
+KINDS = {
+    "base": "base",
+    "teacher": "progressive",
+    "extractor": "extractor",
+}  # of artefacts; students' kind is their method
 SECONDS = 2.0  # of measuring, for each kind in each round
 ROUNDS = 3
 
@@ -51,7 +55,7 @@ def known_costs(out: Path) -> dict[str, float] | None:
 
 
 def _measure(profile: Profile, say: Callable[[str], None]) -> dict:
-    batches = {"base": profile.base, "halving": profile.halving, "extractor": profile.extractor}
+    batches = {"base": profile.base, "progressive": profile.progressive, "extractor": profile.extractor}
     jobs = [Job(kind, kind, 1, config.train.batch_size) for kind, config in batches.items()]
     jobs += [Job(kind, kind, 1, profile.distill.train.batch_size) for kind in METHODS]
     jobs += [Job(SAMPLING, SAMPLING, 1, min(profile.evaluation.batch_size, profile.evaluation.samples))]
@@ -85,11 +89,17 @@ def plan_of(sweep: Sweep) -> list[dict]:
         keys = {point.key for point in points}
         done = {point.key for point in points if sweep.done(point)}
         left = {key: sweep.runs[key] for key in sorted(keys - done - seen)}
-        rows.append({
-            "ablation": ablation, "settings": len({point.setting.name for point in points}), "runs": len(keys),
-            "done": len(done), "shared": len((keys - done) & seen), "left": len(left),
-            "work": _work(sweep, left.values(), counted),
-        })  # fmt: skip
+        rows.append(
+            {
+                "ablation": ablation,
+                "settings": len({point.setting.name for point in points}),
+                "runs": len(keys),
+                "done": len(done),
+                "shared": len((keys - done) & seen),
+                "left": len(left),
+                "work": _work(sweep, left.values(), counted),
+            }
+        )
         seen |= keys
     return rows
 
@@ -113,10 +123,18 @@ def format_plan(rows: list[dict], costs: Mapping[str, float], jobs: int) -> str:
     heads = ("ablation", "paper", "settings", "runs", "done", "to do", "iterations", "time")
     seconds = [_seconds(row["work"], costs) / jobs for row in rows]
     body = [
-        (row["ablation"].name, row["ablation"].source, str(row["settings"]), str(row["runs"]), str(row["done"]),
-         str(row["left"]), f"{_iterations(row['work']):,}", human_time(time))
+        (
+            row["ablation"].name,
+            row["ablation"].source,
+            str(row["settings"]),
+            str(row["runs"]),
+            str(row["done"]),
+            str(row["left"]),
+            f"{_iterations(row['work']):,}",
+            human_time(time),
+        )
         for row, time in zip(rows, seconds, strict=True)
-    ]  # fmt: skip
+    ]
     left, iterations = sum(row["left"] for row in rows), sum(_iterations(row["work"]) for row in rows)
     total = ("total", "", "", "", "", str(left), f"{iterations:,}", human_time(sum(seconds)))
     return aligned(heads, [*body, total], words=(0, 1))
@@ -139,12 +157,14 @@ def catalogue(seeds: int) -> str:
     body = [
         (name, *(_cost_at(ablation, profile, seeds) for profile in PROFILES)) for name, ablation in ABLATIONS.items()
     ]
-    return "\n".join([
-        *blocks,
-        "",
-        f"Costs with {seeds} seeds: runs, and the iterations that train them once teacher and extractor are there.",
-        aligned(heads, body, words=(0,)),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *blocks,
+            "",
+            f"Costs with {seeds} seeds: runs, and the iterations that train them once teacher and extractor are there.",
+            aligned(heads, body, words=(0,)),
+        ]
+    )
 
 
 def _cost_at(ablation: Ablation, name: str, seeds: int) -> str:

@@ -15,14 +15,20 @@ from rddlib.utils.installation import git_commit, hardware
 
 def _arm(study: Study, method: str, steps: int, seed: int) -> tuple[str, int, int]:
     """Whose model draws: "teacher" draws with the teacher whatever the steps, the others with their own of that many."""
-    return ("pd", study.profile.halving.teacher_steps, seed) if method == "teacher" else (method, steps, seed)
+    return ("pd", study.profile.progressive.teacher_steps, seed) if method == "teacher" else (method, steps, seed)
 
 
 def entropy_path(study: Study, method: str, steps: int, seed: int) -> Path:
     """Where the entropies of an arm lie, once measured."""
     evaluation = study.profile.evaluation
-    facts = {"model": study.model_key(*_arm(study, method, steps, seed)), "steps": steps, "clip": evaluation.clip,
-             "samples": evaluation.samples, "noise": evaluation.seed, "extractor": study.path_of("extractor").name}  # fmt: skip
+    facts = {
+        "model": study.model_key(*_arm(study, method, steps, seed)),
+        "steps": steps,
+        "clip": evaluation.clip,
+        "samples": evaluation.samples,
+        "noise": evaluation.seed,
+        "extractor": study.path_of("extractor").name,
+    }
     return study.out / "ablations/entropies" / f"{method}-{steps}-{seed}-{key_of(facts)}.json"
 
 
@@ -42,9 +48,14 @@ def _measured(study: Study, method: str, steps: int, seed: int) -> dict:
     noise = common_noise(study.image_shape, 0, evaluation.samples, evaluation.seed).to(study.device)
     classes = study.profile.unet.num_classes
     entropies = entropy_by_step(
-        denoiser, lambda x: extractor(x).logits, noise, steps, clip=evaluation.clip, batch_size=evaluation.batch_size,
+        denoiser,
+        lambda x: extractor(x).logits,
+        noise,
+        steps,
+        clip=evaluation.clip,
+        batch_size=evaluation.batch_size,
         y=torch.arange(len(noise), device=study.device) % classes if classes else None,
-    )  # fmt: skip
+    )
     receipt = {
         "metric": "entropy of the extractor's prediction, nats",
         "network": study.profile.extractor.name,

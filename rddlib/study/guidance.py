@@ -20,7 +20,7 @@ from rddlib.evaluation import DrawnImages, Network, check_classes, fresh_noise
 from rddlib.study.assembly import conditional_profile
 from rddlib.study.profiles import METHODS, Profile, as_dict
 from rddlib.study.study import Study, key_of
-from rddlib.training import TrainConfig, stream
+from rddlib.training import TrainConfig, derive_seed
 from rddlib.utils.errors import UserError
 
 GUIDED_METHODS = ("teacher", "stage_one", *METHODS)
@@ -61,8 +61,12 @@ class GuidedStudy(Study):
 
     def _base_facts(self) -> dict:
         g = self.profile.guidance
-        return {"parent": key_of(super()._base_facts()), "guidance": list(g.weights), "train": as_dict(g.train),
-                "seed": self.seed}  # fmt: skip
+        return {
+            "parent": key_of(super()._base_facts()),
+            "guidance": list(g.weights),
+            "train": as_dict(g.train),
+            "seed": self.seed,
+        }
 
     def base(self) -> Denoiser:
         """Stage one: the network that takes w and learns what guidance makes of two evaluations."""
@@ -71,10 +75,21 @@ class GuidedStudy(Study):
         def make(files: Path):
             teacher = self.conditional()
             student = self._seeded(lambda: takes_guidance(teacher, p.guidance.weights), 9)
-            return self._timed(config, lambda: distill_guidance(
-                teacher, student, self.dataset, config, stream(self.seed, 10), snr_max=p.base.snr_max or None, files=files,
-                run=p.run, preview_steps=min(p.base.steps, 32), weight=p.base.weight,
-            ))  # fmt: skip
+            return self._timed(
+                config,
+                lambda: distill_guidance(
+                    teacher,
+                    student,
+                    self.dataset,
+                    config,
+                    derive_seed(self.seed, 10),
+                    snr_max=p.base.snr_max or None,
+                    files=files,
+                    run=p.run,
+                    preview_steps=min(p.base.steps, 32),
+                    weight=p.base.weight,
+                ),
+            )
 
         return self._denoiser(self._made(self._name_of("base"), self._base_facts(), make))
 
@@ -82,8 +97,15 @@ class GuidedStudy(Study):
         if steps == 1:
             raise UserError("one stochastic step is a deterministic one: there is no student of its own")
         parent = self._facts_of(*super().model(method, steps, seed))
-        return {"method": method, "steps": steps, "seed": seed, "stochastic": True, "parent": key_of(parent),
-                "train": as_dict(self.training(STOCHASTIC)), **self._objective_facts(method, steps)}  # fmt: skip
+        return {
+            "method": method,
+            "steps": steps,
+            "seed": seed,
+            "stochastic": True,
+            "parent": key_of(parent),
+            "train": as_dict(self.training(STOCHASTIC)),
+            **self._objective_facts(method, steps),
+        }
 
     def stochastic(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
         """The student for `stochastic_sample` of `steps` steps: from the deterministic one of as many, by the same objective.
@@ -96,11 +118,24 @@ class GuidedStudy(Study):
         def make(files: Path):
             teacher = super(GuidedStudy, self).denoiser(method, steps, seed)
             objective = self.objective(method, steps, seed)
-            return self._timed(config, lambda: distill(
-                teacher, self.dataset, steps, objective, config, stream(seed, 11, steps), files=files, run=self.profile.run,
-                label=f"{method.upper()} {steps} stochastic steps", released=loss.released, watch=loss.watch,
-                debug=loss.debug, stochastic=True,
-            ))  # fmt: skip
+            return self._timed(
+                config,
+                lambda: distill(
+                    teacher,
+                    self.dataset,
+                    steps,
+                    objective,
+                    config,
+                    derive_seed(seed, 11, steps),
+                    files=files,
+                    run=self.profile.run,
+                    label=f"{method.upper()} {steps} stochastic steps",
+                    released=loss.released,
+                    watch=loss.watch,
+                    debug=loss.debug,
+                    stochastic=True,
+                ),
+            )
 
         return self._denoiser(self._made(self._name_of(STOCHASTIC, method, steps, seed), facts, make))
 
@@ -188,7 +223,7 @@ class GuidedStudy(Study):
         """Every (method, steps, seed, w, sampler) of the study's results: at each weight, teacher and stage one at the steps
         that stage two starts from; its students at teacher_steps (by pd), .., 1, deterministic and, but for 1, stochastic."""
         p, g = self.profile, self.profile.guidance
-        top, middle = p.base.steps, p.halving.teacher_steps
+        top, middle = p.base.steps, p.progressive.teacher_steps
         rows = [("teacher", top, "ddim"), ("stage_one", top, "ddim")]
         for method in g.objectives:
             for steps in ((middle,) if method == "pd" and middle < top else ()) + p.student_steps:
@@ -216,9 +251,9 @@ def guided_study(study: Study, seed: int | None = None) -> GuidedStudy:
     seed: one of study.profile.seeds (default the first); added to the study's own, it is that of every stage. Raises
     UserError for images without classes.
     """
-    if study.profile.given.teacher:
+    if study.profile.pretrained.teacher:
         raise UserError(
-            "given.teacher is distilled as it is: guidance has a base model of its own, so leave one of them out"
+            "pretrained.teacher is distilled as it is: guidance has a base model of its own, so leave one of them out"
         )
     profile = conditional_profile(study.profile, study.dataset.num_classes)
     seed = study.profile.seeds[0] if seed is None else seed

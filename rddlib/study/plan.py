@@ -77,25 +77,43 @@ class Row:
 def jobs_of(profile: Profile, arms: Sequence[tuple[str, int, int]]) -> list[Job]:
     """The stages of a study; arms: its (method, steps, seed) that are scored."""
     p, evaluation = profile, profile.evaluation
-    halvings = (p.base.steps // p.halving.teacher_steps).bit_length() - 1
+    halvings = (p.base.steps // p.progressive.teacher_steps).bit_length() - 1
     at_once = min(p.jobs, len(METHODS) * len(p.seeds))
     jobs = [
         Job("base model", "base", p.base.train.iterations, p.base.train.batch_size, 1),
         Job("extractor", "extractor", p.extractor.train.iterations, p.extractor.train.batch_size, 1),
-        Job(f"PD {p.base.steps} to {p.halving.teacher_steps} steps", "halving", halvings * p.halving.train.iterations,
-            p.halving.train.batch_size, halvings),
-        *(Job(f"{method.upper()} {p.halving.teacher_steps} to 1 step", method, sum(p.distill.iterations) * len(p.seeds),
-              p.distill.train.batch_size, len(p.student_steps) * len(p.seeds), at_once) for method in METHODS),
-        Job("samples to score", SAMPLING, sum(steps for _, steps, _ in arms) * -(-evaluation.samples // evaluation.batch_size),
-            min(evaluation.batch_size, evaluation.samples)),
-    ]  # fmt: skip
+        Job(
+            f"PD {p.base.steps} to {p.progressive.teacher_steps} steps",
+            "progressive",
+            halvings * p.progressive.train.iterations,
+            p.progressive.train.batch_size,
+            halvings,
+        ),
+        *(
+            Job(
+                f"{method.upper()} {p.progressive.teacher_steps} to 1 step",
+                method,
+                sum(p.distill.iterations) * len(p.seeds),
+                p.distill.train.batch_size,
+                len(p.student_steps) * len(p.seeds),
+                at_once,
+            )
+            for method in METHODS
+        ),
+        Job(
+            "samples to score",
+            SAMPLING,
+            sum(steps for _, steps, _ in arms) * -(-evaluation.samples // evaluation.batch_size),
+            min(evaluation.batch_size, evaluation.samples),
+        ),
+    ]
     return [job for job in jobs if job.iterations]
 
 
 def guided_jobs_of(profile: Profile, arms: Sequence[tuple]) -> list[Job]:
     """The stages of the study that distils guidance, in the same folder; arms: its (method, steps, seed, w, sampler)."""
     g, p, seeds = profile.guidance, profile, len(profile.seeds)
-    halvings, batch = (g.steps // p.halving.teacher_steps).bit_length() - 1, p.distill.train.batch_size
+    halvings, batch = (g.steps // p.progressive.teacher_steps).bit_length() - 1, p.distill.train.batch_size
     each = sum(conditional_profile(profile, classes_of(profile)).distill.iterations)
     students = {
         method: {arm[1] for arm in arms if arm[0] == method and arm[4] == "stochastic"} for method in g.objectives
@@ -104,16 +122,34 @@ def guided_jobs_of(profile: Profile, arms: Sequence[tuple]) -> list[Job]:
     size = min(p.evaluation.batch_size, g.samples)
     jobs = [
         Job("guided: base model", "base", g.base.iterations * seeds, g.base.batch_size, seeds),
-        Job("guided: extractors of other seeds", "extractor", p.extractor.train.iterations * (seeds - 1),
-            p.extractor.train.batch_size, seeds - 1),
+        Job(
+            "guided: extractors of other seeds",
+            "extractor",
+            p.extractor.train.iterations * (seeds - 1),
+            p.extractor.train.batch_size,
+            seeds - 1,
+        ),
         Job("guided: stage one", "guide", g.train.iterations * seeds, g.train.batch_size, seeds),
-        Job(f"guided: PD {g.steps} to {p.halving.teacher_steps} steps", "halving",
-            halvings * p.halving.train.iterations * seeds, p.halving.train.batch_size, halvings * seeds),
-        *(Job(f"guided: {method.upper()} to 1 step, stochastic", method, (each + len(extra) * g.stochastic) * seeds, batch,
-              (len(p.student_steps) + len(extra)) * seeds, min(p.jobs, len(g.objectives)))
-          for method, extra in students.items()),
+        Job(
+            f"guided: PD {g.steps} to {p.progressive.teacher_steps} steps",
+            "progressive",
+            halvings * p.progressive.train.iterations * seeds,
+            p.progressive.train.batch_size,
+            halvings * seeds,
+        ),
+        *(
+            Job(
+                f"guided: {method.upper()} to 1 step, stochastic",
+                method,
+                (each + len(extra) * g.stochastic) * seeds,
+                batch,
+                (len(p.student_steps) + len(extra)) * seeds,
+                min(p.jobs, len(g.objectives)),
+            )
+            for method, extra in students.items()
+        ),
         Job("guided: samples to score", SAMPLING, evaluations * -(-g.samples // size), size),
-    ]  # fmt: skip
+    ]
     return [job for job in jobs if job.iterations]
 
 
@@ -199,10 +235,25 @@ class Total:
 def format_plan(rows: Sequence[Row]) -> str:
     """A line for each stage and their total, as a table in plain text."""
     heads = ("stage", "iterations", "batch", "s/iteration", "time", "peak memory", "disk", "while running", "note")
-    body = [(row.job.name, f"{row.job.iterations:,}", str(row.job.batch), number(row.seconds, ".3g"),
-             *(_dash(human, value) for human, value in ((human_time, row.total_seconds), (human_size, row.memory),
-                                                        (human_size, row.disk), (human_size, row.resume))),
-             row.note) for row in rows]  # fmt: skip
+    body = [
+        (
+            row.job.name,
+            f"{row.job.iterations:,}",
+            str(row.job.batch),
+            number(row.seconds, ".3g"),
+            *(
+                _dash(human, value)
+                for human, value in (
+                    (human_time, row.total_seconds),
+                    (human_size, row.memory),
+                    (human_size, row.disk),
+                    (human_size, row.resume),
+                )
+            ),
+            row.note,
+        )
+        for row in rows
+    ]
     total, missing = Total.of(rows), [row.job.name for row in rows if row.seconds is None]
     note = f"without {', '.join(missing)}" if missing else ""
     last = ("total", "", "", "", human_time(total.seconds), human_size(total.memory), human_size(total.disk), "", note)
@@ -217,11 +268,15 @@ def warnings_of(total: Total, free_disk: float, memory: float | None) -> list[st
     """A line for each thing that this machine has too little of; memory: None where the system does not tell."""
     lines = []
     if total.disk > free_disk:
-        lines.append(f"Warning: the study needs {human_size(total.disk)} of disk, {human_size(free_disk)} are free: "
-                     "choose another --out")  # fmt: skip
+        lines.append(
+            f"Warning: the study needs {human_size(total.disk)} of disk, {human_size(free_disk)} are free: "
+            "choose another --out"
+        )
     if memory is not None and total.memory > memory:
-        lines.append(f"Warning: the study needs {human_size(total.memory)} of memory, {human_size(memory)} are free: "
-                     "lower batch_size, raise accumulate, or set jobs=1")  # fmt: skip
+        lines.append(
+            f"Warning: the study needs {human_size(total.memory)} of memory, {human_size(memory)} are free: "
+            "lower batch_size, raise accumulate, or set jobs=1"
+        )
     return lines
 
 
@@ -251,8 +306,10 @@ def make_plan(
     from rddlib.study.study import Study
 
     loaded, device, threads = load_profile(profile, overrides), training_device(), torch.get_num_threads()
-    if loaded.given.teacher or loaded.given.extractor:
-        raise UserError("rdd plan probes the profile's own networks: leave given.teacher and given.extractor out")
+    if loaded.pretrained.teacher or loaded.pretrained.extractor:
+        raise UserError(
+            "rdd plan probes the profile's own networks: leave pretrained.teacher and pretrained.extractor out"
+        )
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
     memory, found = free_memory(device.type), {}
@@ -289,14 +346,23 @@ def _row(job: Job, found: dict) -> Row:
     whole = with_relations(points, relations, full) if relations else extrapolated(points, full)
     notes = []
     if points[-1].batch < full:
-        notes.append(f"probed at batch {points[-2].batch} and {points[-1].batch}" if len(points) > 1 else
-                     f"probed at batch {points[-1].batch}")  # fmt: skip
+        notes.append(
+            f"probed at batch {points[-2].batch} and {points[-1].batch}"
+            if len(points) > 1
+            else f"probed at batch {points[-1].batch}"
+        )
     if relations:
         notes.append(f"relations at {relations[-1].batch}")
     if job.at_once > 1:
         notes.append(f"memory of {job.at_once} at a time")
-    return Row(job, whole.seconds * parts, whole.memory * job.at_once, found["model_bytes"] * job.files,
-               found["resume_bytes"] * job.at_once, ", ".join(notes))  # fmt: skip
+    return Row(
+        job,
+        whole.seconds * parts,
+        whole.memory * job.at_once,
+        found["model_bytes"] * job.files,
+        found["resume_bytes"] * job.at_once,
+        ", ".join(notes),
+    )
 
 
 def probe(request: dict) -> dict:
@@ -325,8 +391,14 @@ def probe(request: dict) -> dict:
     relations = []
     if kind == "rdd" and points[-1].batch < full:
         relations = _probe_relations(prober, [p.batch for p in points[-2:]], full, request["seconds"], limit)
-    return {"points": points, "relations": relations, "full": full, "parts": prober.parts,
-            "model_bytes": prober.model_bytes, "resume_bytes": prober.resume_bytes}  # fmt: skip
+    return {
+        "points": points,
+        "relations": relations,
+        "full": full,
+        "parts": prober.parts,
+        "model_bytes": prober.model_bytes,
+        "resume_bytes": prober.resume_bytes,
+    }
 
 
 def _steps_worth(guess: float | None) -> int:
@@ -380,9 +452,9 @@ class _Training:
 
     def _weigh(self, trained: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model_bytes = _bytes(trained.state_dict().values())
-        companion = self.stage.objective.state_dict().values() if self.stage.objective is not None else ()
+        auxiliary = self.stage.objective.state_dict().values() if self.stage.objective is not None else ()
         moments = [value for slots in optimizer.state.values() for value in slots.values()]
-        resume = self.model_bytes * (2 if self.config.ema else 1) + _bytes(companion) + _bytes(moments)
+        resume = self.model_bytes * (2 if self.config.ema else 1) + _bytes(auxiliary) + _bytes(moments)
         self.resume_bytes = resume * (self.profile.run.keep + 1)  # the oldest goes once the newest is written
 
 

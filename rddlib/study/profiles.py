@@ -30,8 +30,10 @@ def _check(condition: bool, message: str) -> None:
 
 def _check_prediction(prediction: str, schedule: str) -> None:
     _check(prediction in PREDICTIONS, f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
-    _check(prediction != "eps" or schedule != "continuous",
-           "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides")  # fmt: skip
+    _check(
+        prediction != "eps" or schedule != "continuous",
+        "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides",
+    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
-class HalvingConfig:
+class ProgressiveConfig:
     """Progressive distillation from base.steps down to teacher_steps: train, for each halving."""
 
     train: TrainConfig
@@ -90,8 +92,10 @@ class ExtractorConfig:
         _check(self.name in EXTRACTORS, f"name is {self.name!r}, expected one of {EXTRACTORS}")
         _check(self.map_at in MAPS, f"map_at is {self.map_at!r}, expected one of {MAPS}")
         _check(self.shift >= 0, f"shift is {self.shift}, expected at least 0")
-        _check(len(set(self.classes)) == len(self.classes) and min(self.classes, default=0) >= 0,
-               f"classes is {self.classes}, expected different ones, from 0 on")  # fmt: skip
+        _check(
+            len(set(self.classes)) == len(self.classes) and min(self.classes, default=0) >= 0,
+            f"classes is {self.classes}, expected different ones, from 0 on",
+        )
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,10 @@ class LossConfig:
             self.weights == "fixed" or self.cfd > 0,
             "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0",
         )
-        _check(self.cfd > 0 or (self.alpha > 0 and self.rcfd_beta > 0),
-               "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt")  # fmt: skip
+        _check(
+            self.cfd > 0 or (self.alpha > 0 and self.rcfd_beta > 0),
+            "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt",
+        )
         unknown = set(self.released) - RELEASED_SWITCHES.keys()
         _check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
         _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
@@ -172,7 +178,7 @@ class GuidanceConfig:
 
     label_dropout: share of labels that base training leaves out; weights: (w_min, w_max) that stage one learns; base,
     train: of the base model and of stage one; prediction: what their networks output, "x", "eps" or "v"; steps: of the DDIM
-    sampler that stage two starts from (it ends at 1, as the profile's halvings do: by pd down to halving.teacher_steps,
+    sampler that stage two starts from (it ends at 1, as the profile's halvings do: by pd down to progressive.teacher_steps,
     below by each objective); budget: iterations of those below, as a multiple of distill.iterations; stochastic: those of each
     student for the stochastic sampler; objectives: of METHODS, those that are scored; at: the weights w they are scored at;
     samples: for each score.
@@ -195,12 +201,16 @@ class GuidanceConfig:
         _check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
         check_guidance_range(self.weights)
         low, high = self.weights
-        _check(bool(self.at) and all(low <= w <= high for w in self.at),
-               f"at is {self.at}, expected weights between {low:g} and {high:g}")  # fmt: skip
+        _check(
+            bool(self.at) and all(low <= w <= high for w in self.at),
+            f"at is {self.at}, expected weights between {low:g} and {high:g}",
+        )
         _check(self.stochastic >= 1, f"stochastic is {self.stochastic}, expected at least 1")
         _check(self.budget > 0, f"budget is {self.budget}, expected above 0")
-        _check(bool(self.objectives) and set(self.objectives) <= set(METHODS),
-               f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}")  # fmt: skip
+        _check(
+            bool(self.objectives) and set(self.objectives) <= set(METHODS),
+            f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}",
+        )
         for name in ("at", "objectives"):
             values = getattr(self, name)
             _check(len(set(values)) == len(values), f"{name} is {values}, expected different ones")
@@ -208,7 +218,7 @@ class GuidanceConfig:
 
 
 @dataclass(frozen=True)
-class GivenConfig:
+class PretrainedConfig:
     """Models made elsewhere, in the place of those that a study trains.
 
     teacher: of any file that rddlib.interop.load_model reads, instead of the base model; it brings its network, schedule,
@@ -246,8 +256,10 @@ class EvaluationConfig:
         _check({"fid", "is"} <= set(self.metrics), f"metrics is {self.metrics}, expected fid and is among them")
         for baseline in self.baselines:
             name, _, steps = baseline.rpartition("-")
-            _check(bool(name) and steps.isdigit() and int(steps) > 0,
-                   f"baselines has {baseline!r}, expected a sampler and its steps, such as pndm-10")  # fmt: skip
+            _check(
+                bool(name) and steps.isdigit() and int(steps) > 0,
+                f"baselines has {baseline!r}, expected a sampler and its steps, such as pndm-10",
+            )
 
     @property
     def baseline_arms(self) -> tuple[tuple[str, int], ...]:
@@ -258,8 +270,10 @@ class EvaluationConfig:
 
 def _check_halvings(name: str, steps: int, teacher: int) -> None:
     ratio = steps / teacher
-    _check(ratio >= 1 and ratio.is_integer() and int(ratio).bit_count() == 1,
-           f"{name} {steps} must be halving.teacher_steps {teacher} times a power of two")  # fmt: skip
+    _check(
+        ratio >= 1 and ratio.is_integer() and int(ratio).bit_count() == 1,
+        f"{name} {steps} must be progressive.teacher_steps {teacher} times a power of two",
+    )
 
 
 @dataclass(frozen=True)
@@ -275,11 +289,11 @@ class Profile:
     data: DataConfig
     unet: UNetConfig
     base: BaseConfig
-    halving: HalvingConfig
+    halving: ProgressiveConfig
     extractor: ExtractorConfig
     distill: DistillConfig
     guidance: GuidanceConfig
-    given: GivenConfig
+    given: PretrainedConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -287,13 +301,17 @@ class Profile:
     jobs: int = 2
 
     def __post_init__(self):
-        teacher = self.halving.teacher_steps
+        teacher = self.progressive.teacher_steps
         _check_halvings("base.steps", self.base.steps, teacher)
-        _check(teacher == 2 ** len(self.distill.iterations),
-               f"halving.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
-               f"distill.iterations lists {len(self.distill.iterations)}")  # fmt: skip
-        _check(len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
-               f"seeds is {self.seeds}, expected at least one, all different")  # fmt: skip
+        _check(
+            teacher == 2 ** len(self.distill.iterations),
+            f"progressive.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
+            f"distill.iterations lists {len(self.distill.iterations)}",
+        )
+        _check(
+            len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
+            f"seeds is {self.seeds}, expected at least one, all different",
+        )
         _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
         _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_halvings("guidance.steps", self.guidance.steps, teacher)
@@ -302,7 +320,7 @@ class Profile:
     @property
     def student_steps(self) -> tuple[int, ...]:
         """Steps of the students, most first: (4, 2, 1) for an 8-step teacher."""
-        return tuple(self.halving.teacher_steps >> k for k in range(1, len(self.distill.iterations) + 1))
+        return tuple(self.progressive.teacher_steps >> k for k in range(1, len(self.distill.iterations) + 1))
 
 
 def digits() -> Profile:
@@ -312,23 +330,28 @@ def digits() -> Profile:
         data=DataConfig("digits"),
         unet=UNetConfig(8, 1, channels=24, multipliers=(1, 2), blocks=1, attention=(4,), groups=8),
         base=BaseConfig(
-            TrainConfig(2500, 64, 2e-3, rate="cosine", warmup=100, ema=0.998), prediction="v", snr_max=1e3, steps=64
+            TrainConfig(2500, 64, 2e-3, lr_schedule="cosine", warmup=100, ema=0.998),
+            prediction="v",
+            snr_max=1e3,
+            steps=64,
         ),
-        halving=HalvingConfig(TrainConfig(100, 64, 3e-4, rate="cosine")),
-        extractor=ExtractorConfig(TrainConfig(400, 64, 2e-3, rate="cosine", weight_decay=1e-2), name="small_resnet"),
+        progressive=ProgressiveConfig(TrainConfig(100, 64, 3e-4, lr_schedule="cosine")),
+        extractor=ExtractorConfig(
+            TrainConfig(400, 64, 2e-3, lr_schedule="cosine", weight_decay=1e-2), name="small_resnet"
+        ),
         distill=DistillConfig(
-            TrainConfig(1, 64, 3e-4, rate="cosine"), iterations=(150, 150, 300), temperatures=(0.9, 1.0, 0.85)
+            TrainConfig(1, 64, 3e-4, lr_schedule="cosine"), iterations=(150, 150, 300), temperatures=(0.9, 1.0, 0.85)
         ),
         guidance=GuidanceConfig(
-            base=TrainConfig(1000, 64, 2e-3, rate="cosine", warmup=100, ema=0.998),
-            train=TrainConfig(300, 64, 2e-3, rate="cosine", warmup=20),
+            base=TrainConfig(1000, 64, 2e-3, lr_schedule="cosine", warmup=100, ema=0.998),
+            train=TrainConfig(300, 64, 2e-3, lr_schedule="cosine", warmup=20),
             stochastic=75,
             budget=0.5,
             steps=16,
             at=(0.0, 0.5, 1.0, 4.0),
             samples=600,
         ),
-        given=GivenConfig(TrainConfig(800, 64, 2e-3, rate="cosine", warmup=20, ema=0.998)),
+        pretrained=PretrainedConfig(TrainConfig(800, 64, 2e-3, lr_schedule="cosine", warmup=20, ema=0.998)),
         loss=LossConfig(draws=1024, per_image=4),
         evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
     )
@@ -342,7 +365,7 @@ def smoke() -> Profile:
         name="smoke",
         unet=replace(full.unet, channels=16),
         base=replace(full.base, train=replace(full.base.train, iterations=60, batch_size=32), steps=16),
-        halving=replace(full.halving, train=replace(full.halving.train, iterations=4, batch_size=16)),
+        progressive=replace(full.progressive, train=replace(full.progressive.train, iterations=4, batch_size=16)),
         extractor=replace(full.extractor, train=replace(full.extractor.train, iterations=40)),
         distill=replace(full.distill, train=replace(full.distill.train, batch_size=16), iterations=(4, 4, 6)),
         guidance=replace(
@@ -354,7 +377,7 @@ def smoke() -> Profile:
             at=(0.0, 2.0),
             samples=200,
         ),
-        given=GivenConfig(replace(full.given.convert, iterations=10, batch_size=16)),
+        pretrained=PretrainedConfig(replace(full.pretrained.convert, iterations=10, batch_size=16)),
         loss=replace(full.loss, queue_size=500, draws=64),
         evaluation=replace(full.evaluation, samples=200, batch_size=100),
     )
@@ -367,23 +390,27 @@ def cifar10() -> Profile:
         data=DataConfig("cifar10", flip=True),  # flips: ours; the papers do not say, DDPM (Ho et al. 2020) flips
         unet=UNetConfig(32, 3, 128, (1, 2, 2, 2), blocks=2, attention=(8,), dropout=0.1),  # RDD A.1, A.2
         base=BaseConfig(TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999)),  # RDD A.2
-        halving=HalvingConfig(TrainConfig(10_000, 128, 5e-5, rate="cosine")),  # RCFD C.4
+        progressive=ProgressiveConfig(TrainConfig(10_000, 128, 5e-5, lr_schedule="cosine")),  # RCFD C.4
         extractor=ExtractorConfig(  # DenseNet201: RDD 5.1; its training is ours, the papers do not state theirs
-            TrainConfig(78_000, 128, 0.05, rate="cosine", warmup=500, clip=0.0, optimizer="sgd", weight_decay=5e-4),
+            TrainConfig(
+                78_000, 128, 0.05, lr_schedule="cosine", warmup=500, clip=0.0, optimizer="sgd", weight_decay=5e-4
+            ),
             shift=4,
         ),
         distill=DistillConfig(
-            TrainConfig(1, 128, 5e-5, rate="cosine"),  # RDD A.2
+            TrainConfig(1, 128, 5e-5, lr_schedule="cosine"),  # RDD A.2
             iterations=(20_000, 20_000, 40_000),  # RDD A.2
             temperatures=(0.9, 1.0, 0.85),  # RCFD C.4, DenseNet201
         ),
         guidance=GuidanceConfig(  # w in [0, 4], v, 1024 steps: notes on Meng et al., 4.1; all else is ours
             base=TrainConfig(800_000, 128, 2e-4, warmup=5000, ema=0.9999),  # as the unconditional one
-            train=TrainConfig(50_000, 128, 5e-5, rate="cosine", warmup=1000),
+            train=TrainConfig(50_000, 128, 5e-5, lr_schedule="cosine", warmup=1000),
             stochastic=20_000,
             samples=10_000,
         ),
-        given=GivenConfig(TrainConfig(50_000, 128, 1e-4, rate="cosine", warmup=1000, ema=0.9999)),  # ours
+        pretrained=PretrainedConfig(
+            TrainConfig(50_000, 128, 1e-4, lr_schedule="cosine", warmup=1000, ema=0.9999)
+        ),  # ours
         evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
         run=RunConfig(save_every=300, log_every=100, sample_every=5000),
     )
@@ -398,23 +425,29 @@ def imagenet64() -> Profile:
         data=DataConfig("imagenet64", flip=True),  # flips: ours
         unet=UNetConfig(64, 3, 128, (1, 2, 3, 4), blocks=3, attention=(16, 8), num_classes=1000),  # RDD A.1
         base=BaseConfig(TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999)),  # RDD A.2
-        halving=HalvingConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine")),  # not stated; as the next stages
+        progressive=ProgressiveConfig(
+            TrainConfig(50_000, 256, 1e-4, lr_schedule="cosine")
+        ),  # not stated; as the next stages
         extractor=ExtractorConfig(  # ours: 40 epochs
-            TrainConfig(200_000, 256, 0.1, rate="cosine", warmup=5000, clip=0.0, optimizer="sgd", weight_decay=1e-4),
+            TrainConfig(
+                200_000, 256, 0.1, lr_schedule="cosine", warmup=5000, clip=0.0, optimizer="sgd", weight_decay=1e-4
+            ),
             shift=4,
         ),
         distill=DistillConfig(
-            TrainConfig(1, 256, 1e-4, rate="cosine"),  # RDD A.2
+            TrainConfig(1, 256, 1e-4, lr_schedule="cosine"),  # RDD A.2
             iterations=(50_000, 50_000, 100_000),  # RDD A.2
             temperatures=(0.85, 0.85, 0.85),  # RDD 5.2
         ),
         guidance=replace(  # sources as for CIFAR-10
             base.guidance,
             base=TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999),
-            train=TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000),
+            train=TrainConfig(50_000, 256, 1e-4, lr_schedule="cosine", warmup=1000),
             stochastic=50_000,
         ),
-        given=GivenConfig(TrainConfig(50_000, 256, 1e-4, rate="cosine", warmup=1000, ema=0.9999)),  # ours
+        pretrained=PretrainedConfig(
+            TrainConfig(50_000, 256, 1e-4, lr_schedule="cosine", warmup=1000, ema=0.9999)
+        ),  # ours
         loss=LossConfig(alpha=100.0),  # RDD 5.2
     )
 
@@ -432,12 +465,14 @@ def cifar10_small() -> Profile:
             prediction="v",
             snr_max=1e3,
             steps=64,
-        ),  # fmt: skip
-        halving=replace(full.halving, train=replace(full.halving.train, iterations=500, learning_rate=1e-4)),
+        ),
+        progressive=replace(
+            full.progressive, train=replace(full.progressive.train, iterations=500, learning_rate=1e-4)
+        ),
         extractor=replace(full.extractor, name="resnet18", train=replace(full.extractor.train, iterations=8000)),
         distill=replace(
             full.distill, train=replace(full.distill.train, learning_rate=1e-4), iterations=(1000, 1000, 2000)
-        ),  # fmt: skip
+        ),
         guidance=replace(
             full.guidance,
             base=replace(full.guidance.base, iterations=20_000, ema=0.999),
@@ -446,7 +481,7 @@ def cifar10_small() -> Profile:
             steps=64,
             samples=5000,
         ),
-        given=GivenConfig(replace(full.given.convert, iterations=5000, ema=0.999)),
+        pretrained=PretrainedConfig(replace(full.pretrained.convert, iterations=5000, ema=0.999)),
         evaluation=replace(full.evaluation, samples=10_000),
         run=replace(full.run, save_every=60, log_every=25, sample_every=1000),
     )

@@ -23,7 +23,7 @@ def shard_of(tasks: Sequence[Task], text: str) -> list[Task]:
     return list(tasks)[part - 1 :: parts]
 
 
-def conduct(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]:
+def run_sweep(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]:
     """Do what is missing of a sweep's runs, or of a part of them, with a line for each; the outcomes that failed.
 
     Tables and figures of all that has been measured by then are written at the end, also where it is told to stop.
@@ -50,8 +50,10 @@ def _perform(engine: Engine, tasks: list[Task], what: str) -> list[Outcome]:
         ended += 1
         left = (time.monotonic() - began) / ended * (len(tasks) - ended)
         word = "FAILED, " if outcome.failed else ""
-        progress.say(f"{what} {ended} of {len(tasks)}, {human_time(left)} left | {outcome.task.label}: {word}{outcome.said} "
-                     f"({outcome.seconds:.0f} s)")  # fmt: skip
+        progress.say(
+            f"{what} {ended} of {len(tasks)}, {human_time(left)} left | {outcome.task.label}: {word}{outcome.said} "
+            f"({outcome.seconds:.0f} s)"
+        )
         if outcome.failed:
             failed.append(outcome)
 

@@ -51,7 +51,7 @@ from rddlib.study.assembly import (
     objective_numbers,
 )
 from rddlib.study.profiles import METHODS, Profile, as_dict, load_profile
-from rddlib.training import Checkpoints, TrainConfig, chosen_precision, prepared, stream, training_device
+from rddlib.training import Checkpoints, TrainConfig, chosen_precision, derive_seed, prepared, training_device
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
@@ -94,8 +94,12 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 def _filled(old: dict, defaults: dict) -> dict:
     """An earlier version's configuration: fields that it did not have yet stood at what is their default now."""
-    known = {name: _filled(old[name], value) if isinstance(value, dict) and isinstance(old.get(name), dict) else
-             old.get(name, value) for name, value in defaults.items()}  # fmt: skip
+    known = {
+        name: _filled(old[name], value)
+        if isinstance(value, dict) and isinstance(old.get(name), dict)
+        else old.get(name, value)
+        for name, value in defaults.items()
+    }
     return known
 
 
@@ -158,15 +162,18 @@ def study_profile(name: str, overrides: dict[str, str]) -> Profile:
     """The profile by name with fields replaced, fitted to the models that it is given. Raises UserError as `load_profile`, and
     where a model does not fit."""
     profile = load_profile(name, overrides)
-    if profile.given.teacher:
+    if profile.pretrained.teacher:
         _check_brought(
-            "given.teacher", overrides, ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")
+            "pretrained.teacher", overrides, ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")
         )
-        profile = fitted(profile, load_model(profile.given.teacher)[0])
-    if profile.given.extractor:
-        _check_brought("given.extractor", overrides, ("extractor.name", "extractor.train.", "extractor.shift", "extractor.seed",
-                                                      "extractor.classes"))  # fmt: skip
-        found = load_classifier(profile.given.extractor)[1]["name"]
+        profile = fitted(profile, load_model(profile.pretrained.teacher)[0])
+    if profile.pretrained.extractor:
+        _check_brought(
+            "pretrained.extractor",
+            overrides,
+            ("extractor.name", "extractor.train.", "extractor.shift", "extractor.seed", "extractor.classes"),
+        )
+        found = load_classifier(profile.pretrained.extractor)[1]["name"]
         profile = replace(profile, extractor=replace(profile.extractor, name=found))
     return profile
 
@@ -252,10 +259,12 @@ class Study:
         try:
             return load_dataset(self.profile.data, split, self.image_shape).to(self.device)
         except WrongShape as error:
-            if not self.profile.given.teacher:
+            if not self.profile.pretrained.teacher:
                 raise
-            raise UserError(f"{error.fault} by given.teacher: name images of that shape, or have a folder's resized with "
-                            "data.resize=true") from error  # fmt: skip
+            raise UserError(
+                f"{error.fault} by pretrained.teacher: name images of that shape, or have a folder's resized with "
+                "data.resize=true"
+            ) from error
 
     def _data_facts(self) -> dict:
         """Which images and labels: by their content, not by where they lie."""
@@ -272,7 +281,7 @@ class Study:
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
         """The same standard normal [count, C, H, W] for every method."""
-        generator = torch.Generator().manual_seed(stream(self.profile.evaluation.seed, seed))
+        generator = torch.Generator().manual_seed(derive_seed(self.profile.evaluation.seed, seed))
         return torch.randn(count, *self.image_shape, generator=generator).to(self.device)
 
     # artefacts
@@ -307,8 +316,11 @@ class Study:
         before, began = reset_peak(str(device)), time.perf_counter()
         module = train()
         precision = str(chosen_precision(config.precision, device)).removeprefix("torch.")
-        facts = {"seconds": time.perf_counter() - began, "precision": precision,
-                 "peak_memory": peak_memory(device) - before}  # fmt: skip
+        facts = {
+            "seconds": time.perf_counter() - began,
+            "precision": precision,
+            "peak_memory": peak_memory(device) - before,
+        }
         return module, facts | ({"model": describe(module)} if isinstance(module, Denoiser) else {})
 
     def _ready(self, denoiser: Denoiser) -> Denoiser:
@@ -325,32 +337,42 @@ class Study:
 
     def _base_facts(self) -> dict:
         p = self.profile
-        if p.given.teacher:
+        if p.pretrained.teacher:
             return self._given_base_facts()
         base = {k: v for k, v in as_dict(p.base).items() if k != "steps"}
-        return {"data": self._data_facts(), "unet": as_dict(p.unet), "base": base, "seed": self.seed,
-                "version": rddlib.__version__}  # fmt: skip
+        return {
+            "data": self._data_facts(),
+            "unet": as_dict(p.unet),
+            "base": base,
+            "seed": self.seed,
+            "version": rddlib.__version__,
+        }
 
     def _seeded(self, make: Callable[[], nn.Module], *numbers: int) -> nn.Module:
         with torch.random.fork_rng():
-            torch.manual_seed(stream(self.seed, *numbers))
+            torch.manual_seed(derive_seed(self.seed, *numbers))
             return make()
 
     def base(self) -> Denoiser:
         """The base model, sampled by DDIM with any number of steps: trained on data, or the one that is given."""
-        return self._given_base() if self.profile.given.teacher else self._trained_base(self._base_facts())
+        return self._given_base() if self.profile.pretrained.teacher else self._trained_base(self._base_facts())
 
     @cached_property
     def _given_teacher(self) -> tuple[Denoiser, dict]:
-        return load_model(self.profile.given.teacher)
+        return load_model(self.profile.pretrained.teacher)
 
     def _given_base_facts(self) -> dict:
         p, (denoiser, info) = self.profile, self._given_teacher
-        facts = {"given": info["sha256"], "data": self._data_facts()}
+        facts = {"pretrained": info["sha256"], "data": self._data_facts()}
         if denoiser.prediction != "eps":
             return facts
-        return {**facts, "train": as_dict(p.given.convert), "snr_max": p.base.snr_max, "seed": self.seed,
-                "version": rddlib.__version__}  # fmt: skip
+        return {
+            **facts,
+            "train": as_dict(p.pretrained.convert),
+            "snr_max": p.base.snr_max,
+            "seed": self.seed,
+            "version": rddlib.__version__,
+        }
 
     def _given_base(self) -> Denoiser:
         """The given teacher; one that predicts eps has learnt to predict v first, or few-step students would learn nothing."""
@@ -358,14 +380,24 @@ class Study:
 
         def make(files: Path):
             given, info = self._given_teacher
-            source = info.get("source", {"name": Path(p.given.teacher).name, "made_by": "rddlib"})
+            source = info.get("source", {"name": Path(p.pretrained.teacher).name, "made_by": "rddlib"})
             if given.prediction != "eps":
                 precision = info.get("precision", "not known")
                 return given, {"seconds": 0.0, "precision": precision, "model": describe(given), "source": source}
-            student, made = self._timed(p.given.convert, lambda: reparametrise(
-                given, "v", self.dataset, p.given.convert, stream(self.seed, 12), snr_max=p.base.snr_max or None,
-                files=files, run=p.run, preview_steps=min(p.base.steps, 32),
-            ))  # fmt: skip
+            student, made = self._timed(
+                p.pretrained.convert,
+                lambda: reparametrise(
+                    given,
+                    "v",
+                    self.dataset,
+                    p.pretrained.convert,
+                    derive_seed(self.seed, 12),
+                    snr_max=p.base.snr_max or None,
+                    files=files,
+                    run=p.run,
+                    preview_steps=min(p.base.steps, 32),
+                ),
+            )
             return student, {**made, "source": source}
 
         return self._denoiser(self._made("base", facts, make))
@@ -375,45 +407,65 @@ class Study:
 
         def make(files: Path):
             untrained = self._seeded(lambda: self._ready(build_denoiser(self.profile)), 1)
-            return self._timed(config.train, lambda: train_base(
-                untrained, self.dataset, config.train, stream(self.seed, 2), snr_max=config.snr_max or None, files=files,
-                run=self.profile.run, preview_steps=min(config.steps, 32), weight=config.weight,
-            ))  # fmt: skip
+            return self._timed(
+                config.train,
+                lambda: train_base(
+                    untrained,
+                    self.dataset,
+                    config.train,
+                    derive_seed(self.seed, 2),
+                    snr_max=config.snr_max or None,
+                    files=files,
+                    run=self.profile.run,
+                    preview_steps=min(config.steps, 32),
+                    weight=config.weight,
+                ),
+            )
 
         return self._denoiser(self._made("base", facts, make))
 
     def _teacher_facts(self, steps: int) -> dict:
-        known = self._halved(self.profile.base.steps, self.profile.halving.teacher_steps)
+        known = self._halved(self.profile.base.steps, self.profile.progressive.teacher_steps)
         if steps not in known:
             raise UserError(f"no teacher has {steps} steps: there are {', '.join(map(str, known))}")
         if steps == self.profile.base.steps:
             return self._base_facts()
-        train = as_dict(self.profile.halving.train)
+        train = as_dict(self.profile.progressive.train)
         return {"parent": key_of(self._teacher_facts(2 * steps)), "steps": steps, "train": train, "seed": self.seed}
 
     def teacher(self, steps: int | None = None) -> Denoiser:
-        """The base model progressively distilled (PD) to `steps` steps, default profile.halving.teacher_steps."""
-        steps = steps or self.profile.halving.teacher_steps
+        """The base model progressively distilled (PD) to `steps` steps, default profile.progressive.teacher_steps."""
+        steps = steps or self.profile.progressive.teacher_steps
         if steps == self.profile.base.steps:
             return self.base()
 
         def make(files: Path):
-            parent, config = self.teacher(2 * steps), self.profile.halving.train
-            return self._timed(config, lambda: distill(
-                parent, self.dataset, steps, PD(parent.schedule), config, stream(self.seed, 3, steps),
-                label=f"PD {2 * steps} to {steps} steps", files=files, run=self.profile.run,
-            ))  # fmt: skip
+            parent, config = self.teacher(2 * steps), self.profile.progressive.train
+            return self._timed(
+                config,
+                lambda: distill(
+                    parent,
+                    self.dataset,
+                    steps,
+                    PD(parent.schedule),
+                    config,
+                    derive_seed(self.seed, 3, steps),
+                    label=f"PD {2 * steps} to {steps} steps",
+                    files=files,
+                    run=self.profile.run,
+                ),
+            )
 
         return self._denoiser(self._made(self._name_of("teacher", steps), self._teacher_facts(steps), make))
 
     @cached_property
     def _given_extractor(self) -> tuple[FeatureExtractor, dict]:
-        return load_classifier(self.profile.given.extractor, self.profile.extractor.map_at)
+        return load_classifier(self.profile.pretrained.extractor, self.profile.extractor.map_at)
 
     def _extractor_facts(self) -> dict:
-        if self.profile.given.extractor:
+        if self.profile.pretrained.extractor:
             found = self._given_extractor[1]
-            return {"given": found["sha256"], "extractor": {"name": found["name"]}}
+            return {"pretrained": found["sha256"], "extractor": {"name": found["name"]}}
         config = {k: v for k, v in as_dict(self.profile.extractor).items() if k != "map_at"}  # does not change weights
         return {
             "data": self._data_facts(),
@@ -430,18 +482,30 @@ class Study:
         config = self.profile.extractor
 
         def make(files: Path):
-            if self.profile.given.extractor:
+            if self.profile.pretrained.extractor:
                 return self._given_extractor[0], {"seconds": 0.0, "precision": "not known"}
             if not self.dataset.num_classes:
-                raise UserError(f"{self.dataset.name} has no classes to train an extractor with: sort its images into "
-                                "a folder for each class")  # fmt: skip
+                raise UserError(
+                    f"{self.dataset.name} has no classes to train an extractor with: sort its images into "
+                    "a folder for each class"
+                )
             other = (config.seed,) if config.seed else ()
             untrained, test = self._seeded(self._new_extractor, 4, *other), self._split("test")
             split = self._split("extractor").of_classes(config.classes)
-            network, facts = self._timed(config.train, lambda: train_classifier(
-                untrained.to(self.device), lambda out: out.logits, split, config.train, stream(self.seed, 5, *other),
-                shift=config.shift, label=f"extractor {config.name}", files=files, run=self.profile.run,
-            ))  # fmt: skip
+            network, facts = self._timed(
+                config.train,
+                lambda: train_classifier(
+                    untrained.to(self.device),
+                    lambda out: out.logits,
+                    split,
+                    config.train,
+                    derive_seed(self.seed, 5, *other),
+                    shift=config.shift,
+                    label=f"extractor {config.name}",
+                    files=files,
+                    run=self.profile.run,
+                ),
+            )
             return network, {**facts, "test_accuracy": accuracy(lambda images: network(images).logits, test)}
 
         facts = self._extractor_facts()
@@ -449,8 +513,12 @@ class Study:
         return extractor_of(facts["extractor"]["name"], tensors, config.map_at).to(self.device)
 
     def _facts_of(self, stage: str, *arguments) -> dict:
-        return {"base": self._base_facts, "teacher": self._teacher_facts, "extractor": self._extractor_facts,
-                "student": self._student_facts}[stage](*arguments)  # fmt: skip
+        return {
+            "base": self._base_facts,
+            "teacher": self._teacher_facts,
+            "extractor": self._extractor_facts,
+            "student": self._student_facts,
+        }[stage](*arguments)
 
     def path_of(self, stage: str, *arguments) -> Path:
         """Where an artefact lies: path_of("extractor"), path_of("teacher", 8), path_of("student", "rdd", 1, 0)."""
@@ -473,7 +541,7 @@ class Study:
 
         Raises UserError where the profile has no such halvings.
         """
-        profile, middle = self.profile, self.profile.halving.teacher_steps
+        profile, middle = self.profile, self.profile.progressive.teacher_steps
         known = self._halved(profile.base.steps, 1)
         if objective not in METHODS:
             raise UserError(f"unknown --objective {objective}: known are {', '.join(METHODS)}")
@@ -483,7 +551,7 @@ class Study:
             raise UserError(
                 f"--from {start} --to {stop} --objective {objective}: the {profile.name} profile halves by pd from "
                 f"{profile.base.steps} to {middle} steps and by the objective from {middle} to 1, so --from is {middle}, or "
-                f"more with --to {middle} --objective pd; halving.teacher_steps changes where they meet"
+                f"more with --to {middle} --objective pd; progressive.teacher_steps changes where they meet"
             )
         wanted = [steps for steps in known if stop <= steps < start]
         seed = profile.seeds[0]
@@ -497,7 +565,7 @@ class Study:
         seed: of the distillation, from which the projection head starts.
         """
         extractor = None if method == "pd" else self.extractor()
-        schedule = self._given_teacher[0].schedule if self.profile.given.teacher else None
+        schedule = self._given_teacher[0].schedule if self.profile.pretrained.teacher else None
         objective = self._seeded(
             lambda: build_objective(self.profile, method, steps, extractor, schedule), 6, steps, seed
         )
@@ -506,9 +574,15 @@ class Study:
     def _student_facts(self, method: str, steps: int, seed: int) -> dict:
         halving, config = halving_of(self.profile, steps), self.profile.distill
         parent = self._student_facts(method, 2 * steps, seed) if halving else self._teacher_facts(2 * steps)
-        return {"method": method, "steps": steps, "seed": seed, "iterations": config.iterations[halving],
-                "parent": key_of(parent), "train": as_dict(replace(config.train, iterations=1)),
-                **self._objective_facts(method, steps)}  # fmt: skip
+        return {
+            "method": method,
+            "steps": steps,
+            "seed": seed,
+            "iterations": config.iterations[halving],
+            "parent": key_of(parent),
+            "train": as_dict(replace(config.train, iterations=1)),
+            **self._objective_facts(method, steps),
+        }
 
     def _objective_facts(self, method: str, steps: int) -> dict:
         """What `objective` depends on."""
@@ -530,10 +604,23 @@ class Study:
             config = replace(self.profile.distill.train, iterations=self.profile.distill.iterations[halving])
             label = f"{method.upper()} {2 * steps} to {steps} steps"
             loss, objective = self.profile.loss, self.objective(method, steps, seed)
-            return self._timed(config, lambda: distill(
-                parent, self.dataset, steps, objective, config, stream(seed, 7, steps), label=label, files=files,
-                run=self.profile.run, released=loss.released, watch=loss.watch, debug=loss.debug,
-            ))  # fmt: skip
+            return self._timed(
+                config,
+                lambda: distill(
+                    parent,
+                    self.dataset,
+                    steps,
+                    objective,
+                    config,
+                    derive_seed(seed, 7, steps),
+                    label=label,
+                    files=files,
+                    run=self.profile.run,
+                    released=loss.released,
+                    watch=loss.watch,
+                    debug=loss.debug,
+                ),
+            )
 
         name = self._name_of("student", method, steps, seed)
         return self._denoiser(self._made(name, self._student_facts(method, steps, seed), make))
@@ -543,7 +630,7 @@ class Study:
         "pd" at teacher_steps is the teacher."""
         if method in TRAINING_FREE:
             return self.base()
-        if method == "pd" and steps == self.profile.halving.teacher_steps:
+        if method == "pd" and steps == self.profile.progressive.teacher_steps:
             return self.teacher()
         return self.student(method, steps, seed)
 
@@ -559,7 +646,7 @@ class Study:
     def lineage(self, method: str, steps: int, seed: int) -> list[tuple]:
         """The artefacts that an arm needs, ancestors first, as arguments of `facts`."""
         p, top = self.profile, self.profile.base.steps
-        last = p.halving.teacher_steps if method in METHODS else top
+        last = p.progressive.teacher_steps if method in METHODS else top
         teachers = [("teacher", n) for n in self._halved(top // 2, max(last, steps if method == "pd" else last))]
         students = [("student", method, n, seed) for n in self._halved(last // 2, steps)] if method in METHODS else []
         extractor = [("extractor",)] if students and method != "pd" else []
@@ -573,11 +660,11 @@ class Study:
     def training(self, stage: str, *arguments) -> TrainConfig:
         """How an artefact, given as to `facts`, is trained."""
         p = self.profile
-        if stage == "base" and p.given.teacher:
-            return p.given.convert
+        if stage == "base" and p.pretrained.teacher:
+            return p.pretrained.convert
         if stage == "student":
             return replace(p.distill.train, iterations=p.distill.iterations[halving_of(p, arguments[1])])
-        return {"base": p.base, "teacher": p.halving, "extractor": p.extractor}[stage].train
+        return {"base": p.base, "teacher": p.progressive, "extractor": p.extractor}[stage].train
 
     def make(self, stage: str, *arguments) -> None:
         """Make an artefact, given as to `facts`, unless it is there."""
@@ -589,7 +676,7 @@ class Study:
         """Which artefact draws an arm's images, as arguments of `facts`."""
         if method in TRAINING_FREE:
             return ("base",)
-        teacher = method == "pd" and steps == self.profile.halving.teacher_steps
+        teacher = method == "pd" and steps == self.profile.progressive.teacher_steps
         return ("teacher", steps) if teacher else ("student", method, steps, seed)
 
     def model_key(self, *arm) -> str:
@@ -664,18 +751,33 @@ class Study:
         (method, steps, seed), config, denoiser = arm[:3], self.profile.evaluation, self.denoiser(*arm)
         made = provenance(denoiser, self.facts(*self.model(*arm)))
         return DrawnImages(
-            denoiser, samples or config.samples, steps, seed=config.seed if noise is None else noise, clip=config.clip,
-            shape=self.image_shape, device=self.device, name=f"{method}, {steps} step{'s' * (steps > 1)}, seed {seed}",
-            sampler=sampler or (method if method in TRAINING_FREE else "ddim"), made=made, guidance=guidance, classes=classes,
-        )  # fmt: skip
+            denoiser,
+            samples or config.samples,
+            steps,
+            seed=config.seed if noise is None else noise,
+            clip=config.clip,
+            shape=self.image_shape,
+            device=self.device,
+            name=f"{method}, {steps} step{'s' * (steps > 1)}, seed {seed}",
+            sampler=sampler or (method if method in TRAINING_FREE else "ddim"),
+            made=made,
+            guidance=guidance,
+            classes=classes,
+        )
 
     def _measure(self, folder: Path, *arm) -> dict:
         method, steps, seed = arm[:3]
         config, images = self.profile.evaluation, self.drawn(*arm)
         result = evaluate(
-            images, self.dataset, network=self.metric_network, metrics=config.metrics, protocol=config.protocol,
-            batch_size=min(config.batch_size, config.samples), folder=folder, device=self.device,
-        )  # fmt: skip
+            images,
+            self.dataset,
+            network=self.metric_network,
+            metrics=config.metrics,
+            protocol=config.protocol,
+            batch_size=min(config.batch_size, config.samples),
+            folder=folder,
+            device=self.device,
+        )
         lineage = self.model_key(method, steps, self.profile.seeds[0], *arm[3:])
         return row_of(result, method=method, steps=steps, seed=seed, lineage=lineage, **self._conditions(*arm))
 
@@ -690,7 +792,7 @@ class Study:
     def arms(self) -> list[tuple[str, int, int]]:
         """Every (method, steps, seed) of the study's results."""
         p, first = self.profile, self.profile.seeds[0]
-        teacher = p.halving.teacher_steps
+        teacher = p.progressive.teacher_steps
         shared = [("ddim", n, first) for n in (p.base.steps, teacher, *p.student_steps)] + [("pd", teacher, first)]
         baselines = [(name, steps, first) for name, steps in p.evaluation.baseline_arms]
         students = [(m, n, s) for m in METHODS for s in p.seeds for n in p.student_steps]
@@ -760,25 +862,30 @@ class Study:
     def check(self) -> None:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
         classes, known = self.profile.unet.num_classes, self.dataset.num_classes
-        if self.profile.given.teacher and classes not in (0, known):
-            raise UserError(f"given.teacher is conditional on {classes} classes and {self.dataset.name} has "
-                            f"{known or 'no labels'}: give it images with a folder for each of its classes")  # fmt: skip
+        if self.profile.pretrained.teacher and classes not in (0, known):
+            raise UserError(
+                f"pretrained.teacher is conditional on {classes} classes and {self.dataset.name} has "
+                f"{known or 'no labels'}: give it images with a folder for each of its classes"
+            )
         if wrong := [k for k in self.profile.extractor.classes if k >= known]:
             raise UserError(
                 f"extractor.classes has {wrong[0]}, {self.dataset.name} has classes 0 to {known - 1}: leave it out"
             )
         if classes not in (0, known):
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
-        if self.profile.given.extractor:
+        if self.profile.pretrained.extractor:
             found, own = self._given_extractor[0].image_channels, self.image_shape[0]
             if found != own:
                 raise UserError(
-                    f"given.extractor takes images of {found} channels, these have {own}: name another classifier"
+                    f"pretrained.extractor takes images of {found} channels, these have {own}: name another classifier"
                 )
         with torch.device("meta"):
             height, width = self._new_extractor().eval()(torch.empty(1, *self.image_shape)).map.shape[2:]
-        candidates = height * width * (self.profile.distill.train.batch_size if "queue_per_batch" in
-                                       self.profile.loss.released else 1)  # fmt: skip
+        candidates = (
+            height
+            * width
+            * (self.profile.distill.train.batch_size if "queue_per_batch" in self.profile.loss.released else 1)
+        )
         if self.profile.loss.per_image > candidates:
             raise UserError(
                 f"loss.per_image is {self.profile.loss.per_image}: the extractor's map offers {candidates} pixels"

@@ -21,9 +21,25 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 
 COLUMNS = [
-    "ablation", "setting", "series", "x", "method", "seed", "steps", "fid", "pfd", "is", "t", "entropy", "samples",
-    "iterations", "batch", "train_seconds", "peak_mib", "record",
-]  # fmt: skip
+    "ablation",
+    "setting",
+    "series",
+    "x",
+    "method",
+    "seed",
+    "steps",
+    "fid",
+    "pfd",
+    "is",
+    "t",
+    "entropy",
+    "samples",
+    "iterations",
+    "batch",
+    "train_seconds",
+    "peak_mib",
+    "record",
+]
 ABLATIONS_FOLDER = "ablations"
 SCORES_APART = f"{ABLATIONS_FOLDER}/scores"  # of changed numbers: rdd report shows the study's own alone
 VERSION_FILE = "sweep.json"
@@ -73,7 +89,7 @@ class Run:
 
 def _teacher(profile: Profile) -> tuple:
     """The artefact that all students start from."""
-    steps = profile.halving.teacher_steps
+    steps = profile.progressive.teacher_steps
     return ("teacher", steps) if steps < profile.base.steps else ("base",)
 
 
@@ -81,11 +97,11 @@ def _steps(profile: Profile, ablation: Ablation, setting: Setting) -> tuple[int,
     """At which numbers of steps a setting is measured, most first."""
     steps = profile.student_steps if ablation.whole else profile.student_steps[:1]
     own = ablation.measures == "entropy" and setting.method in ("teacher", "pd")
-    return (profile.halving.teacher_steps, *steps) if own else steps
+    return (profile.progressive.teacher_steps, *steps) if own else steps
 
 
 def _lineage(study: Study, method: str, steps: int, seed: int) -> list[tuple]:
-    teacher = study.profile.halving.teacher_steps
+    teacher = study.profile.progressive.teacher_steps
     return study.lineage("pd", teacher, seed) if method == "teacher" else study.lineage(method, steps, seed)
 
 
@@ -128,8 +144,10 @@ class Sweep:
     ):
         if not seeds or not ablations:
             raise UserError("there is nothing to run: give at least one ablation and --seeds 1")
-        if study.profile.given.teacher or study.profile.given.extractor:
-            raise UserError("ablations vary what a given model fixes: leave given.teacher and given.extractor out")
+        if study.profile.pretrained.teacher or study.profile.pretrained.extractor:
+            raise UserError(
+                "ablations vary what a given model fixes: leave pretrained.teacher and pretrained.extractor out"
+            )
         self.base, self.ablations, self.seeds = study, list(ablations), list(seeds)
         self.costs, self._studies = costs, {}
         self.folder = study.out / ABLATIONS_FOLDER
@@ -161,9 +179,17 @@ class Sweep:
 
     def _run(self, study: Study, ablation: Ablation, setting: Setting, seed: int) -> Run:
         scores = study.scores.relative_to(study.out).as_posix()
-        return Run(study.profile, study.out.resolve(), study.seed, scores, setting.method,
-                   _steps(study.profile, ablation, setting), seed, ablation.measures,
-                   f"{ablation.name}: {setting.name}, seed {seed}")  # fmt: skip
+        return Run(
+            study.profile,
+            study.out.resolve(),
+            study.seed,
+            scores,
+            setting.method,
+            _steps(study.profile, ablation, setting),
+            seed,
+            ablation.measures,
+            f"{ablation.name}: {setting.name}, seed {seed}",
+        )
 
     def _study(self, setting: Setting) -> Study:
         changes = tuple(setting.changes.items())
@@ -238,14 +264,24 @@ class Sweep:
         run, setting = point.run, point.setting
         rows = []
         for steps, path in zip(run.steps, run.paths(point.study), strict=True):
-            row = {"ablation": point.ablation.name, "setting": setting.name, "series": setting.series, "x": setting.x,
-                   "method": setting.method, "seed": run.seed, "steps": steps, "record": path.stem,
-                   **self._training(point, steps)}  # fmt: skip
+            row = {
+                "ablation": point.ablation.name,
+                "setting": setting.name,
+                "series": setting.series,
+                "x": setting.x,
+                "method": setting.method,
+                "seed": run.seed,
+                "steps": steps,
+                "record": path.stem,
+                **self._training(point, steps),
+            }
             scores = read_record(path)["row"]
             if run.measures == "entropy":
                 times = [(steps - k) / steps for k in range(steps)]
-                rows += [{**row, "t": t, "entropy": value, "samples": scores["samples"]}
-                         for t, value in zip(times, scores["entropy"], strict=True)]  # fmt: skip
+                rows += [
+                    {**row, "t": t, "entropy": value, "samples": scores["samples"]}
+                    for t, value in zip(times, scores["entropy"], strict=True)
+                ]
             else:
                 rows.append(
                     {**row, **{name: scores[name] for name in ("fid", "pfd", "is", "samples") if name in scores}}

@@ -30,7 +30,7 @@ class Step:
             yield replace(self, rows=rows)
 
 
-def stream(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A 63-bit seed from several numbers, such as (seed, step, rank): streams of different numbers are unrelated."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:
@@ -48,7 +48,7 @@ class Epochs:
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(stream(self.seed, epoch, 1))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, 1))
             self._epoch, self._order = epoch, torch.randperm(self.rows, generator=generator)
         return self._order
 

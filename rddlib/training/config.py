@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-RATES = ("constant", "cosine")
+LR_SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 OPTIMIZERS = ("adam", "sgd")
 SWITCHES = ("auto", "always", "never")
@@ -18,7 +18,7 @@ def _one_of(config, name: str, known: tuple[str, ...]) -> None:
 class TrainConfig:
     """What is trained.
 
-    iterations; batch_size: images an iteration, over all processes; learning_rate; rate: "constant" or "cosine"
+    iterations; batch_size: images an iteration, over all processes; learning_rate; lr_schedule: "constant" or "cosine"
     (annealed to 0); warmup: iterations of linear rise; clip: largest gradient norm, 0 for none; ema: decay of the averaged
     weights, 0 for none; optimizer: "adam" (AdamW where weight_decay > 0) or "sgd" with Nesterov momentum 0.9; weight_decay;
     accumulate: parts that a batch is worked through in, to save memory (whatever relates images of a batch, batch
@@ -29,7 +29,7 @@ class TrainConfig:
     iterations: int
     batch_size: int
     learning_rate: float
-    rate: str = "constant"
+    lr_schedule: str = "constant"
     warmup: int = 0
     clip: float = 1.0
     ema: float = 0.0
@@ -49,14 +49,14 @@ class TrainConfig:
             raise ValueError(f"ema is {self.ema}, expected [0, 1)")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate is {self.accumulate}, expected a divisor of batch_size {self.batch_size}")
-        _one_of(self, "rate", RATES)
+        _one_of(self, "lr_schedule", LR_SCHEDULES)
         _one_of(self, "precision", PRECISIONS)
         _one_of(self, "optimizer", OPTIMIZERS)
 
-    def rate_at(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         """Learning rate of iteration `step`, counted from 0."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        fall = 0.5 * (1 + math.cos(math.pi * step / self.iterations)) if self.rate == "cosine" else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.iterations)) if self.lr_schedule == "cosine" else 1.0
         return self.learning_rate * rise * fall
 
 

@@ -59,7 +59,7 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def arithmetic(precision: str, device: torch.device):
+def tf32_context(precision: str, device: torch.device):
     """Inside, what is left in float32 on CUDA is multiplied as TF32, unless precision is "float32"."""
     backends, allowed = (torch.backends.cuda.matmul, torch.backends.cudnn), precision != "float32"
     before = [backend.allow_tf32 for backend in backends] if device.type == "cuda" else []

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rddlib.losses import finite_checks
-from rddlib.training.batches import Epochs, Step, stream
+from rddlib.training.batches import Epochs, Step, derive_seed
 from rddlib.training.config import RunConfig, TrainConfig
-from rddlib.training.hardware import arithmetic, autocast, compiled, laid_out, peak_memory, plain, training_device
-from rddlib.training.metrics import Journal
+from rddlib.training.hardware import autocast, compiled, laid_out, peak_memory, plain, tf32_context, training_device
+from rddlib.training.metrics import MetricsLogger
 from rddlib.training.resume import Checkpoints, State
 from rddlib.training.stopping import StopRequests
 from rddlib.utils.distributed import broadcast
@@ -58,16 +58,16 @@ class Trainer:
         model: nn.Module,
         loss: Loss,
         *,
-        companion: nn.Module | None = None,
-        companion_free: bool = False,
+        auxiliary: nn.Module | None = None,
+        auxiliary_free: bool = False,
         debug: bool = False,
         after_step: Callable[[Step], None] | None = None,
         preview: Callable[[nn.Module], Tensor] | None = None,
     ) -> nn.Module:
         """Train and return the model (its averaged weights where config.ema > 0), in eval mode and without gradients.
 
-        loss(model, step) -> (scalar, terms to log). companion: state besides the model, such as an objective with its
-        queue and projection head; its trainable parameters are optimised along, clipped on their own; companion_free: at a
+        loss(model, step) -> (scalar, terms to log). auxiliary: state besides the model, such as an objective with its
+        queue and projection head; its trainable parameters are optimised along, clipped on their own; auxiliary_free: at a
         constant rate and unclipped. debug: every loss refuses NaN and infinite inputs by name. after_step(step) runs
         once the gradient has been taken (of each part, where config.accumulate > 1). preview(model) -> images
         [N, C, H, W] in [-1, 1], drawn every run.sample_every iterations.
@@ -79,16 +79,16 @@ class Trainer:
         accelerator = Accelerator(cpu=training_device().type == "cpu")
         self._check_share(accelerator.num_processes)
         device, config, origin = accelerator.device, self.config, next(model.parameters()).device
-        state = self._state(model, companion or nn.Module(), companion_free, device)
+        state = self._state(model, auxiliary or nn.Module(), auxiliary_free, device)
         start = self._resume(state, accelerator)
         wrapped = accelerator.prepare_model(compiled(state.model, self.run))
         main = accelerator.is_main_process
-        journal = Journal(self.files if main else None, start, self.run.tensorboard)
-        self.history = journal.history
+        logger = MetricsLogger(self.files if main else None, start, self.run.tensorboard)
+        self.history = logger.history
         epochs, watch, saving = (
             Epochs(self.rows, config.batch_size, self.seed),
             _Watch(device),
-            _Pace(self.run.save_every),
+            CheckpointTimer(self.run.save_every),
         )
         meter, progress = _Meter(config.batch_size, device), Progress(self.label, config.iterations, start)
         devices = [device] if device.type == "cuda" else []
@@ -96,8 +96,8 @@ class Trainer:
             torch.random.fork_rng(devices=devices),  # dropout reads the global stream
             finite_checks(debug),
             torch.enable_grad(),
-            arithmetic(config.precision, device),
-            contextlib.closing(journal),
+            tf32_context(config.precision, device),
+            contextlib.closing(logger),
             StopRequests(device) as stop,
         ):
             for number in progress:
@@ -112,21 +112,21 @@ class Trainer:
                 if step.logged or due or device.type == "cpu":  # elsewhere a look at the values waits for the device
                     self._check(watch, total, norm, terms)
                 if step.logged:
-                    journal.add(self._record(number, total, norm, terms, meter, state.optimizer))
-                    progress.note = f"loss {journal.history[-1]['loss']:.4g}"
+                    logger.add(self._record(number, total, norm, terms, meter, state.optimizer))
+                    progress.note = f"loss {logger.history[-1]['loss']:.4g}"
                 state.optimizer.step()
                 if state.average is not None:
                     state.average.update_parameters(state.model)
                 if main and preview is not None and self._previews(number):
-                    journal.grid(self._preview(preview, state), number + 1)
+                    logger.grid(self._preview(preview, state), number + 1)
                 last = number + 1 == config.iterations
                 if due or (last and main and self.files is not None):
-                    journal.keep()
+                    logger.keep()
                     saving.time(lambda done=number + 1: self._save(state, done))
                 if asked and not last:
                     accelerator.wait_for_everyone()  # the first process may still be writing
                     raise Interrupted(self._farewell(number + 1), asked)
-        state.companion.to(origin)
+        state.auxiliary.to(origin)
         trained = state.average.module if state.average is not None else plain(state.model)
         return plain(trained).to(origin).eval().requires_grad_(False)
 
@@ -140,19 +140,19 @@ class Trainer:
                 f"{self.config.accumulate} parts each: choose a multiple of {parts}"
             )
 
-    def _state(self, model: nn.Module, companion: nn.Module, companion_free: bool, device: torch.device) -> State:
+    def _state(self, model: nn.Module, auxiliary: nn.Module, auxiliary_free: bool, device: torch.device) -> State:
         config = self.config
         model = laid_out(copy.deepcopy(model).to(device), self.run, config.precision).train().requires_grad_(True)
-        companion = companion.to(device)
+        auxiliary = auxiliary.to(device)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         groups = [{"params": list(model.parameters()), "config": config}]
-        if trainable := [p for p in companion.parameters() if p.requires_grad]:
-            free = replace(config, rate="constant", warmup=0, clip=0.0)
-            groups.append({"params": trainable, "config": free if companion_free else config})
+        if trainable := [p for p in auxiliary.parameters() if p.requires_grad]:
+            free = replace(config, lr_schedule="constant", warmup=0, clip=0.0)
+            groups.append({"params": trainable, "config": free if auxiliary_free else config})
         common = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
         if config.optimizer == "adam":
-            return State(model, companion, average, torch.optim.AdamW(groups, **common))
-        return State(model, companion, average, torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common))
+            return State(model, auxiliary, average, torch.optim.AdamW(groups, **common))
+        return State(model, auxiliary, average, torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common))
 
     def _identity(self) -> dict:
         return {"kind": "resume", "label": self.label, "seed": self.seed, "config": repr(self.config)}
@@ -175,7 +175,7 @@ class Trainer:
                 raise UserError(f"{path} holds another architecture: delete it or choose another --out") from error
             if accelerator.is_main_process and start < self.config.iterations:
                 print(f"{self.label}: going on from iteration {start}", flush=True)
-        for tensor in (*state.companion.parameters(), *state.companion.buffers()):  # DDP does this for the model alone
+        for tensor in (*state.auxiliary.parameters(), *state.auxiliary.buffers()):  # DDP does this for the model alone
             broadcast(tensor.data)
         return start
 
@@ -183,20 +183,20 @@ class Trainer:
 
     def _step(self, number: int, epochs: Epochs, accelerator: Accelerator) -> Step:
         rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-        torch.manual_seed(stream(self.seed, number, rank, 2))
-        noise = stream(self.seed, number, 0 if self.same_noise else rank, 3)
+        torch.manual_seed(derive_seed(self.seed, number, rank, 2))
+        noise = derive_seed(self.seed, number, 0 if self.same_noise else rank, 3)
         return Step(
             number,
             epochs.batch(number)[rank::world],
             torch.Generator(device).manual_seed(noise),
-            torch.Generator(device).manual_seed(stream(self.seed, number, 4)),
+            torch.Generator(device).manual_seed(derive_seed(self.seed, number, 4)),
             number % self.run.log_every == 0 or number + 1 == self.config.iterations,
         )
 
     @staticmethod
     def _set_rates(optimizer: torch.optim.Optimizer, number: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = group["config"].rate_at(number)
+            group["lr"] = group["config"].learning_rate_at(number)
 
     def _backward(
         self, wrapped: nn.Module, loss: Loss, step: Step, accelerator: Accelerator, after: Callable[[Step], None] | None
@@ -229,8 +229,10 @@ class Trainer:
             return
         values = {"loss": total, "gradient": norm, **terms}
         culprits = ", ".join(name for name, value in values.items() if not torch.isfinite(value)) or "gradient"
-        raise UserError(f"{self.label} diverged at iteration {number} ({culprits} not finite): lower learning_rate"
-                        f"{self._last_good()}")  # fmt: skip
+        raise UserError(
+            f"{self.label} diverged at iteration {number} ({culprits} not finite): lower learning_rate"
+            f"{self._last_good()}"
+        )
 
     def _last_good(self) -> str:
         steps = self._checkpoints.steps() if self.files is not None else []
@@ -239,7 +241,7 @@ class Trainer:
     def _record(self, number, total, norm, terms, meter: "_Meter", optimizer) -> dict:
         record = {"step": number, "loss": float(total), "gradient": float(norm)}
         record |= {name: float(value) for name, value in terms.items()}
-        return record | {"rate": optimizer.param_groups[0]["lr"], **meter.read(number)}
+        return record | {"learning_rate": optimizer.param_groups[0]["lr"], **meter.read(number)}
 
     # between two iterations
 
@@ -278,7 +280,7 @@ class _Watch:
         return int(self._first)
 
 
-class _Pace:
+class CheckpointTimer:
     """When to save: every so many seconds, and so seldom that writing takes no more than 1/SAVING_SHARE of the time."""
 
     def __init__(self, seconds: float):

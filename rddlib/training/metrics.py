@@ -35,7 +35,7 @@ def _tensorboard(folder: Path, start: int):
     return SummaryWriter(str(folder), purge_step=start)
 
 
-class Journal:
+class MetricsLogger:
     """files: how the names begin: files.metrics.jsonl, files.tensorboard/, files.samples/ (None: nothing is written).
 
     start: the iteration that training begins at; later records of an earlier run are dropped, since they come again.

@@ -18,12 +18,12 @@ class State:
     """
 
     model: nn.Module
-    companion: nn.Module
+    auxiliary: nn.Module
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
 
     def _modules(self) -> dict[str, nn.Module]:
-        modules = {"model": self.model, "companion": self.companion, "average": self.average}
+        modules = {"model": self.model, "auxiliary": self.auxiliary, "average": self.average}
         return {name: module for name, module in modules.items() if module is not None}
 
     def tensors(self) -> dict[str, Tensor]:

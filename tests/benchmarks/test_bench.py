@@ -75,9 +75,10 @@ def test_bad_arguments():
 def test_exports_are_compared_with_the_teacher_in_one_run(tmp_path):
     report = bench_export("smoke", {}, batches=(1, 2), repetitions=1)
     assert [(row["sampler"], row["steps"], row["batch"]) for row in report["rows"]] == [
-        (name, steps, batch) for batch in (1, 2)
+        (name, steps, batch)
+        for batch in (1, 2)
         for name, steps in (("teacher, Python", 8), ("student, Python", 1), ("student, TorchScript", 1))
-    ]  # fmt: skip
+    ]
     for row in report["rows"]:
         teacher = next(other for other in report["rows"] if other["batch"] == row["batch"])
         assert row["speed"] == pytest.approx(teacher["seconds"] / row["seconds"])
@@ -91,8 +92,9 @@ def test_exports_are_compared_with_the_teacher_in_one_run(tmp_path):
 
 
 def test_the_command_writes_what_it_shows(rdd, tmp_path):
-    status, said, _ = rdd("bench", "export", "--profile", "smoke", "--batch", "1", "--repetitions", "1", "--out",
-                          str(tmp_path / "e.json"))  # fmt: skip
+    status, said, _ = rdd(
+        "bench", "export", "--profile", "smoke", "--batch", "1", "--repetitions", "1", "--out", str(tmp_path / "e.json")
+    )
     assert status == 0 and "student, TorchScript" in said and json.loads((tmp_path / "e.json").read_text())["rows"]
     status, _, error = rdd("bench", "export", "--batch", "one")
     assert status == 2 and "--batch one: expected whole numbers" in error

@@ -29,9 +29,22 @@ def order(marks):
 
 
 def test_marks_become_seconds_per_part():
-    marks = [("data", 0.0), (STEP, 1.0), ("optimiser", 1.5), ("data", 2.0), ("student", 4.0), ("losses", 4.25),
-             ("student", 6.25), (STEP, 7.0), ("optimiser", 7.5), ("data", 7.5), ("student", 9.5), ("losses", 10.0),
-             ("student", 12.0), (STEP, 12.0)]  # fmt: skip
+    marks = [
+        ("data", 0.0),
+        (STEP, 1.0),
+        ("optimiser", 1.5),
+        ("data", 2.0),
+        ("student", 4.0),
+        ("losses", 4.25),
+        ("student", 6.25),
+        (STEP, 7.0),
+        ("optimiser", 7.5),
+        ("data", 7.5),
+        ("student", 9.5),
+        ("losses", 10.0),
+        ("student", 12.0),
+        (STEP, 12.0),
+    ]
     parts = seconds_per_part(marks)
     assert parts == {
         "data": 0.25,
@@ -44,12 +57,30 @@ def test_marks_become_seconds_per_part():
     assert sum(parts.values()) == (12.0 - 1.0) / 2
 
 
-@pytest.mark.parametrize("kind, expected", [
-    ("base", ["optimiser", "data", "losses", "student", "losses", "student"]),
-    ("pd", ["optimiser", "data", "losses", "teacher", "losses", "student", "losses", "student", "losses"]),
-    ("rdd", ["optimiser", "data", "losses", "teacher", "losses", "student", "losses", "extractor", "losses", "extractor",
-             "student", "losses"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("base", ["optimiser", "data", "losses", "student", "losses", "student"]),
+        ("pd", ["optimiser", "data", "losses", "teacher", "losses", "student", "losses", "student", "losses"]),
+        (
+            "rdd",
+            [
+                "optimiser",
+                "data",
+                "losses",
+                "teacher",
+                "losses",
+                "student",
+                "losses",
+                "extractor",
+                "losses",
+                "extractor",
+                "student",
+                "losses",
+            ],
+        ),
+    ],
+)
 def test_the_real_loop_marks_its_parts_in_order(kind, expected):
     """rdd: forward through teacher, student and extractor; losses forward and backward; extractor's and student's
     backward; the queue; what follows until the next step's data is the optimiser's."""
@@ -86,9 +117,23 @@ def test_classes_are_known_without_data():
 
 def row(**changes):
     parts = dict.fromkeys(PARTS, 0.5) | {"extractor": 0.0}
-    return {"what": "pd", "setting": "auto", "batch": 8, "seconds": 2.0, "parts": parts, "parts_seconds": 2.5, "note": "",
-            "images_per_second": 4.0, "of_peak": 0.25, "peak_mib": 700.4, "ratio": 1.5, "precision": "bfloat16",
-            "channels_last": True, "compiled": False, **changes}  # fmt: skip
+    return {
+        "what": "pd",
+        "setting": "auto",
+        "batch": 8,
+        "seconds": 2.0,
+        "parts": parts,
+        "parts_seconds": 2.5,
+        "note": "",
+        "images_per_second": 4.0,
+        "of_peak": 0.25,
+        "peak_mib": 700.4,
+        "ratio": 1.5,
+        "precision": "bfloat16",
+        "channels_last": True,
+        "compiled": False,
+        **changes,
+    }
 
 
 def test_the_table_says_what_is_missing_and_why():
@@ -96,16 +141,47 @@ def test_the_table_says_what_is_missing_and_why():
         ("seconds", "parts", "parts_seconds", "images_per_second", "of_peak", "peak_mib", "ratio", "precision")
     )
     lines = format_steps({"rows": [row(), row(**empty, setting="bf16", note="killed")]}).splitlines()
-    assert lines[1].split() == ["pd", "auto:", "bfloat16", "channels_last", "8", "2", "0.5", "0.5", "0.5", "-", "0.5", "0.5",
-                                "2.5", "4", "25%", "700", "1.50"]  # fmt: skip
+    assert lines[1].split() == [
+        "pd",
+        "auto:",
+        "bfloat16",
+        "channels_last",
+        "8",
+        "2",
+        "0.5",
+        "0.5",
+        "0.5",
+        "-",
+        "0.5",
+        "0.5",
+        "2.5",
+        "4",
+        "25%",
+        "700",
+        "1.50",
+    ]
     assert lines[2].split() == ["pd", "bf16", "8", *["-"] * 12]
     assert lines[3] == "pd, bf16: killed"
 
 
 def test_from_the_command_line_to_the_file(tmp_path, capsys):
     """One real run in processes of its own, RDD on the smoke profile."""
-    main(["bench", "step", "--profile", "smoke", "--what", "rdd", "--batch", "8", "--steps", "1",
-          "--out", str(tmp_path / "new" / "step.json")])  # fmt: skip
+    main(
+        [
+            "bench",
+            "step",
+            "--profile",
+            "smoke",
+            "--what",
+            "rdd",
+            "--batch",
+            "8",
+            "--steps",
+            "1",
+            "--out",
+            str(tmp_path / "new" / "step.json"),
+        ]
+    )
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "new" / "step.json").read_text())
     assert report.keys() == {"profile", "overrides", "device", "hardware", "torch", "threads", "peaks", "note", "rows"}
@@ -113,9 +189,24 @@ def test_from_the_command_line_to_the_file(tmp_path, capsys):
     assert [r["setting"] for r in report["rows"]][:2] == ["float32 eager", "auto"]
     for r in report["rows"]:
         assert r["note"] == "" and r["batch"] == 8 and r["steps"] == 1 and r["what"] == "rdd"
-        assert r.keys() == {"what", "setting", "batch", "steps", "note", "seconds", "peak_mib", "parts", "precision",
-                            "channels_last", "compiled", "images_per_second", "flops", "of_peak", "ratio",
-                            "parts_seconds"}  # fmt: skip
+        assert r.keys() == {
+            "what",
+            "setting",
+            "batch",
+            "steps",
+            "note",
+            "seconds",
+            "peak_mib",
+            "parts",
+            "precision",
+            "channels_last",
+            "compiled",
+            "images_per_second",
+            "flops",
+            "of_peak",
+            "ratio",
+            "parts_seconds",
+        }
         assert all(r["parts"][part] > 0 for part in PARTS) and r["seconds"] > 0 and r["peak_mib"] > 0
         assert r["parts_seconds"] == pytest.approx(sum(r["parts"].values()))
         assert r["images_per_second"] == pytest.approx(8 / r["seconds"])
@@ -127,14 +218,17 @@ def test_from_the_command_line_to_the_file(tmp_path, capsys):
     assert len(list((tmp_path / "new").iterdir())) == 1
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ({"what": ["base", "rdx"]}, "name some of base, pd, cfd, rcfd, rdd"),
-    ({"what": []}, "name some of"),
-    ({"batch": -1}, "a batch of at least 1"),
-    ({"steps": 0}, "1 step or more"),
-    ({"profile": "cifra10"}, "did you mean 'cifar10'"),
-    ({"overrides": {"unet.chanels": "8"}}, "did you mean 'channels'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"what": ["base", "rdx"]}, "name some of base, pd, cfd, rcfd, rdd"),
+        ({"what": []}, "name some of"),
+        ({"batch": -1}, "a batch of at least 1"),
+        ({"steps": 0}, "1 step or more"),
+        ({"profile": "cifra10"}, "did you mean 'cifar10'"),
+        ({"overrides": {"unet.chanels": "8"}}, "did you mean 'channels'"),
+    ],
+)
 def test_wrong_input(arguments, words):
     with pytest.raises(UserError, match=words):
         bench_step(**arguments)

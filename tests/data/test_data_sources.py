@@ -388,10 +388,16 @@ def as_python2(content: dict) -> bytes:
 
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR"
-        b"(K\x01(" + b"".join(b"J" + n.to_bytes(4, "little") for n in shape) + b"tcnumpy\ndtype\n("
-        + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-        + text(raw) + b"tb"
-    )  # fmt: skip
+        b"(K\x01("
+        + b"".join(b"J" + n.to_bytes(4, "little") for n in shape)
+        + b"tcnumpy\ndtype\n("
+        + text(b"u1")
+        + b"K\x00K\x01tR(K\x03"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + text(raw)
+        + b"tb"
+    )
     labels = b"](" + b"".join(b"J" + n.to_bytes(4, "little") for n in content["labels"]) + b"e"
     return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + labels + b"u."
 
@@ -507,8 +513,10 @@ def test_foreign_pickles_run_nothing(tmp_path, rng, protocol):
 )
 def test_other_names_are_refused(tmp_path, name):
     module, attribute = name.split("\n")
-    for content in (f"c{name}\n.".encode(), b"\x80\x04" + b"".join(
-        b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, attribute)) + b"\x93."):  # fmt: skip
+    for content in (
+        f"c{name}\n.".encode(),
+        b"\x80\x04" + b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, attribute)) + b"\x93.",
+    ):
         (tmp_path / "b").write_bytes(content)
         with pytest.raises(UserError, match=f"it asks for {module}.{attribute}"):
             read_batch(tmp_path / "b")

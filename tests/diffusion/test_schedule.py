@@ -157,9 +157,15 @@ def test_betas_of_0_and_1_are_in_their_range():
 
 @pytest.mark.parametrize(
     "schedule",
-    [CosineSchedule(), CosineSchedule(0.02), DiscreteCosineSchedule(), DiscreteCosineSchedule(64, 0.02),
-     BetaSchedule(BETAS), BetaSchedule((0.1, 1.0), 0.9)],
-)  # fmt: skip
+    [
+        CosineSchedule(),
+        CosineSchedule(0.02),
+        DiscreteCosineSchedule(),
+        DiscreteCosineSchedule(64, 0.02),
+        BetaSchedule(BETAS),
+        BetaSchedule((0.1, 1.0), 0.9),
+    ],
+)
 def test_a_schedule_is_made_again_from_its_facts(schedule):
     facts = json.loads(json.dumps(schedule_facts(schedule)))
     again = schedule_of({**facts, "prediction": "v"})
@@ -168,8 +174,15 @@ def test_a_schedule_is_made_again_from_its_facts(schedule):
 
 
 def test_schedules_that_differ_are_not_equal():
-    made = [CosineSchedule(), CosineSchedule(0.02), DiscreteCosineSchedule(), DiscreteCosineSchedule(64),
-            BetaSchedule(BETAS), BetaSchedule(BETAS, 0.99), BetaSchedule(BETAS[:-1])]  # fmt: skip
+    made = [
+        CosineSchedule(),
+        CosineSchedule(0.02),
+        DiscreteCosineSchedule(),
+        DiscreteCosineSchedule(64),
+        BetaSchedule(BETAS),
+        BetaSchedule(BETAS, 0.99),
+        BetaSchedule(BETAS[:-1]),
+    ]
     assert len(set(made)) == len(made) and all(a != b for k, a in enumerate(made) for b in made[:k])
     assert len({json.dumps(schedule_facts(schedule)) for schedule in made}) == len(made)
 

@@ -149,9 +149,15 @@ def test_sinusoids_interleave_sine_and_cosine():
     torch.testing.assert_close(table[1], torch.cat(expected))
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(image_size=10), "halved"), (dict(attention=(5,)), "attention"), (dict(groups=7), "groups"), (dict(dropout=1.0), "dropout"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(image_size=10), "halved"),
+        (dict(attention=(5,)), "attention"),
+        (dict(groups=7), "groups"),
+        (dict(dropout=1.0), "dropout"),
+    ],
+)
 def test_impossible_networks_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         UNetConfig(**{**dict(image_size=32), **change})

@@ -13,7 +13,7 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.distillation.extractor import build_extractor
-from rddlib.distillation.objectives import RDD, WEIGHTS, microscope
+from rddlib.distillation.objectives import RDD, WEIGHTS, gradient_report
 from rddlib.distillation.train import distill
 from rddlib.training import TrainConfig
 from rddlib.utils.distributed import rank, world_size
@@ -39,12 +39,17 @@ def measure(student, objective, x, x_T) -> dict:
         objective.zero_grad()
         x_S = student(x)
         total, terms = objective(x_S, x_T, t, shared)
-        seen = {name: float(value) for name, value in microscope(terms, x_S).items()}
+        seen = {name: float(value) for name, value in gradient_report(terms, x_S).items()}
         total.backward()
         objective.after_step(shared)
     flat = lambda module: torch.cat([p.grad.flatten() for p in module.parameters()]).tolist()  # noqa: E731
-    return {"terms": {name: float(value.detach()) for name, value in terms.items()}, "student": flat(student),
-            "head": flat(objective.head), "seen": seen, "queue": objective.queue.rows.flatten().tolist()}  # fmt: skip
+    return {
+        "terms": {name: float(value.detach()) for name, value in terms.items()},
+        "student": flat(student),
+        "head": flat(objective.head),
+        "seen": seen,
+        "queue": objective.queue.rows.flatten().tolist(),
+    }
 
 
 def trained(released=()) -> dict:

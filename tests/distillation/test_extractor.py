@@ -149,8 +149,11 @@ def test_an_image_like_the_teacher_s_has_no_loss_and_another_has_one():
 
 def test_without_predictions_what_needs_them_is_refused():
     extractor = as_extractor(plain(), (3, 8, 8))
-    makers = [lambda: RCFD(extractor, 0.9, 1.0, 0.5), lambda: CFD(extractor, 0.9, predictions=True),
-              lambda: RDD(extractor, 0.9, predictions=True)]  # fmt: skip
+    makers = [
+        lambda: RCFD(extractor, 0.9, 1.0, 0.5),
+        lambda: CFD(extractor, 0.9, predictions=True),
+        lambda: RDD(extractor, 0.9, predictions=True),
+    ]
     for make in makers:
         with pytest.raises(ValueError, match="returns a map alone, no class predictions: use CFD or RDD"):
             make()

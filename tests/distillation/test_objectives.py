@@ -10,7 +10,7 @@ from rddlib.distillation.objectives import (
     RDD,
     RELEASED_SWITCHES,
     PDPerceptual,
-    microscope,
+    gradient_report,
     projection_head,
 )
 from rddlib.losses import (
@@ -150,7 +150,7 @@ def test_options_of_cfd(extractor, images):
 def test_microscope_equals_gradients_taken_one_by_one(extractor, images):
     x_S, x_T = images[0].clone().requires_grad_(), images[1]
     terms = rdd(extractor)(x_S, x_T, T, torch.Generator()).terms
-    report = microscope(terms, x_S)
+    report = gradient_report(terms, x_S)
     a, b = (torch.autograd.grad(terms[n], x_S, retain_graph=True)[0].flatten() for n in ("cfd", "is_p2p"))
     assert set(report) == {"gradient/cfd", "gradient/is_p2p", "cosine/cfd,is_p2p"}
     torch.testing.assert_close(report["gradient/is_p2p"], b.norm())
@@ -237,11 +237,14 @@ def test_both_forms_of_the_losses_give_one_total(extractor, images, impl):
     torch.testing.assert_close(*totals, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("weights, words", [
-    (dict(cfd=0.0, alpha=0.0, beta=0.0), "cfd and alpha are 0"),
-    (dict(cfd=0.0, alpha=0.0), "while the queue is empty"),
-    (dict(relation="across"), "relation is 'across'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights, words",
+    [
+        (dict(cfd=0.0, alpha=0.0, beta=0.0), "cfd and alpha are 0"),
+        (dict(cfd=0.0, alpha=0.0), "while the queue is empty"),
+        (dict(relation="across"), "relation is 'across'"),
+    ],
+)
 def test_an_objective_that_could_not_learn_is_refused(extractor, weights, words):
     with pytest.raises(ValueError, match=words):
         rdd(extractor, **weights)

@@ -78,15 +78,18 @@ def test_no_gradient_enters_the_queue():
     assert not queue.rows.requires_grad
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: PixelQueue(0, 3), "size"),
-    (lambda: PixelQueue(3, 0), "channels"),
-    (lambda: PixelQueue(4, 3).sample(2), "empty"),
-    (lambda: PixelQueue(4, 3).sample(0), "count"),
-    (lambda: PixelQueue(4, 3).push(torch.randn(2, 3, 4), 1), "map_teacher"),
-    (lambda: PixelQueue(4, 3).push(torch.randn(2, 5, 2, 2), 1), "map_teacher"),
-    (lambda: PixelQueue(4, 3).push(torch.randn(2, 3, 2, 2), 5), "per_image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: PixelQueue(0, 3), "size"),
+        (lambda: PixelQueue(3, 0), "channels"),
+        (lambda: PixelQueue(4, 3).sample(2), "empty"),
+        (lambda: PixelQueue(4, 3).sample(0), "count"),
+        (lambda: PixelQueue(4, 3).push(torch.randn(2, 3, 4), 1), "map_teacher"),
+        (lambda: PixelQueue(4, 3).push(torch.randn(2, 5, 2, 2), 1), "map_teacher"),
+        (lambda: PixelQueue(4, 3).push(torch.randn(2, 3, 2, 2), 5), "per_image"),
+    ],
+)
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()

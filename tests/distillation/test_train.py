@@ -38,7 +38,7 @@ def untrained():
 def base():
     """The digits network after 800 iterations."""
     torch.manual_seed(0)
-    config = TrainConfig(800, 32, 2e-3, rate="cosine", warmup=50, ema=0.99)
+    config = TrainConfig(800, 32, 2e-3, lr_schedule="cosine", warmup=50, ema=0.99)
     return train_base(untrained(), load_dataset("digits"), config, seed=0, snr_max=1e3)
 
 
@@ -57,7 +57,7 @@ def test_800_iterations_beat_noise_by_far(base):
 
 def test_progressive_distillation_follows_its_teacher(base):
     """A 4-step student ends nearer to its 8-step teacher's images than the teacher's own 4 steps do."""
-    data, config = load_dataset("digits"), TrainConfig(120, 64, 3e-4, rate="cosine")
+    data, config = load_dataset("digits"), TrainConfig(120, 64, 3e-4, lr_schedule="cosine")
     student = distill(base, data, 4, PD(base.schedule), config, seed=0)
     noise = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     target = ddim_sample(base, noise, 8)
@@ -113,7 +113,7 @@ class Interrupted(Exception):
 
 
 def test_an_interrupted_distillation_with_queue_and_head_ends_with_the_same_bits(tmp_path, monkeypatch):
-    data, config = load_dataset("digits"), TrainConfig(8, 8, 1e-3, rate="cosine")
+    data, config = load_dataset("digits"), TrainConfig(8, 8, 1e-3, lr_schedule="cosine")
     torch.manual_seed(0)
     teacher = Denoiser(UNet(UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4)), CosineSchedule(), "v")
     extractor = build_extractor("small_resnet", 1, 10)
@@ -309,7 +309,7 @@ def test_stage_one_learns_what_two_evaluations_say():
     data, teacher, (z, t, y, w) = load_dataset("digits"), tiny(), questions(256)
     torch.manual_seed(1)
     start = takes_guidance(teacher, (0.0, 4.0)).requires_grad_(False)
-    config = TrainConfig(60, 16, 3e-3, rate="cosine", precision="float32")
+    config = TrainConfig(60, 16, 3e-3, lr_schedule="cosine", precision="float32")
     student = distill_guidance(teacher, start, data, config, seed=0, weight="x")
     before, after = (float((model(z, t, y, w) - teacher(z, t, y, w)).square().mean()) for model in (start, student))
     assert after < 0.7 * before, (before, after)
@@ -434,7 +434,7 @@ def test_what_learns_to_predict_v_denoises_as_its_teacher(base):
     """From a network that predicts eps: the same x within [-1, 1], from a network that now says v."""
     data = load_dataset("digits")
     teacher = Denoiser(base.network, base.schedule, "v")
-    student = reparametrise(teacher, "x", data, TrainConfig(150, 64, 1e-3, rate="cosine"), seed=0, snr_max=1e3)
+    student = reparametrise(teacher, "x", data, TrainConfig(150, 64, 1e-3, lr_schedule="cosine"), seed=0, snr_max=1e3)
     untaught = Denoiser(base.network, base.schedule, "x")
     assert student.prediction == "x" and student.schedule == base.schedule and not student.training
     g = torch.Generator().manual_seed(0)

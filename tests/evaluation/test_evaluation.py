@@ -164,12 +164,28 @@ def test_moments_do_not_depend_on_the_parts(seed, sizes):
 def test_all_metrics_equal_torch_fidelity_s_own(data, noisy):
     found = evaluate(noisy, data, metrics=EVERYTHING, kid_subset=300, batch_size=90).values
     theirs = torch_fidelity.calculate_metrics(
-        input1=Bare(noisy), input2=Bare(data.images), feature_extractor="rddlib-network", isc=True, fid=True, kid=True,
-        prc=True, kid_subset_size=300, cuda=False, cache=False, save_cpu_ram=True, verbose=False,
-    )  # fmt: skip
-    names = {"fid": "frechet_inception_distance", "is": "inception_score_mean", "is_std": "inception_score_std",
-             "kid": "kernel_inception_distance_mean", "kid_std": "kernel_inception_distance_std",
-             "precision": "precision", "recall": "recall"}  # fmt: skip
+        input1=Bare(noisy),
+        input2=Bare(data.images),
+        feature_extractor="rddlib-network",
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=300,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    names = {
+        "fid": "frechet_inception_distance",
+        "is": "inception_score_mean",
+        "is_std": "inception_score_std",
+        "kid": "kernel_inception_distance_mean",
+        "kid_std": "kernel_inception_distance_std",
+        "precision": "precision",
+        "recall": "recall",
+    }
     for ours, name in names.items():
         assert found[ours] == pytest.approx(theirs[name], rel=1e-9), name
 
@@ -218,10 +234,29 @@ def test_torch_fidelity_s_command_line_gives_the_same_fid_on_exported_pngs(tmp_p
     draw_to_file(drawn, tmp_path / "a.npz")
     for name, images in (("a", tmp_path / "a.npz"), ("b", b)):
         write_pngs(open_images(images), tmp_path / name)
-    command = [sys.executable, "-m", "torch_fidelity.fidelity", "--cpu", "--fid", "--json", "--silent", "--no-cache",
-               "--save-cpu-ram", "--input1", tmp_path / "a", "--input2", tmp_path / "b", "--batch-size", "16",
-               "--feature-extractor", "inception-v3-compat", "--feature-layer-fid", "64",
-               "--feature-extractor-weights-path", untrained_inception]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch_fidelity.fidelity",
+        "--cpu",
+        "--fid",
+        "--json",
+        "--silent",
+        "--no-cache",
+        "--save-cpu-ram",
+        "--input1",
+        tmp_path / "a",
+        "--input2",
+        tmp_path / "b",
+        "--batch-size",
+        "16",
+        "--feature-extractor",
+        "inception-v3-compat",
+        "--feature-layer-fid",
+        "64",
+        "--feature-extractor-weights-path",
+        untrained_inception,
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     theirs = json.loads(said)["frechet_inception_distance"]
     network = inception_network(untrained_inception, layer="64", logits=False)
@@ -275,8 +310,10 @@ def test_drawn_scores_do_not_depend_on_batches(data):
     """Floats, so that no gray level hangs on the last bit of a convolution."""
     model = denoiser_of_classes().double()
     denoiser = as_denoiser(lambda z, t: model(z.double(), t).float(), CosineSchedule())
-    results = [evaluate(DrawnImages(denoiser, 400, 2, seed=3, shape=(1, 8, 8)), data, protocol="released", batch_size=n).values
-               for n in (400, 37)]  # fmt: skip
+    results = [
+        evaluate(DrawnImages(denoiser, 400, 2, seed=3, shape=(1, 8, 8)), data, protocol="released", batch_size=n).values
+        for n in (400, 37)
+    ]
     assert results[0]["fid"] == pytest.approx(results[1]["fid"], rel=1e-6)
 
 
@@ -343,8 +380,16 @@ def weighing():
 @pytest.mark.parametrize("sampler", ["ddim", "stochastic"])
 def test_drawn_images_do_not_depend_on_their_batches(sampler, guidance, classes):
     def images():
-        return DrawnImages(pulled_to_classes(scale=0.3), 230, 3, seed=5, shape=(1, 8, 8), sampler=sampler,
-                           guidance=guidance, classes=classes)  # fmt: skip
+        return DrawnImages(
+            pulled_to_classes(scale=0.3),
+            230,
+            3,
+            seed=5,
+            shape=(1, 8, 8),
+            sampler=sampler,
+            guidance=guidance,
+            classes=classes,
+        )
 
     torch.manual_seed(1)
     whole = images().batch(0, 230)
@@ -420,16 +465,19 @@ def test_receipts_and_identities_tell_guided_images_from_others(data):
     assert (receipt["guidance"], receipt["labels"], receipt["evaluations"]) == (0.5, "2, 0 in turn", 4)
 
 
-@pytest.mark.parametrize("denoiser, options, words", [
-    (pulled_to_classes, dict(classes=(0, 3, 7)), "unknown classes 3, 7: choose from 0 to 2"),
-    (pulled_to_classes, dict(classes=(NO_CLASS,)), "unknown classes -1: choose from 0 to 2"),
-    (denoiser_of_classes, dict(classes=(0,)), "unconditional and draws no chosen classes: leave the classes out"),
-    (denoiser_of_classes, dict(guidance=1.0), "unconditional and cannot be guided"),
-    (lambda: denoiser_of_classes(10), dict(guidance=1.0), "without label dropout and cannot be guided"),
-    (weighing, {}, "takes a guidance weight: give one of 0 to 4"),
-    (weighing, dict(guidance=math.inf), "guidance inf: expected a number"),
-    (weighing, dict(guidance=math.nan), "guidance nan: expected a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "denoiser, options, words",
+    [
+        (pulled_to_classes, dict(classes=(0, 3, 7)), "unknown classes 3, 7: choose from 0 to 2"),
+        (pulled_to_classes, dict(classes=(NO_CLASS,)), "unknown classes -1: choose from 0 to 2"),
+        (denoiser_of_classes, dict(classes=(0,)), "unconditional and draws no chosen classes: leave the classes out"),
+        (denoiser_of_classes, dict(guidance=1.0), "unconditional and cannot be guided"),
+        (lambda: denoiser_of_classes(10), dict(guidance=1.0), "without label dropout and cannot be guided"),
+        (weighing, {}, "takes a guidance weight: give one of 0 to 4"),
+        (weighing, dict(guidance=math.inf), "guidance inf: expected a number"),
+        (weighing, dict(guidance=math.nan), "guidance nan: expected a number"),
+    ],
+)
 def test_what_a_model_cannot_draw_is_refused_at_once(denoiser, options, words):
     with pytest.raises(UserError, match=words) as error:
         DrawnImages(denoiser(), 10, 2, seed=0, shape=(1, 8, 8), **options)
@@ -459,8 +507,10 @@ images = DrawnImages(as_denoiser(lambda z, t: z.clamp(-1, 1), CosineSchedule()),
 evaluate(images, load_dataset("digits"), batch_size=500, metrics=("fid", "is", "pfd"))
 print(peak_memory("cpu"))
 """
-    peaks = [int(subprocess.run([sys.executable, "-c", program, str(n)], capture_output=True, text=True, check=True).stdout)
-             for n in (2000, 60_000)]  # fmt: skip
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", program, str(n)], capture_output=True, text=True, check=True).stdout)
+        for n in (2000, 60_000)
+    ]
     held = 58_000 * (64 + 10 + 64) * 8  # what features, logits and pixels would take
     assert peaks[1] - peaks[0] < held / 2, peaks
 
@@ -504,8 +554,12 @@ def test_batches_of_other_work_are_not_taken(data, tmp_path):
         other.network.tail[-1].bias += 1
     with pytest.raises(KeyboardInterrupt):
         evaluate(Stopping(denoiser, 300, 1, seed=0), data, folder=tmp_path, batch_size=100)
-    for model, options in ((denoiser, dict(batch_size=120)), (denoiser, dict(protocol="released")), (other, {}),
-                           (denoiser, dict(metrics=("fid", "pfd")))):  # fmt: skip
+    for model, options in (
+        (denoiser, dict(batch_size=120)),
+        (denoiser, dict(protocol="released")),
+        (other, {}),
+        (denoiser, dict(metrics=("fid", "pfd"))),
+    ):
         options = {"batch_size": 100, **options}
         found = evaluate(DrawnImages(model, 300, 1, seed=0), data, folder=tmp_path, **options)
         assert found.values == evaluate(DrawnImages(model, 300, 1, seed=0), data, **options).values
@@ -530,7 +584,7 @@ from rddlib.evaluation import DrawnImages, Reference, recorded, find_network
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.diffusion.denoiser import as_denoiser
 data = load_dataset("digits")
-images = DrawnImages(as_denoiser(lambda z, t: (0.5 * z).clamp(-1, 1), CosineSchedule()), 500, 1, seed=0, shape=(1, 8, 8), made={"weights_sha256": "halving"})
+images = DrawnImages(as_denoiser(lambda z, t: (0.5 * z).clamp(-1, 1), CosineSchedule()), 500, 1, seed=0, shape=(1, 8, 8), made={"weights_sha256": "progressive"})
 import contextlib
 with contextlib.closing(Reference(data, 90, "cpu")) as reference:
     (path, found), = recorded(Path(sys.argv[1]), "x", {"method": "m", "steps": 1, "seed": 0}, images, reference,
@@ -645,27 +699,42 @@ def grey(count=100):
     return torch.randint(0, 255, (count, 1, 8, 8), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("images, options, words", [
-    (lambda p: grey(10), {}, "10 images cannot fill a covariance of 64 features"),
-    (lambda p: grey(100), dict(metrics=("kid",)), "100 images cannot make subsets of 1000"),
-    (lambda p: grey(9), dict(metrics=("is",)), "9 images cannot make 10 splits"),
-    (lambda p: grey(), dict(metrics=("kit",)), "unknown metrics kit: known are fid, is, kid, pr, pfd"),
-    (lambda p: grey(), dict(metrics=()), "unknown metrics"),
-    (lambda p: grey(), dict(protocol="clean-fid"), "unknown protocol 'clean-fid': known are torch-fidelity, released"),
-    (lambda p: torch.zeros(100, 3, 8, 8, dtype=torch.uint8), dict(network="digits"), "colour images, but the digits"),
-    (lambda p: torch.zeros(100, 1, 9, 9, dtype=torch.uint8), dict(network="digits"), "9x9 pixels"),
-    (lambda p: torch.rand(100, 1, 8, 8), {}, r"floats from 0.*, expected \[-1, 1\]: rescale"),
-    (lambda p: torch.rand(100, 1, 8, 8) * 255, {}, r"expected \[-1, 1\]: rescale"),
-    (lambda p: (torch.rand(100, 1, 8, 8) > 0.5).to(torch.uint8), {}, "uint8 values from 0 to 1, expected 0..255"),
-    (lambda p: torch.zeros(100, 1, 8, 8, dtype=torch.int64), {}, "torch.int64, expected uint8"),
-    (lambda p: npz(p / "a.npz", arr_0=np.zeros((100, 8, 8, 1), np.float32)), {}, r"float32: expected \[N, H, W, C\] uint8"),
-    (lambda p: npz(p / "a.npz", arr_0=np.zeros((100, 3, 8, 8), np.uint8)), {}, "expected .N, H, W, C. uint8"),
-    (lambda p: npz(p / "a.npz", samples=np.zeros(3)), {}, "cannot be read as an .npz with arr_0"),
-    (lambda p: p / "nowhere", {}, "does not exist"),
-    (lambda p: p, {}, "holds no images"),
-    (lambda p: grey(), dict(batch_size=0), "expected at least 1"),
-    (lambda p: npz(p / "a.npz", arr_0=np.zeros((0, 8, 8, 1), np.uint8)), {}, "0 images cannot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "images, options, words",
+    [
+        (lambda p: grey(10), {}, "10 images cannot fill a covariance of 64 features"),
+        (lambda p: grey(100), dict(metrics=("kid",)), "100 images cannot make subsets of 1000"),
+        (lambda p: grey(9), dict(metrics=("is",)), "9 images cannot make 10 splits"),
+        (lambda p: grey(), dict(metrics=("kit",)), "unknown metrics kit: known are fid, is, kid, pr, pfd"),
+        (lambda p: grey(), dict(metrics=()), "unknown metrics"),
+        (
+            lambda p: grey(),
+            dict(protocol="clean-fid"),
+            "unknown protocol 'clean-fid': known are torch-fidelity, released",
+        ),
+        (
+            lambda p: torch.zeros(100, 3, 8, 8, dtype=torch.uint8),
+            dict(network="digits"),
+            "colour images, but the digits",
+        ),
+        (lambda p: torch.zeros(100, 1, 9, 9, dtype=torch.uint8), dict(network="digits"), "9x9 pixels"),
+        (lambda p: torch.rand(100, 1, 8, 8), {}, r"floats from 0.*, expected \[-1, 1\]: rescale"),
+        (lambda p: torch.rand(100, 1, 8, 8) * 255, {}, r"expected \[-1, 1\]: rescale"),
+        (lambda p: (torch.rand(100, 1, 8, 8) > 0.5).to(torch.uint8), {}, "uint8 values from 0 to 1, expected 0..255"),
+        (lambda p: torch.zeros(100, 1, 8, 8, dtype=torch.int64), {}, "torch.int64, expected uint8"),
+        (
+            lambda p: npz(p / "a.npz", arr_0=np.zeros((100, 8, 8, 1), np.float32)),
+            {},
+            r"float32: expected \[N, H, W, C\] uint8",
+        ),
+        (lambda p: npz(p / "a.npz", arr_0=np.zeros((100, 3, 8, 8), np.uint8)), {}, "expected .N, H, W, C. uint8"),
+        (lambda p: npz(p / "a.npz", samples=np.zeros(3)), {}, "cannot be read as an .npz with arr_0"),
+        (lambda p: p / "nowhere", {}, "does not exist"),
+        (lambda p: p, {}, "holds no images"),
+        (lambda p: grey(), dict(batch_size=0), "expected at least 1"),
+        (lambda p: npz(p / "a.npz", arr_0=np.zeros((0, 8, 8, 1), np.uint8)), {}, "0 images cannot"),
+    ],
+)
 def test_bad_images_are_refused(data, tmp_path, images, options, words):
     if options.get("network"):
         options = {**options, "network": digits_network()}
@@ -699,8 +768,10 @@ def test_an_npz_with_python_objects_runs_nothing(data, tmp_path):
 def test_an_empty_or_damaged_reference_is_refused(tmp_path):
     with pytest.raises(UserError, match="reference .*: 0 images cannot"):
         evaluate(grey(), npz(tmp_path / "none.npz", arr_0=np.zeros((0, 8, 8, 1), np.uint8)))
-    for name, arrays in (("images", dict(arr_0=grey(2000).permute(0, 2, 3, 1).numpy())),
-                         ("statistics", dict(mu=np.random.rand(64), sigma=np.random.rand(64, 64)))):  # fmt: skip
+    for name, arrays in (
+        ("images", dict(arr_0=grey(2000).permute(0, 2, 3, 1).numpy())),
+        ("statistics", dict(mu=np.random.rand(64), sigma=np.random.rand(64, 64))),
+    ):
         np.savez_compressed(tmp_path / f"{name}.npz", **arrays)
         content = bytearray((tmp_path / f"{name}.npz").read_bytes())
         content[3000:3100] = bytes(100)
@@ -717,13 +788,16 @@ def test_truncated_npz_is_refused(data, tmp_path):
         images.batch(800, 900)
 
 
-@pytest.mark.parametrize("arrays, options, words", [
-    (dict(mu=np.zeros(5), sigma=np.eye(5)), {}, "has 5 dimensions, the digits metric network has 64"),
-    (dict(mu=np.zeros(64), sigma=np.eye(5)), {}, r"expected finite \[D\] and \[D, D\]"),
-    (dict(mu=np.full(64, np.nan), sigma=np.eye(64)), {}, "expected finite"),
-    (dict(mu=np.zeros(64)), {}, "lacks 'sigma"),
-    (dict(mu=np.zeros(64), sigma=np.eye(64)), dict(metrics=("fid", "kid")), "kid needs images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arrays, options, words",
+    [
+        (dict(mu=np.zeros(5), sigma=np.eye(5)), {}, "has 5 dimensions, the digits metric network has 64"),
+        (dict(mu=np.zeros(64), sigma=np.eye(5)), {}, r"expected finite \[D\] and \[D, D\]"),
+        (dict(mu=np.full(64, np.nan), sigma=np.eye(64)), {}, "expected finite"),
+        (dict(mu=np.zeros(64)), {}, "lacks 'sigma"),
+        (dict(mu=np.zeros(64), sigma=np.eye(64)), dict(metrics=("fid", "kid")), "kid needs images"),
+    ],
+)
 def test_bad_reference_statistics_are_refused(tmp_path, arrays, options, words):
     with pytest.raises(UserError, match=words):
         evaluate(grey(2000), npz(tmp_path / "r.npz", **arrays), **options)
@@ -840,9 +914,22 @@ def test_receipts_say_everything(data):
     assert receipt["metric"] == "FID (digits metric network, 200 samples)"
     assert receipt["tool"] == f"torch-fidelity {torch_fidelity.__version__}"
     assert receipt["reference_sha256"] == data.sha256 and len(receipt["network_sha256"]) == 64
-    expected = {"protocol": "torch-fidelity", "rounding": "uint8", "resize": "none", "samples": 200, "sampler": "ddim",
-                "steps": 4, "evaluations": 4, "clip": True, "noise_seed": 7, "labels": "none", "precision": "float32",
-                "network_precision": "float64", "processes": 1, **made}  # fmt: skip
+    expected = {
+        "protocol": "torch-fidelity",
+        "rounding": "uint8",
+        "resize": "none",
+        "samples": 200,
+        "sampler": "ddim",
+        "steps": 4,
+        "evaluations": 4,
+        "clip": True,
+        "noise_seed": 7,
+        "labels": "none",
+        "precision": "float32",
+        "network_precision": "float64",
+        "processes": 1,
+        **made,
+    }
     assert {name: receipt[name] for name in expected} == expected
 
 
@@ -856,8 +943,17 @@ def test_different_protocols_do_not_compare():
 def test_results_on_file_are_found_again(data, noisy, tmp_path, monkeypatch):
     def measured(metrics=("fid",)):
         reference = Reference(data, 100, "cpu")
-        return recorded(tmp_path, "noisy", {"method": "noisy", "steps": 0, "seed": 0}, open_images(noisy), reference,
-                        digits_network(), metrics=metrics, protocols=("torch-fidelity", "released"), batch_size=100)  # fmt: skip
+        return recorded(
+            tmp_path,
+            "noisy",
+            {"method": "noisy", "steps": 0, "seed": 0},
+            open_images(noisy),
+            reference,
+            digits_network(),
+            metrics=metrics,
+            protocols=("torch-fidelity", "released"),
+            batch_size=100,
+        )
 
     first = measured()
     assert len(first) == 2 and {record["receipt"]["protocol"] for _, record in first} == set(PROTOCOLS)

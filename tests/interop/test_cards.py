@@ -14,22 +14,56 @@ from rddlib.interop.cards import RECEIPT_FIELDS, UNKNOWN, card_of, model_card
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 
 TRAIN = {"iterations": 12_000, "batch_size": 128, "learning_rate": 2e-4}
-BASE = {"kind": "base", "precision": "bfloat16",
-        "facts": {"data": {"name": "digits"}, "unet": {}, "base": {"train": TRAIN, "prediction": "v"}, "seed": 3}}  # fmt: skip
-HALVED = {"kind": "pd-8", "precision": "float32",
-          "facts": {"parent": "aaaa", "steps": 8, "train": {**TRAIN, "iterations": 500}, "seed": 4}}  # fmt: skip
-STUDENT = {"kind": "rdd-1", "precision": "float32",
-           "facts": {"parent": "bbbb", "method": "rdd", "steps": 1, "seed": 7, "iterations": 2500,
-                     "train": {**TRAIN, "iterations": 1, "batch_size": 64},
-                     "numbers": {"temperature": 0.85, "dual": False, "alpha": 1.5, "released": []}}}  # fmt: skip
-RECEIPT = {"metric": "FID (digits metric network, 5000 samples)", "protocol": "float", "reference": "digits, 1797 images",
-           "sampler": "DDIM, t = 1 .. 1/steps", "noise_seed": 1234, "guidance": "none", "clip": True, "git_commit": "6bb4cc6",
-           "written": "2026-11-21T01:46:27Z", "hardware": "a machine"}  # fmt: skip
+BASE = {
+    "kind": "base",
+    "precision": "bfloat16",
+    "facts": {"data": {"name": "digits"}, "unet": {}, "base": {"train": TRAIN, "prediction": "v"}, "seed": 3},
+}
+HALVED = {
+    "kind": "pd-8",
+    "precision": "float32",
+    "facts": {"parent": "aaaa", "steps": 8, "train": {**TRAIN, "iterations": 500}, "seed": 4},
+}
+STUDENT = {
+    "kind": "rdd-1",
+    "precision": "float32",
+    "facts": {
+        "parent": "bbbb",
+        "method": "rdd",
+        "steps": 1,
+        "seed": 7,
+        "iterations": 2500,
+        "train": {**TRAIN, "iterations": 1, "batch_size": 64},
+        "numbers": {"temperature": 0.85, "dual": False, "alpha": 1.5, "released": []},
+    },
+}
+RECEIPT = {
+    "metric": "FID (digits metric network, 5000 samples)",
+    "protocol": "float",
+    "reference": "digits, 1797 images",
+    "sampler": "DDIM, t = 1 .. 1/steps",
+    "noise_seed": 1234,
+    "guidance": "none",
+    "clip": True,
+    "git_commit": "6bb4cc6",
+    "written": "2026-11-21T01:46:27Z",
+    "hardware": "a machine",
+}
 
 
 def small(schedule=None, prediction="v", **changes):
-    config = UNetConfig(**{"image_size": 8, "image_channels": 1, "channels": 16, "multipliers": (1,), "blocks": 1,
-                           "attention": (), "groups": 8, **changes})  # fmt: skip
+    config = UNetConfig(
+        **{
+            "image_size": 8,
+            "image_channels": 1,
+            "channels": 16,
+            "multipliers": (1,),
+            "blocks": 1,
+            "attention": (),
+            "groups": 8,
+            **changes,
+        }
+    )
     return Denoiser(UNet(config), schedule or CosineSchedule(), prediction)
 
 
@@ -122,9 +156,12 @@ def test_usage_and_licence(study):
 
 @pytest.mark.parametrize(
     "schedule, said",
-    [(CosineSchedule(0.02), "cosine, continuous, offset 0.02"), (DiscreteCosineSchedule(64), "cosine, 64 steps"),
-     (BetaSchedule((0.1, 0.2)), "betas of its own, 2 steps")],
-)  # fmt: skip
+    [
+        (CosineSchedule(0.02), "cosine, continuous, offset 0.02"),
+        (DiscreteCosineSchedule(64), "cosine, 64 steps"),
+        (BetaSchedule((0.1, 0.2)), "betas of its own, 2 steps"),
+    ],
+)
 def test_the_schedule_is_named(schedule, said):
     assert facts_of(model_card(small(schedule), title="a"))["noise schedule"] == said
 
@@ -158,9 +195,12 @@ def test_a_weight_of_0_is_said():
 SOURCE = {"name": "ddpm-cifar10", "made_by": "diffusers"}
 KINDS = {
     "an imported model": ({"sha256": "e", "source": SOURCE}, "ddpm-cifar10 (diffusers)"),
-    "a given base": ({"source": SOURCE, "facts": {"given": "e", "data": {"name": "d"}}}, "ddpm-cifar10 (diffusers)"),
+    "a given base": (
+        {"source": SOURCE, "facts": {"pretrained": "e", "data": {"name": "d"}}},
+        "ddpm-cifar10 (diffusers)",
+    ),
     "a given base that learnt v": (
-        {"source": SOURCE, "facts": {"given": "e", "train": TRAIN, "seed": 1}, "precision": "float32"},
+        {"source": SOURCE, "facts": {"pretrained": "e", "train": TRAIN, "seed": 1}, "precision": "float32"},
         "ddpm-cifar10 (diffusers), which has learnt to predict v: 12,000 iterations, batch 128, "
         "learning rate 0.0002, seed 1, float32",
     ),
@@ -291,7 +331,7 @@ def test_a_model_without_a_checksum_has_no_records(study):
 
 
 def test_a_given_model_is_not_said_to_have_learnt_from_its_students_data(study):
-    given = {"source": SOURCE, "facts": {"given": "e", "data": {"name": "digits"}}}
+    given = {"source": SOURCE, "facts": {"pretrained": "e", "data": {"name": "digits"}}}
     assert facts_of(model_card(small(), title="a", lineage=[given]))["data"] == UNKNOWN
     assert facts_of(model_card(small(), title="a", lineage=[STUDENT, given]))["data"] == "digits"
 

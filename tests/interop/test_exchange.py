@@ -27,11 +27,26 @@ from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 
 TOP = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
-SMALL = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16), "layers_per_block": 1,
-         "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
-         "norm_num_groups": 4}  # fmt: skip
-QUICK = ("--set", "distill.iterations=[1,1,1]", "--set", "halving.train.iterations=1", "--set", "extractor.train.iterations=1",
-         "--set", "given.convert.iterations=2")  # fmt: skip
+SMALL = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+}
+QUICK = (
+    "--set",
+    "distill.iterations=[1,1,1]",
+    "--set",
+    "progressive.train.iterations=1",
+    "--set",
+    "extractor.train.iterations=1",
+    "--set",
+    "pretrained.convert.iterations=2",
+)
 
 
 def pipeline(folder, prediction="epsilon", seed=0, **changes):
@@ -55,8 +70,15 @@ def released_file(path, steps=8, size=8, image_channels=1, num_classes=0, seed=0
         names = _released_names(name, UNET_NAMES)
         value = tensor if name == "time_table" else tensor + 0.05 * torch.randn_like(tensor)
         tensors.update(zip(names, value.chunk(len(names)), strict=True))
-    torch.save({"net_model": tensors, "x_T": torch.randn(2, image_channels, size, size), "T": steps,
-                "time_scale": 1024 // steps}, path)  # fmt: skip
+    torch.save(
+        {
+            "net_model": tensors,
+            "x_T": torch.randn(2, image_channels, size, size),
+            "T": steps,
+            "time_scale": 1024 // steps,
+        },
+        path,
+    )
     return path
 
 
@@ -118,8 +140,8 @@ def test_a_published_teacher_is_distilled_and_scored(rdd, tmp_path):
 
 def test_the_cifar10_profile_starts_from_the_authors_eight_step_model(tmp_path):
     file = released_file(tmp_path / "ckpt.pt", size=32, image_channels=3)
-    profile = study_profile("cifar10", {"given.teacher": str(file)})
-    assert profile.base.steps == profile.halving.teacher_steps == 8 and profile.distill.iterations == (
+    profile = study_profile("cifar10", {"pretrained.teacher": str(file)})
+    assert profile.base.steps == profile.progressive.teacher_steps == 8 and profile.distill.iterations == (
         20_000,
         20_000,
         40_000,
@@ -130,12 +152,25 @@ def test_the_cifar10_profile_starts_from_the_authors_eight_step_model(tmp_path):
 def test_a_given_classifier_is_looked_through(rdd, tmp_path, studied):
     classifier = only(studied / "checkpoints", "extractor-*.safetensors")
     out = tmp_path / "run"
-    status, said, error = rdd("distill", "--profile", "smoke", "--teacher", str(released_file(tmp_path / "c.pt")), "--extractor",
-                              str(classifier), "--out", str(out), "--to", "4", "--set", "distill.iterations=[1,1,1]")  # fmt: skip
+    status, said, error = rdd(
+        "distill",
+        "--profile",
+        "smoke",
+        "--teacher",
+        str(released_file(tmp_path / "c.pt")),
+        "--extractor",
+        str(classifier),
+        "--out",
+        str(out),
+        "--to",
+        "4",
+        "--set",
+        "distill.iterations=[1,1,1]",
+    )
     assert status == 0, error
     tensors, info = load_checkpoint(only(out / "checkpoints", "extractor-*.safetensors"))
     given = load_file(classifier)
-    assert all(torch.equal(given[name], tensor) for name, tensor in tensors.items()) and info["facts"]["given"]
+    assert all(torch.equal(given[name], tensor) for name, tensor in tensors.items()) and info["facts"]["pretrained"]
     assert "test_accuracy" not in info, "of somebody's classes on these data nothing is claimed"
 
 
@@ -156,8 +191,15 @@ def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, tmp_path):
     assert np.abs(_drawn_by_diffusers_alone(folder, tmp_path) - _as_saved(ddim_sample(denoiser, noise, 1))).max() < 1e-4
     card = (folder / "README.md").read_text()
     record = json.loads(only(out / "evaluations", "*.json").read_text())
-    for words in ("| data | digits |", "hf (diffusers), which has learnt to predict v", "RDD student of 2 steps", "## Licence",
-                  "| sampling | DDIM, 1 step, x held in [-1, 1] |", f"{record['row']['fid']:.5g}", record["receipt"]["metric"]):  # fmt: skip
+    for words in (
+        "| data | digits |",
+        "hf (diffusers), which has learnt to predict v",
+        "RDD student of 2 steps",
+        "## Licence",
+        "| sampling | DDIM, 1 step, x held in [-1, 1] |",
+        f"{record['row']['fid']:.5g}",
+        record["receipt"]["metric"],
+    ):
         assert words in card, words
 
 
@@ -187,15 +229,21 @@ def test_a_ddpm_of_digits_in_one_step_beats_its_own_one_step_by_far(rdd, tmp_pat
     subprocess.run(
         [sys.executable, str(TOP / "examples/digits_ddpm.py"), str(hf), "600"], check=True, capture_output=True
     )
-    fewer = ("given.convert.iterations=400", "halving.train.iterations=30", "distill.iterations=[60,60,100]",
-             "extractor.train.iterations=200")  # fmt: skip
+    fewer = (
+        "pretrained.convert.iterations=400",
+        "progressive.train.iterations=30",
+        "distill.iterations=[60,60,100]",
+        "extractor.train.iterations=200",
+    )
     fewer = [word for setting in fewer for word in ("--set", setting)]
     status, _, error = rdd("distill", "--profile", "digits", "--teacher", str(hf), "--out", str(out), *fewer)
     assert status == 0, error
     asked = ("--steps", "1", "--samples", "1000", "--out", str(out))
     assert rdd("evaluate", "--checkpoint", str(hf), *asked)[0] == rdd("evaluate", "--method", "rdd", *asked)[0] == 0
-    scores = {record["row"]["method"]: record["row"]["fid"] for record in
-              (json.loads(path.read_text()) for path in (out / "evaluations").glob("*.json"))}  # fmt: skip
+    scores = {
+        record["row"]["method"]: record["row"]["fid"]
+        for record in (json.loads(path.read_text()) for path in (out / "evaluations").glob("*.json"))
+    }
     assert scores["rdd"] < 0.5 * scores["digits-ddpm"], scores
     student = only(out / "checkpoints", "rdd-1-*.safetensors")
     assert rdd("export", "diffusers", str(student), "--to", str(back))[0] == 0
@@ -275,8 +323,15 @@ def bad(tmp_path, monkeypatch):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "newer.safetensors").read_bytes()[:-100])
     latent = tmp_path / "latent"
     latent.mkdir()
-    (latent / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"],
-                                                         "unet": ["diffusers", "UNet2DConditionModel"]}))  # fmt: skip
+    (latent / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "StableDiffusionPipeline",
+                "vae": ["diffusers", "AutoencoderKL"],
+                "unet": ["diffusers", "UNet2DConditionModel"],
+            }
+        )
+    )
     pipeline(tmp_path / "large", sample_size=16)
     pipeline(tmp_path / "colour", in_channels=3, out_channels=3)
     return tmp_path
@@ -292,46 +347,88 @@ def folder_of_images(path):
     return path
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["import", "released", "evil.pt"], "could run code; nothing of it was run"),
-    (["import", "released", "plain.pt"], "could run code; nothing of it was run"),
-    (["import", "released", "noise.pt"], "damaged or no torch file"),
-    (["import", "released", "nowhere.pt"], "no file at"),
-    (["import", "released", "holes.pt"], r"holds other tensors.*lacks downblocks.0.block1.0.weight, .*extra.weight"),
-    (["import", "released", "sizeless.pt"], "--image-size"),
-    (["import", "released", "good.pt", "--to", "x.pt"], "ends in .safetensors"),
-    (["import", "released", "good.pt", "--to", "there.safetensors"], "exists: choose another --to"),
-    (["import", "diffusers", "latent"], "has a vae.*only pixel-space models"),
-    (["import", "diffusers", "good.pt"], "holds no diffusers model"),
-    (["distill", "--profile", "smoke", "--teacher", "evil.pt"], "nothing of it was run"),
-    (["distill", "--profile", "smoke", "--teacher", "latent"], "only pixel-space models"),
-    (["distill", "--profile", "smoke", "--teacher", "nowhere"], "no model at"),
-    (["distill", "--profile", "smoke", "--teacher", "large.pt"], r"has images \(1, 8, 8\), wanted are \(1, 16, 16\) by given.teacher"),
-    (["distill", "--profile", "smoke", "--teacher", "large"], r"wanted are \(1, 16, 16\) by given.teacher"),
-    (["distill", "--profile", "smoke", "--teacher", "colour"], r"wanted are \(3, 8, 8\) by given.teacher"),
-    (["distill", "--profile", "smoke", "--teacher", "four.pt"], "4-step model: set halving.teacher_steps=4"),
-    (["distill", "--profile", "smoke", "--teacher", "one.pt"], "1-step model: there is nothing left to halve"),
-    (["distill", "--profile", "smoke", "--teacher", "classes.pt", "--set", "data.name=folder", "--set", "data.root=plain"],
-     "conditional on 10 classes.*no labels"),
-    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--extractor", "good.pt"], "has no model, a dict of tensors"),
-    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--guided"], "given.teacher"),
-    (["guide", "--profile", "smoke", "--set", "given.teacher=good.pt"], "given.teacher"),
-    (["study", "--profile", "smoke", "--set", "given.teacher=good.pt"], "given.teacher"),
-    (["plan", "--profile", "smoke", "--set", "given.teacher=good.pt"], "given.teacher"),
-    (["export", "diffusers", "good.pt", "--to", "latent"], "latent exists"),
-    (["export", "diffusers", "good.pt", "--to", "new", "--guidance", "2"], "cannot be guided"),
-    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "unet.channels=32"], "changes nothing, since given.teacher"),
-    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "base.schedule=discrete"], "changes nothing"),
-    (["distill", "--profile", "smoke", "--teacher", "good.pt", "--extractor", "colour.safetensors"], "images of 3 channels, these have 1"),
-    (["distill", "--profile", "smoke", "--teacher", "cut.safetensors"], "cut.safetensors is damaged.*: get or make it again"),
-    (["distill", "--profile", "smoke", "--teacher", "colour/unet/diffusion_pytorch_model.safetensors"], "name its pipeline's folder"),
-    (["distill", "--profile", "smoke", "--teacher", "newer.safetensors"], "unknown to this version"),
-    (["ablate", "tau_is", "--profile", "smoke", "--set", "given.teacher=good.pt"], "ablations vary what a given model fixes"),
-    (["export", "torchscript", "stochastic.safetensors", "--to", "s.ts"], "trained for the stochastic sampler"),
-    (["export", "torchscript", "good.pt", "--to", "s.md"], "the model card's name"),
-    (["export", "torchscript", "nowhere.pt"], "no model at"),
-    (["export", "torchscript", "good.pt", "--steps", "1000"], "1 to 64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["import", "released", "evil.pt"], "could run code; nothing of it was run"),
+        (["import", "released", "plain.pt"], "could run code; nothing of it was run"),
+        (["import", "released", "noise.pt"], "damaged or no torch file"),
+        (["import", "released", "nowhere.pt"], "no file at"),
+        (
+            ["import", "released", "holes.pt"],
+            r"holds other tensors.*lacks downblocks.0.block1.0.weight, .*extra.weight",
+        ),
+        (["import", "released", "sizeless.pt"], "--image-size"),
+        (["import", "released", "good.pt", "--to", "x.pt"], "ends in .safetensors"),
+        (["import", "released", "good.pt", "--to", "there.safetensors"], "exists: choose another --to"),
+        (["import", "diffusers", "latent"], "has a vae.*only pixel-space models"),
+        (["import", "diffusers", "good.pt"], "holds no diffusers model"),
+        (["distill", "--profile", "smoke", "--teacher", "evil.pt"], "nothing of it was run"),
+        (["distill", "--profile", "smoke", "--teacher", "latent"], "only pixel-space models"),
+        (["distill", "--profile", "smoke", "--teacher", "nowhere"], "no model at"),
+        (
+            ["distill", "--profile", "smoke", "--teacher", "large.pt"],
+            r"has images \(1, 8, 8\), wanted are \(1, 16, 16\) by pretrained.teacher",
+        ),
+        (["distill", "--profile", "smoke", "--teacher", "large"], r"wanted are \(1, 16, 16\) by pretrained.teacher"),
+        (["distill", "--profile", "smoke", "--teacher", "colour"], r"wanted are \(3, 8, 8\) by pretrained.teacher"),
+        (["distill", "--profile", "smoke", "--teacher", "four.pt"], "4-step model: set progressive.teacher_steps=4"),
+        (["distill", "--profile", "smoke", "--teacher", "one.pt"], "1-step model: there is nothing left to halve"),
+        (
+            [
+                "distill",
+                "--profile",
+                "smoke",
+                "--teacher",
+                "classes.pt",
+                "--set",
+                "data.name=folder",
+                "--set",
+                "data.root=plain",
+            ],
+            "conditional on 10 classes.*no labels",
+        ),
+        (
+            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--extractor", "good.pt"],
+            "has no model, a dict of tensors",
+        ),
+        (["distill", "--profile", "smoke", "--teacher", "good.pt", "--guided"], "pretrained.teacher"),
+        (["guide", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"], "pretrained.teacher"),
+        (["study", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"], "pretrained.teacher"),
+        (["plan", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"], "pretrained.teacher"),
+        (["export", "diffusers", "good.pt", "--to", "latent"], "latent exists"),
+        (["export", "diffusers", "good.pt", "--to", "new", "--guidance", "2"], "cannot be guided"),
+        (
+            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "unet.channels=32"],
+            "changes nothing, since pretrained.teacher",
+        ),
+        (
+            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "base.schedule=discrete"],
+            "changes nothing",
+        ),
+        (
+            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--extractor", "colour.safetensors"],
+            "images of 3 channels, these have 1",
+        ),
+        (
+            ["distill", "--profile", "smoke", "--teacher", "cut.safetensors"],
+            "cut.safetensors is damaged.*: get or make it again",
+        ),
+        (
+            ["distill", "--profile", "smoke", "--teacher", "colour/unet/diffusion_pytorch_model.safetensors"],
+            "name its pipeline's folder",
+        ),
+        (["distill", "--profile", "smoke", "--teacher", "newer.safetensors"], "unknown to this version"),
+        (
+            ["ablate", "tau_is", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"],
+            "ablations vary what a given model fixes",
+        ),
+        (["export", "torchscript", "stochastic.safetensors", "--to", "s.ts"], "trained for the stochastic sampler"),
+        (["export", "torchscript", "good.pt", "--to", "s.md"], "the model card's name"),
+        (["export", "torchscript", "nowhere.pt"], "no model at"),
+        (["export", "torchscript", "good.pt", "--steps", "1000"], "1 to 64"),
+    ],
+)
 def test_bad_input_gets_one_line_and_status_2(rdd, bad, monkeypatch, arguments, words):
     monkeypatch.chdir(bad)
     folder_of_images(bad / "plain")
@@ -350,7 +447,7 @@ def test_another_teacher_needs_another_folder(rdd, tmp_path):
     out = str(tmp_path / "run")
     assert rdd("distill", "--profile", "smoke", "--teacher", first, "--to", "4", "--out", out, *QUICK)[0] == 0
     status, _, error = rdd("distill", "--profile", "smoke", "--teacher", second, "--to", "4", "--out", out)
-    assert status == 2 and "differs in given.teacher" in error
+    assert status == 2 and "differs in pretrained.teacher" in error
 
 
 def test_keys_follow_the_given_model_and_the_data_not_where_they_lie(tmp_path):
@@ -360,8 +457,8 @@ def test_keys_follow_the_given_model_and_the_data_not_where_they_lie(tmp_path):
     other = released_file(tmp_path / "c.pt", seed=5)
     keys = []
     for path in (file, moved, other):
-        study = Study(study_profile("smoke", {"given.teacher": str(path)}), tmp_path / "o")
-        keys.append((study._base_facts()["given"], study._student_facts("pd", 4, 0)["numbers"]))
+        study = Study(study_profile("smoke", {"pretrained.teacher": str(path)}), tmp_path / "o")
+        keys.append((study._base_facts()["pretrained"], study._student_facts("pd", 4, 0)["numbers"]))
     assert keys[0] == keys[1] != keys[2]
     assert study._base_facts()["data"]["name"] == "digits"
 

@@ -163,8 +163,9 @@ def test_few_steps_draw_the_images_of_their_pipeline(prediction, betas, size):
 def test_the_last_alpha_is_one_or_that_of_the_cleanest_index(prediction):
     unet, drawn = tiny_unet(), {}
     for last in (True, False):
-        scheduler = ddim(prediction_type=prediction, num_train_timesteps=50, beta_start=0.02, beta_end=0.1,
-                         set_alpha_to_one=last)  # fmt: skip
+        scheduler = ddim(
+            prediction_type=prediction, num_train_timesteps=50, beta_start=0.02, beta_end=0.1, set_alpha_to_one=last
+        )
         denoiser = from_diffusers(unet, scheduler)
         assert float(denoiser.schedule.alpha(0.0)) ** 2 == pytest.approx(1.0 if last else 0.98, abs=1e-6)
         for steps, clip in itertools.product((1, 2, 5, 10), (False, True)):
@@ -335,8 +336,11 @@ def test_a_sampler_asks_at_the_trailing_indices():
     ddim_sample(denoiser, noise_of(2), 4)
     scheduler = ddim()
     scheduler.set_timesteps(4)
-    assert [index.tolist() for index in seen] == [[i, i] for i in scheduler.timesteps.tolist()] == [
-        [999.0] * 2, [749.0] * 2, [499.0] * 2, [249.0] * 2]  # fmt: skip
+    assert (
+        [index.tolist() for index in seen]
+        == [[i, i] for i in scheduler.timesteps.tolist()]
+        == [[999.0] * 2, [749.0] * 2, [499.0] * 2, [249.0] * 2]
+    )
 
 
 @needs_diffusers
@@ -383,7 +387,11 @@ INDEX, NETWORK, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/s
 EDITS = {  # what is changed in which file, and what is said of it
     "a vae": (INDEX, {"vae": ["diffusers", "AutoencoderKL"]}, "has a vae: it draws in a latent"),
     "a text encoder": (INDEX, {"text_encoder": ["transformers", "CLIPTextModel"]}, "has a text_encoder"),
-    "a text-to-image U-Net": (INDEX, {"unet": ["diffusers", "UNet2DConditionModel"]}, "UNet2DConditionModel for its network"),
+    "a text-to-image U-Net": (
+        INDEX,
+        {"unet": ["diffusers", "UNet2DConditionModel"]},
+        "UNet2DConditionModel for its network",
+    ),
     "a text-to-image U-Net within": (NETWORK, {"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel"),
     "no network": (INDEX, {"unet": ...}, "no unet"),
     "half a network": (INDEX, {"unet": ["diffusers"]}, "model_index|network"),
@@ -393,7 +401,11 @@ EDITS = {  # what is changed in which file, and what is said of it
     "a pipeline for a scheduler": (SCHEDULER, {"_class_name": "DDIMPipeline"}, "names the scheduler DDIMPipeline"),
     "a module for a scheduler": (SCHEDULER, {"_class_name": "os"}, "names the scheduler os"),
     "an unknown scheduler": (SCHEDULER, {"_class_name": "NoSuchScheduler"}, "names the scheduler NoSuchScheduler"),
-    "a base class for a scheduler": (SCHEDULER, {"_class_name": "SchedulerMixin"}, "names the scheduler SchedulerMixin"),
+    "a base class for a scheduler": (
+        SCHEDULER,
+        {"_class_name": "SchedulerMixin"},
+        "names the scheduler SchedulerMixin",
+    ),
     "a list for a scheduler": (SCHEDULER, {"_class_name": ["DDIMScheduler"]}, "names the scheduler"),
     "a nameless scheduler": (SCHEDULER, {"_class_name": ...}, "names the scheduler None"),
     "another prediction": (SCHEDULER, {"prediction_type": "flow"}, "prediction_type flow"),
@@ -402,7 +414,7 @@ EDITS = {  # what is changed in which file, and what is said of it
     "times in words": (SCHEDULER, {"num_train_timesteps": "many"}, "scheduler|betas"),
     "no times": (SCHEDULER, {"num_train_timesteps": 0}, "scheduler|betas"),
     "betas above 1": (SCHEDULER, {"trained_betas": [2.0, 0.1]}, "scheduler|betas"),
-}  # fmt: skip
+}
 FAULTS = {  # what is done to the folder, and what is said of it
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot be read as a UNet2DModel"),
     "empty weights": (lambda f: cut(f / WEIGHTS, 0), "cannot be read as a UNet2DModel"),
@@ -529,9 +541,12 @@ def test_a_network_alone_asks_for_its_scheduler(folder):
 def test_without_diffusers_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     (tmp_path / "config.json").write_text("{}")
-    calls = [lambda: from_diffusers(tmp_path), lambda: from_diffusers(nn.Conv2d(1, 1, 1)),
-             lambda: to_diffusers(ours(EXPORTS["v"]), tmp_path / "new"),
-             lambda: build_described({"diffusers": {"config": {}}})]  # fmt: skip
+    calls = [
+        lambda: from_diffusers(tmp_path),
+        lambda: from_diffusers(nn.Conv2d(1, 1, 1)),
+        lambda: to_diffusers(ours(EXPORTS["v"]), tmp_path / "new"),
+        lambda: build_described({"diffusers": {"config": {}}}),
+    ]
     for call in calls:
         assert re.search(r"needs diffusers.*: pip install 'rddlib\[baselines\]'$", refused(call))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -645,8 +660,17 @@ GUIDED = {"num_classes": 5, "guidance": (0.0, 4.0)}
 EXPORTS = {
     "v": Export({}),
     "x": Export({}, "x"),
-    "colours and three levels": Export({"image_size": 16, "image_channels": 3, "multipliers": (1, 2, 2), "blocks": 2,
-                                        "attention": (16, 4), "groups": 4}, "x"),
+    "colours and three levels": Export(
+        {
+            "image_size": 16,
+            "image_channels": 3,
+            "multipliers": (1, 2, 2),
+            "blocks": 2,
+            "attention": (16, 4),
+            "groups": 4,
+        },
+        "x",
+    ),
     "one level": Export({"multipliers": (1,), "attention": ()}),
     "uneven widths": Export({"channels": 24, "multipliers": (1, 3, 2), "attention": (8, 2), "groups": 3}),
     "no attention": Export({"attention": (), "blocks": 3}, clip=False),
@@ -664,9 +688,16 @@ EXPORTS = {
     "guidance of 0": Export(GUIDED, guidance=0.0),
     "guidance of 0.7": Export(GUIDED, guidance=0.7),
     "guidance of 3": Export({**GUIDED, "time_grid": 1024}, "x", DiscreteCosineSchedule(1024), guidance=3.0, clip=False),
-}  # fmt: skip
-SMALL_UNET = {"image_size": 8, "image_channels": 1, "channels": 16, "multipliers": (1, 2), "blocks": 1,
-              "attention": (4,), "groups": 8}  # fmt: skip
+}
+SMALL_UNET = {
+    "image_size": 8,
+    "image_channels": 1,
+    "channels": 16,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "attention": (4,),
+    "groups": 8,
+}
 
 
 def ours(case, seed=0):
@@ -866,8 +897,11 @@ for name in sys.argv[1:]:
 
 @needs_diffusers
 def test_saved_pipelines_need_no_rddlib(tmp_path):
-    cases = {"plain": (ours(EXPORTS["v"]), {}), "labelled": (ours(EXPORTS["guidance of 3"]), {"guidance": 3.0}),
-             "scripted": (ours(Export(LABELLED)), {"guidance": 1.5})}  # fmt: skip
+    cases = {
+        "plain": (ours(EXPORTS["v"]), {}),
+        "labelled": (ours(EXPORTS["guidance of 3"]), {"guidance": 3.0}),
+        "scripted": (ours(Export(LABELLED)), {"guidance": 1.5}),
+    }
     for name, (denoiser, options) in cases.items():
         to_diffusers(denoiser, tmp_path / name, steps=2, **options)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
@@ -887,10 +921,19 @@ def test_saved_pipelines_need_no_rddlib(tmp_path):
 
 FOLDERS = {
     "plain": (ours, Export({}), {}, {"model_index.json", "unet", "scheduler", "README.md"}),
-    "labelled": (ours, Export(LABELLED), {}, {"model_index.json", "unet", "scheduler", "README.md", "class_pipeline.py"}),
-    "scripted": (ours, Export({"multipliers": (2, 2)}), {"steps": 2},
-                 {"model_index.json", "sampler.ts", "README.md", "scripted_pipeline.py"}),
-}  # fmt: skip
+    "labelled": (
+        ours,
+        Export(LABELLED),
+        {},
+        {"model_index.json", "unet", "scheduler", "README.md", "class_pipeline.py"},
+    ),
+    "scripted": (
+        ours,
+        Export({"multipliers": (2, 2)}),
+        {"steps": 2},
+        {"model_index.json", "sampler.ts", "README.md", "scripted_pipeline.py"},
+    ),
+}
 
 
 @needs_diffusers
@@ -937,8 +980,11 @@ def test_the_card_is_ours_to_write(tmp_path):
 @needs_diffusers
 def test_saving_changes_nothing_of_the_denoiser(tmp_path):
     theirs = from_diffusers(tiny_unet(), ddim())
-    for denoiser, options in ((ours(Export({"dropout": 0.5})).double().train(), {}), (theirs, {}),
-                              (ours(Export({"multipliers": (2, 2)})).train(), {"steps": 1})):  # fmt: skip
+    for denoiser, options in (
+        (ours(Export({"dropout": 0.5})).double().train(), {}),
+        (theirs, {}),
+        (ours(Export({"multipliers": (2, 2)})).train(), {"steps": 1}),
+    ):
         before = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
         flags = [module.training for module in denoiser.modules()]
         to_diffusers(denoiser, tmp_path / str(len(list(tmp_path.iterdir()))), **options)
@@ -1018,7 +1064,7 @@ def test_their_model_in_a_checkpoint_of_ours_is_itself_bit_for_bit(classes, null
     denoiser = from_diffusers(tiny_unet(num_class_embeds=classes), scheduler, null_class=null_class)
     denoiser.steps = 4
     described = json.loads(json.dumps(describe(denoiser)))  # lists for tuples
-    save_checkpoint(tmp_path / "m.safetensors", denoiser.state_dict(), {"kind": "given", "model": described})
+    save_checkpoint(tmp_path / "m.safetensors", denoiser.state_dict(), {"kind": "pretrained", "model": described})
     found, info = load_denoiser(tmp_path / "m.safetensors")
     assert found.schedule == denoiser.schedule and found.schedule.betas == denoiser.schedule.betas
     assert (found.steps, found.prediction, found.num_classes) == (4, "v", denoiser.num_classes)
@@ -1027,7 +1073,7 @@ def test_their_model_in_a_checkpoint_of_ours_is_itself_bit_for_bit(classes, null
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     y = labels_of(denoiser)
     assert torch.equal(ddim_sample(found, noise_of(3), 4, y=y), ddim_sample(denoiser, noise_of(3), 4, y=y))
-    assert json.loads(json.dumps(describe(found))) == described and info["kind"] == "given" and not found.training
+    assert json.loads(json.dumps(describe(found))) == described and info["kind"] == "pretrained" and not found.training
     assert load_model(tmp_path / "m.safetensors")[1] == info
 
 
@@ -1037,7 +1083,8 @@ def test_a_described_model_is_built_with_fresh_weights():
     built = build_described(describe(denoiser))
     assert built.network.facts == denoiser.network.facts and built.schedule == denoiser.schedule
     assert {name: p.shape for name, p in built.state_dict().items()} == {
-        name: p.shape for name, p in denoiser.state_dict().items()}  # fmt: skip
+        name: p.shape for name, p in denoiser.state_dict().items()
+    }
     assert built.network.config.label_dropout == LABEL_DROPOUT and built.network.grid == 50
     assert summary(denoiser).startswith("UNet2DModel of diffusers, ") and "3 classes" in summary(denoiser)
     assert describe(as_denoiser(Own(), CosineSchedule())) == {}
@@ -1055,7 +1102,7 @@ def test_a_checkpoint_with_other_tensors_than_it_describes_is_refused(tmp_path):
 @needs_diffusers
 def test_a_given_folder_is_known_by_its_content(folder, template, tmp_path):
     (denoiser, info), (_, same) = load_model(folder), load_model(str(template))
-    assert info["kind"] == "given" and info["source"] == {"name": "ddpm", "made_by": "diffusers"}
+    assert info["kind"] == "pretrained" and info["source"] == {"name": "ddpm", "made_by": "diffusers"}
     assert info["model"] == describe(denoiser) and re.fullmatch("[0-9a-f]{64}", info["sha256"])
     assert same["sha256"] == info["sha256"]
     folder.rename(tmp_path / "moved")

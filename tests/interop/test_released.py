@@ -471,10 +471,16 @@ def test_the_configuration_follows_from_the_tensors(tmp_path_factory, spec, stud
     tensors = hollow({TABLE: (grid + 1, spec.channels), **unet_shapes(spec)})
     path = saved(tmp_path_factory.getbasetemp(), unet_file(spec, tensors, *students))
     assert load_released_unet(path).network.config == UNetConfig(
-        image_size=spec.size, image_channels=spec.image_channels, channels=spec.channels, multipliers=spec.multipliers,
-        blocks=spec.blocks, attention=tuple(spec.size >> level for level in spec.attention), groups=32,
-        num_classes=spec.classes, time_grid=grid,
-    )  # fmt: skip
+        image_size=spec.size,
+        image_channels=spec.image_channels,
+        channels=spec.channels,
+        multipliers=spec.multipliers,
+        blocks=spec.blocks,
+        attention=tuple(spec.size >> level for level in spec.attention),
+        groups=32,
+        num_classes=spec.classes,
+        time_grid=grid,
+    )
 
 
 def test_the_image_size_is_the_noises_or_the_callers(tmp_path):
@@ -523,10 +529,20 @@ class Trap:
 TRAPPED = {
     "the file": lambda trap: trap,
     "an entry": lambda trap: {"T": trap, "time_scale": 128, "net_model": {}, "model": {}},
-    "a tensor": lambda trap: {"net_model": {"head.weight": trap}, "model": {"fc.bias": trap}, "T": 8, "time_scale": 128},
-    "a key": lambda trap: {"net_model": {trap: torch.zeros(1)}, "model": {trap: torch.zeros(1)}, "T": 8, "time_scale": 128},
+    "a tensor": lambda trap: {
+        "net_model": {"head.weight": trap},
+        "model": {"fc.bias": trap},
+        "T": 8,
+        "time_scale": 128,
+    },
+    "a key": lambda trap: {
+        "net_model": {trap: torch.zeros(1)},
+        "model": {trap: torch.zeros(1)},
+        "T": 8,
+        "time_scale": 128,
+    },
     "something besides": lambda trap: hollow_file() | {"model": {}, "notes": [{"more": (trap,)}]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)

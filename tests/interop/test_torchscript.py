@@ -44,8 +44,18 @@ def shaken(module):
 
 
 def small(prediction="v", schedule=None, **changes):
-    config = UNetConfig(**{"image_size": 8, "image_channels": 1, "channels": 16, "multipliers": (1, 2), "blocks": 1,
-                           "attention": (4,), "groups": 8, **changes})  # fmt: skip
+    config = UNetConfig(
+        **{
+            "image_size": 8,
+            "image_channels": 1,
+            "channels": 16,
+            "multipliers": (1, 2),
+            "blocks": 1,
+            "attention": (4,),
+            "groups": 8,
+            **changes,
+        }
+    )
     return Denoiser(shaken(UNet(config)), schedule or CosineSchedule(), prediction).eval()
 
 
@@ -104,7 +114,7 @@ CASES = {
     "guidance taken, 3": Case(lambda: small(**GUIDED), 2, {"guidance": 3.0}),
     "own module": Case(own, 3, {"image_shape": (2, 4, 6)}, (2, 4, 6)),
     "a function": Case(lambda: as_denoiser(lambda z, t: 0.7 * z.tanh(), CosineSchedule()), 2, {"image_shape": SHAPE}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -154,10 +164,16 @@ def test_a_model_of_diffusers_too(classes, tmp_path):
     from diffusers import DDIMScheduler, UNet2DModel
 
     unet = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         num_class_embeds=classes,
-    )  # fmt: skip
+    )
     scheduler = DDIMScheduler(prediction_type="v_prediction", set_alpha_to_one=False)
     denoiser = from_diffusers(shaken(unet), scheduler, null_class=classes is not None)
     guidance = 2.0 if classes else None
@@ -277,7 +293,7 @@ UNTRACEABLE = {
     "images that are no numbers": lambda z, t, scale: scale * z * float("nan"),
     "numpy": lambda z, t, scale: torch.from_numpy(0.7 * z.detach().numpy()),
     "a number that a trace holds constant": lambda z, t, scale: scale * torch.ones(len(z), *SHAPE) - z,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNTRACEABLE)

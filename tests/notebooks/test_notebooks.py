@@ -103,9 +103,10 @@ def test_a_notebook_has_two_widgets_for_the_browser_test():
 def test_executed_notebooks_show_pictures_that_are_not_blank(notebook, smoke_run):
     outputs = [
         (cell.source, output)
-        for cell in cells_of(smoke_run[0] / "notebooks" / notebook.name) if cell.cell_type == "code"
+        for cell in cells_of(smoke_run[0] / "notebooks" / notebook.name)
+        if cell.cell_type == "code"
         for output in cell.outputs
-    ]  # fmt: skip
+    ]
     assert not [source for source, output in outputs if output.output_type == "error"]
     pictures = [(source, o.data["image/png"]) for source, o in outputs if "image/png" in o.get("data", {})]
     assert pictures
@@ -125,8 +126,11 @@ def test_pages_hide_the_solutions(notebook, smoke_run):
 def test_figures_have_titles_labels_and_units_and_are_readable_in_gray(notebook, smoke_run, smoke_figures):
     own = code_of(cells_of(notebook))
     drawn = [figure for figure in smoke_figures if figure["cell"] in own]
-    shown = sum("image/png" in output.get("data", {}) for cell in cells_of(smoke_run[0] / "notebooks" / notebook.name)
-                for output in cell.get("outputs", []))  # fmt: skip
+    shown = sum(
+        "image/png" in output.get("data", {})
+        for cell in cells_of(smoke_run[0] / "notebooks" / notebook.name)
+        for output in cell.get("outputs", [])
+    )
     assert len(drawn) >= shown > 0
     missing = [f"{figure['cell'].splitlines()[-1]}: {fault}" for figure in drawn for fault in figure["faults"]]
     assert not missing, "\n".join(missing)

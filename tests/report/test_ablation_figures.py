@@ -23,10 +23,13 @@ GRIDS = {
     "custom": {"loss.tau_is": "0.1,1"},
     "custom: crowded": {"loss.rcfd_beta": "0,0.001,0.002,0.003,0.004,0.5,0.52,0.54,0.55,0.56,10"},
     "custom: three axes": {"loss.cfd": "0,0.3,1", "loss.tau_m": "0.1,0.2,0.5", "loss.impl": "chunked,reference"},
-    "custom: long": {"distill.train.learning_rate": "1e-4,3e-4", "extractor.train.weight_decay": "0.01,0.1",
-                     "halving.train.learning_rate": "1e-4,3e-4"},
+    "custom: long": {
+        "distill.train.learning_rate": "1e-4,3e-4",
+        "extractor.train.weight_decay": "0.01,0.1",
+        "progressive.train.learning_rate": "1e-4,3e-4",
+    },
     "custom: words": {"loss.weights": "fixed,balanced", "loss.alpha": "0.5,1"},
-}  # fmt: skip
+}
 FENG, SUN = "Feng et al. 2024", "Sun et al. 2023"
 
 
@@ -55,8 +58,16 @@ def measured(name, profile="digits", seeds=3, steps=None):
     for setting in ablation.settings(load_profile(profile)):
         own = (8,) if ablation.measures == "entropy" and setting.method in ("teacher", "pd") else ()
         for seed, number in ((seed, number) for seed in range(seeds) for number in (*own, *steps)):
-            row = {"ablation": ablation.name, "setting": setting.name, "series": setting.series, "x": setting.x,
-                   "method": setting.method, "seed": seed, "steps": number, "samples": 5000}  # fmt: skip
+            row = {
+                "ablation": ablation.name,
+                "setting": setting.name,
+                "series": setting.series,
+                "x": setting.x,
+                "method": setting.method,
+                "seed": seed,
+                "steps": number,
+                "samples": 5000,
+            }
             if ablation.measures == "entropy":
                 times = [(number - k) / number for k in range(number)]
                 rows += [row | {"t": t, "entropy": 0.05 + t**2 * random.lognormal(0, 0.1)} for t in times]
@@ -172,9 +183,15 @@ def test_only_the_fewest_steps_are_drawn_along_an_axis():
 
 
 SCALES = {
-    "alpha": "log", "queue_size": "log", "beta": "log", "tau_is": "linear", "batch": "linear", "cfd_tau": "linear",
-    "custom: three axes": "linear", "custom: crowded": "symlog",
-}  # fmt: skip
+    "alpha": "log",
+    "queue_size": "log",
+    "beta": "log",
+    "tau_is": "linear",
+    "batch": "linear",
+    "cfd_tau": "linear",
+    "custom: three axes": "linear",
+    "custom: crowded": "symlog",
+}
 
 
 @pytest.mark.parametrize("name, scale", SCALES.items())
@@ -337,19 +354,40 @@ def test_nothing_measured_is_refused_in_one_line(name):
 # the papers' numbers
 
 PAPERS = {
-    "losses": PaperSeries(f"{FENG} (DenseNet201)", 1, {
-        "PD": 15.06, "CFD": 8.92, "CFD + II_P2P": 8.45, "CFD + IS_P2P": 8.35, "CFD + M_P2P": 8.47,
-        "CFD + IS_P2P + M_P2P": 8.16}),
-    "rcfd_losses": PaperSeries(f"{SUN} (ResNet18)", 4, {
-        "CFD": 4.42, "entropy": 330.27, "diversity": 308.61, "entropy + diversity": 92.07,
-        "CFD + entropy + diversity": 4.24, "PD": 4.83}),
+    "losses": PaperSeries(
+        f"{FENG} (DenseNet201)",
+        1,
+        {
+            "PD": 15.06,
+            "CFD": 8.92,
+            "CFD + II_P2P": 8.45,
+            "CFD + IS_P2P": 8.35,
+            "CFD + M_P2P": 8.47,
+            "CFD + IS_P2P + M_P2P": 8.16,
+        },
+    ),
+    "rcfd_losses": PaperSeries(
+        f"{SUN} (ResNet18)",
+        4,
+        {
+            "CFD": 4.42,
+            "entropy": 330.27,
+            "diversity": 308.61,
+            "entropy + diversity": 92.07,
+            "CFD + entropy + diversity": 4.24,
+            "PD": 4.83,
+        },
+    ),
     "classifier": PaperSeries(SUN, 4, {"resnet18": 4.42, "resnet50": 4.24, "densenet201": 3.80}),
-    "tau_is": PaperSeries(FENG, 4, marks=(0.7, 0.9)), "tau_m": PaperSeries(FENG, 4, marks=(0.4,)),
-    "queue_size": PaperSeries(FENG, 4, marks=(20000,)), "queue_draws": PaperSeries(FENG, 4, marks=(2048,)),
-    "alpha": PaperSeries(FENG, 4, marks=(0.8,)), "beta": PaperSeries(FENG, 4, marks=(0.3,)),
+    "tau_is": PaperSeries(FENG, 4, marks=(0.7, 0.9)),
+    "tau_m": PaperSeries(FENG, 4, marks=(0.4,)),
+    "queue_size": PaperSeries(FENG, 4, marks=(20000,)),
+    "queue_draws": PaperSeries(FENG, 4, marks=(2048,)),
+    "alpha": PaperSeries(FENG, 4, marks=(0.8,)),
+    "beta": PaperSeries(FENG, 4, marks=(0.3,)),
     "cfd_tau": PaperSeries(SUN, 4, marks=(0.9, 1.0), levels={"PD": 4.83}),
     "cfd_tau_dual": PaperSeries(SUN, 4, levels={"PD": 4.83, "CFD with ResNet18": 4.42}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [*ABLATIONS, "custom"])

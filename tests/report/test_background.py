@@ -171,15 +171,29 @@ def test_what_there_is_to_train(tmp_path):
     assert whole.progress()["total"] == 60 and Run(study, "extractor").progress()["total"] == 40
     assert Run(study, "teacher", 16).command == ["train"]
     assert ("extractor",) not in Run(study, "student", "pd", 2).stages
-    for wrong, said in {("student",): "cannot train 'student'", ("x", 1): "cannot train 'x 1'", ("teacher", 3): "16, 8",
-                        ("student", "sgd"): "unknown --objective sgd"}.items():  # fmt: skip
+    for wrong, said in {
+        ("student",): "cannot train 'student'",
+        ("x", 1): "cannot train 'x 1'",
+        ("teacher", 3): "16, 8",
+        ("student", "sgd"): "unknown --objective sgd",
+    }.items():
         with pytest.raises(UserError, match=said):
             Run(study, *wrong)
     assert not (study.out / "background").exists()
 
 
 def test_progress_fits_on_a_line():
-    now = {"state": "running", "stage": "base model", "number": 1, "stages": 2, "iteration": 30, "total": 90, "loss": 0.25,
-           "images_per_second": 8.0, "seconds_left": 3725.0, "message": ""}  # fmt: skip
+    now = {
+        "state": "running",
+        "stage": "base model",
+        "number": 1,
+        "stages": 2,
+        "iteration": 30,
+        "total": 90,
+        "loss": 0.25,
+        "images_per_second": 8.0,
+        "seconds_left": 3725.0,
+        "message": "",
+    }
     said = "teacher-8: running, base model (1 of 2), iteration 30 of 90, loss 0.25, 8 images/s, 1:02:05 left"
     assert _line("teacher-8", now) == said

@@ -29,18 +29,41 @@ from rddlib.utils.errors import UserError
 def table_of(name, fid, pfd=lambda *_: math.nan, seeds=3, profile="digits", steps=(4,)):
     """Rows of an ablation; fid(setting, seed) and pfd(setting, seed) say the scores, at every number of steps."""
     rows = [
-        {"ablation": name, "setting": s.name, "series": s.series, "x": s.x, "method": s.method, "seed": seed, "steps": n,
-         "fid": fid(s, seed), "pfd": pfd(s, seed), "peak_mib": 10 * (s.x or 1) * (2 if s.series == "reference" else 1)}
-        for s in ABLATIONS[name].settings(load_profile(profile)) for seed in range(seeds) for n in steps
-    ]  # fmt: skip
+        {
+            "ablation": name,
+            "setting": s.name,
+            "series": s.series,
+            "x": s.x,
+            "method": s.method,
+            "seed": seed,
+            "steps": n,
+            "fid": fid(s, seed),
+            "pfd": pfd(s, seed),
+            "peak_mib": 10 * (s.x or 1) * (2 if s.series == "reference" else 1),
+        }
+        for s in ABLATIONS[name].settings(load_profile(profile))
+        for seed in range(seeds)
+        for n in steps
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-@pytest.mark.parametrize("differences, said", [
-    ([[-1], [-2], [-0.1]], HOLDS), ([[1], [2], [0.1]], REVERSED), ([[-1], [2], [-3]], UNDECIDED), ([[-1], [0.0]], UNDECIDED),
-    ([[-1]], HOLDS), ([[-1, -2], [-3, -1]], HOLDS), ([[-3, 1], [-2, 1]], ON_AVERAGE), ([[3, -1], [2, -1]], REVERSED_ON_AVERAGE),
-    ([[-3, 1], [-1, 3]], UNDECIDED), ([[1, 0.0]], REVERSED_ON_AVERAGE), ([[0.0], [0.0]], SAME),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "differences, said",
+    [
+        ([[-1], [-2], [-0.1]], HOLDS),
+        ([[1], [2], [0.1]], REVERSED),
+        ([[-1], [2], [-3]], UNDECIDED),
+        ([[-1], [0.0]], UNDECIDED),
+        ([[-1]], HOLDS),
+        ([[-1, -2], [-3, -1]], HOLDS),
+        ([[-3, 1], [-2, 1]], ON_AVERAGE),
+        ([[3, -1], [2, -1]], REVERSED_ON_AVERAGE),
+        ([[-3, 1], [-1, 3]], UNDECIDED),
+        ([[1, 0.0]], REVERSED_ON_AVERAGE),
+        ([[0.0], [0.0]], SAME),
+    ],
+)
 def test_a_verdict_needs_every_seed(differences, said):
     assert verdict(pd.DataFrame(differences)) == said
 
@@ -57,8 +80,11 @@ def test_a_claim_is_judged_by_pairs_of_the_same_seed():
 
 
 def test_fid_and_pfd_are_judged_apart():
-    better = table_of("rcfd_losses", lambda s, seed: {"PD": 5, "CFD": 3}.get(s.name, 2 if "CFD +" in s.name else 90),
-                      lambda s, seed: {"PD": 1, "CFD": 2}.get(s.name, 3 + seed))  # fmt: skip
+    better = table_of(
+        "rcfd_losses",
+        lambda s, seed: {"PD": 5, "CFD": 3}.get(s.name, 2 if "CFD +" in s.name else 90),
+        lambda s, seed: {"PD": 1, "CFD": 2}.get(s.name, 3 + seed),
+    )
     found = {(row.claim, row.score): row.verdict for row in verdicts("rcfd_losses", better).itertuples()}
     claims = list(dict.fromkeys(claim for claim, _ in found))
     assert found[claims[0], "FID"] == HOLDS and found[claims[0], "pFD"] == HOLDS
@@ -101,9 +127,20 @@ def test_what_is_missing_is_said_and_no_seed_is_invented():
 
 
 def test_entropies_are_compared_from_step_count_to_step_count():
-    rows = [{"ablation": "entropy", "setting": setting, "seed": seed, "steps": n, "t": (n - k) / n,
-             "entropy": (1 / n if setting == "teacher" else n) + k}
-            for setting in ("teacher", "PD") for seed in (0, 1) for n in (4, 2, 1) for k in range(n)]  # fmt: skip
+    rows = [
+        {
+            "ablation": "entropy",
+            "setting": setting,
+            "seed": seed,
+            "steps": n,
+            "t": (n - k) / n,
+            "entropy": (1 / n if setting == "teacher" else n) + k,
+        }
+        for setting in ("teacher", "PD")
+        for seed in (0, 1)
+        for n in (4, 2, 1)
+        for k in range(n)
+    ]
     # the last prediction's: k = n - 1, which adds n - 1
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame["entropy"] = frame["entropy"] - frame["steps"] * (1 - frame["t"])

@@ -131,17 +131,27 @@ def explorers(study, mixture, maps):
     ranks = torch.randperm(2048, generator=generator)
     tables = panels(comparison([]))
     return {
-        "paths": (paths_view(mixture, starts, mixture.sample(1500, generator), 0.008),
-                  dict(N=(4, 8, 32, 64), t=(0.0, 0.3, 0.7), offset=(0.0, 0.008, 0.3))),
-        "relations": (relations_view(x[:32], map_T[:32], map_S[:32]),
-                      dict(i=range(16), j=range(16), row=range(4), column=range(4), tau=(0.05, 0.1, 1.0))),
-        "queue": (queue_view(rows_of(map_T), labels.repeat_interleave(4), 256, ranks),
-                  dict(N_q=(512, 2048), pushes=range(1, 9), V=(64, 256, 1024), colour=("class", "age", "nearest"))),
-        "same noise": (same_noise_view(study),
-                       dict(method=("ddim", *METHODS), steps=(4, 2, 1), first=range(48), second=range(48))),
-        "scores": (scores_view(tables),
-                   dict(table=[title for title, _, _ in tables], rows=list(plots.KINDS), method=("all methods", "RDD"))),
-    }  # fmt: skip
+        "paths": (
+            paths_view(mixture, starts, mixture.sample(1500, generator), 0.008),
+            dict(N=(4, 8, 32, 64), t=(0.0, 0.3, 0.7), offset=(0.0, 0.008, 0.3)),
+        ),
+        "relations": (
+            relations_view(x[:32], map_T[:32], map_S[:32]),
+            dict(i=range(16), j=range(16), row=range(4), column=range(4), tau=(0.05, 0.1, 1.0)),
+        ),
+        "queue": (
+            queue_view(rows_of(map_T), labels.repeat_interleave(4), 256, ranks),
+            dict(N_q=(512, 2048), pushes=range(1, 9), V=(64, 256, 1024), colour=("class", "age", "nearest")),
+        ),
+        "same noise": (
+            same_noise_view(study),
+            dict(method=("ddim", *METHODS), steps=(4, 2, 1), first=range(48), second=range(48)),
+        ),
+        "scores": (
+            scores_view(tables),
+            dict(table=[title for title, _, _ in tables], rows=list(plots.KINDS), method=("all methods", "RDD")),
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", ["paths", "relations", "queue", "same noise", "scores"])
@@ -226,7 +236,9 @@ def test_same_noise_rows_are_the_studys_images(study, monkeypatch):
     ends = study.noise(48)[[3, 6]]
     assert torch.allclose(3 * noise[[0, -1]], ends, atol=1e-5)
     assert torch.allclose(student[[0, -1]], study.images("pd", 2, ends), atol=1e-4)
-    assert torch.allclose(teacher[[0, -1]], study.images("pd", study.profile.halving.teacher_steps, ends), atol=1e-4)
+    assert torch.allclose(
+        teacher[[0, -1]], study.images("pd", study.profile.progressive.teacher_steps, ends), atol=1e-4
+    )
     same_noise_view(study, count=3)(method="pd", steps=2, first=3, second=3)
     assert torch.equal(drawn[1][0], drawn[1][0][:1].expand(3, -1, -1, -1))
 

@@ -42,16 +42,33 @@ RDD_TABLES = {
 }
 PEERS = {
     "cifar10": {
-        "PD": "8.34/5.58/3.00", "CD-LPIPS": "3.55/2.93", "TRACT": "3.78/3.32", "iCT-deep": "2.51/2.24", "ECT": "3.60/2.11",
-        "CTM": "1.98/1.87", "DMD": "3.77", "SiD": "1.92", "sCT": "2.85/2.06", "IMM": "3.20/1.98", "MeanFlow": "2.92",
+        "PD": "8.34/5.58/3.00",
+        "CD-LPIPS": "3.55/2.93",
+        "TRACT": "3.78/3.32",
+        "iCT-deep": "2.51/2.24",
+        "ECT": "3.60/2.11",
+        "CTM": "1.98/1.87",
+        "DMD": "3.77",
+        "SiD": "1.92",
+        "sCT": "2.85/2.06",
+        "IMM": "3.20/1.98",
+        "MeanFlow": "2.92",
         "GDD-I": "1.54",
     },
     "imagenet64": {
-        "PD": "15.39/8.95/6.77", "PD+LPIPS": "7.88/5.74/4.92", "CD-LPIPS": "6.20/4.70", "TRACT": "7.43/4.97",
-        "iCT-deep": "3.25/2.77", "ECT": "2.49/1.67", "CTM": "1.92/1.73", "DMD2": "1.28", "SiD": "1.52", "sCT": "2.04/1.48",
+        "PD": "15.39/8.95/6.77",
+        "PD+LPIPS": "7.88/5.74/4.92",
+        "CD-LPIPS": "6.20/4.70",
+        "TRACT": "7.43/4.97",
+        "iCT-deep": "3.25/2.77",
+        "ECT": "2.49/1.67",
+        "CTM": "1.92/1.73",
+        "DMD2": "1.28",
+        "SiD": "1.52",
+        "sCT": "2.04/1.48",
         "GDD-I": "1.16",
     },
-}  # fmt: skip
+}
 
 
 def printed(name):
@@ -83,9 +100,13 @@ def test_rdds_tables_hold_the_printed_digits(name):
 def test_rdds_loss_ablation_follows_its_prose():
     rows = printed("papers/rdd_table3.csv")
     assert [(r["loss"], r["fid"]) for r in rows] == [
-        ("PD", "15.06"), ("CFD", "8.92"), ("CFD+II_P2P", "8.45"), ("CFD+IS_P2P", "8.35"), ("CFD+M_P2P", "8.47"),
+        ("PD", "15.06"),
+        ("CFD", "8.92"),
+        ("CFD+II_P2P", "8.45"),
+        ("CFD+IS_P2P", "8.35"),
+        ("CFD+M_P2P", "8.47"),
         ("CFD+IS_P2P+M_P2P", "8.16"),
-    ]  # fmt: skip
+    ]
     gains = [round(8.92 - float(r["fid"]), 2) for r in rows[2:]]
     assert gains == [0.47, 0.57, 0.45, 0.76]  # section 5.3
     first, table1 = paper_table("rdd_table3"), paper_table("rdd_table1")
@@ -95,23 +116,38 @@ def test_rdds_loss_ablation_follows_its_prose():
 
 def test_rcfds_tables_hold_the_printed_digits():
     assert pairs(printed("papers/rcfd_table1.csv")) == {
-        (1, "RCFD", "DenseNet201"): "8.92/8.87", (1, "RCFD", "ResNet18"): "12.03/8.56", (1, "PD", ""): "15.06/7.88",
-        (2, "RCFD", "DenseNet201"): "5.07/9.19", (2, "RCFD", "ResNet18"): "6.12/9.09", (2, "PD", ""): "7.42/8.70",
-        (4, "RCFD", "DenseNet201"): "3.80/9.34", (4, "RCFD", "ResNet18"): "4.24/9.24", (4, "PD", ""): "4.83/9.04",
-        (8, "PD", ""): "4.14/9.14", (8, "DDIM", ""): "20.97/8.14", (10, "PNDM", ""): "7.05/",
-        (12, "DPM-Solver", ""): "4.65/", (1024, "DDIM", ""): "3.78/9.21",
-    }  # fmt: skip
+        (1, "RCFD", "DenseNet201"): "8.92/8.87",
+        (1, "RCFD", "ResNet18"): "12.03/8.56",
+        (1, "PD", ""): "15.06/7.88",
+        (2, "RCFD", "DenseNet201"): "5.07/9.19",
+        (2, "RCFD", "ResNet18"): "6.12/9.09",
+        (2, "PD", ""): "7.42/8.70",
+        (4, "RCFD", "DenseNet201"): "3.80/9.34",
+        (4, "RCFD", "ResNet18"): "4.24/9.24",
+        (4, "PD", ""): "4.83/9.04",
+        (8, "PD", ""): "4.14/9.14",
+        (8, "DDIM", ""): "20.97/8.14",
+        (10, "PNDM", ""): "7.05/",
+        (12, "DPM-Solver", ""): "4.65/",
+        (1024, "DDIM", ""): "3.78/9.21",
+    }
     assert {r["loss"]: f"{r['fid']}/{r['is']}" for r in printed("papers/rcfd_table2.csv")} == {
-        "CFD": "4.42/9.14", "entropy": "330.27/2.18", "diversity": "308.61/1.22", "entropy+diversity": "92.07/5.87",
-        "CFD+entropy+diversity": "4.24/9.24", "PD": "4.83/9.04",
-    }  # fmt: skip
+        "CFD": "4.42/9.14",
+        "entropy": "330.27/2.18",
+        "diversity": "308.61/1.22",
+        "entropy+diversity": "92.07/5.87",
+        "CFD+entropy+diversity": "4.24/9.24",
+        "PD": "4.83/9.04",
+    }
     table3 = {
         (r["classifier"], r["classifier_data"]): f"{r['fid']}/{r['is']}" for r in printed("papers/rcfd_table3.csv")
     }
     assert table3 == {
-        ("ResNet18", "CIFAR-10"): "4.42/9.14", ("ResNet50", "CIFAR-10"): "4.24/9.16",
-        ("DenseNet201", "CIFAR-10"): "3.80/9.34", ("ResNet50", "ImageNet"): "4.62/9.05",
-    }  # fmt: skip
+        ("ResNet18", "CIFAR-10"): "4.42/9.14",
+        ("ResNet50", "CIFAR-10"): "4.24/9.16",
+        ("DenseNet201", "CIFAR-10"): "3.80/9.34",
+        ("ResNet50", "ImageNet"): "4.62/9.05",
+    }
 
 
 def test_rdds_table_1_copies_rcfds():
@@ -160,18 +196,21 @@ def test_every_table_has_the_same_columns_and_names_its_source(name):
     assert terms <= {"", "PD", "LPIPS", "CFD", "entropy", "diversity", "II_P2P", "IS_P2P", "M_P2P"}
 
 
-@pytest.mark.parametrize("paper, figure, quantity, values", [
-    ("rdd", "7a", "tau_IS, best", ["0.7", "0.9"]),
-    ("rdd", "7b", "tau_M, best", ["0.4"]),
-    ("rdd", "8a", "N_q, best", ["20000"]),
-    ("rdd", "8b", "V, best", ["2048"]),
-    ("rdd", "9a", "alpha, best", ["0.8"]),
-    ("rdd", "9b", "beta, best", ["0.3"]),
-    ("rcfd", "2", "images averaged", ["4096"]),
-    ("rcfd", "2", "steps of the sampler", ["8"]),
-    ("rcfd", "4", "tau better than PD, from", ["0.9"]),
-    ("rcfd", "4", "tau better than PD, to", ["1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "paper, figure, quantity, values",
+    [
+        ("rdd", "7a", "tau_IS, best", ["0.7", "0.9"]),
+        ("rdd", "7b", "tau_M, best", ["0.4"]),
+        ("rdd", "8a", "N_q, best", ["20000"]),
+        ("rdd", "8b", "V, best", ["2048"]),
+        ("rdd", "9a", "alpha, best", ["0.8"]),
+        ("rdd", "9b", "beta, best", ["0.3"]),
+        ("rcfd", "2", "images averaged", ["4096"]),
+        ("rcfd", "2", "steps of the sampler", ["8"]),
+        ("rcfd", "4", "tau better than PD, from", ["0.9"]),
+        ("rcfd", "4", "tau better than PD, to", ["1"]),
+    ],
+)
 def test_figures_values_are_those_of_the_text(paper, figure, quantity, values):
     table = figure_values(paper)
     assert list(table.columns) == FIGURE_COLUMNS and all(table["source"])
@@ -207,8 +246,11 @@ def test_paper_rows_hold_each_result_once():
 def test_peers_scores_are_the_recorded_ones(dataset):
     rows = [row for row in printed("peers.csv") if row["dataset"] == dataset]
     found = {(row["method"], int(row["steps"])): row["fid"] for row in rows}
-    expected = {(method, steps): fid for method, fids in PEERS[dataset].items()
-                for steps, fid in zip((1, 2, 4), fids.split("/"), strict=False)}  # fmt: skip
+    expected = {
+        (method, steps): fid
+        for method, fids in PEERS[dataset].items()
+        for steps, fid in zip((1, 2, 4), fids.split("/"), strict=False)
+    }
     assert found == expected and len(rows) == len(expected)
 
 
@@ -239,12 +281,15 @@ def test_peers_of_one_network_have_one_size():
     }
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: paper_rows("digits"), "choose one of cifar10, imagenet64"),
-    (lambda: peer_rows("imagenet"), "choose one of cifar10, imagenet64"),
-    (lambda: paper_table("rdd_table4"), "known are rdd_table1"),
-    (lambda: figure_values("pd"), f"known are {', '.join(PAPERS)}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: paper_rows("digits"), "choose one of cifar10, imagenet64"),
+        (lambda: peer_rows("imagenet"), "choose one of cifar10, imagenet64"),
+        (lambda: paper_table("rdd_table4"), "known are rdd_table1"),
+        (lambda: figure_values("pd"), f"known are {', '.join(PAPERS)}"),
+    ],
+)
 def test_unknown_names_are_refused_in_one_line(call, words):
     with pytest.raises(UserError, match=words) as refused:
         call()

@@ -52,13 +52,24 @@ def receipt(dataset="cifar10", protocol="released", samples=50_000, **changes):
     count = {"cifar10": 50000, "imagenet64": 1281167, "digits": 1797}.get(dataset, 100)
     way, inception = PROTOCOLS[protocol], dataset != "digits"
     made = {
-        "metric": f"FID ({'' if inception else 'digits metric network, '}{samples} samples)", "protocol": protocol,
-        "tool": "torch-fidelity 0.4.0", "network": "Inception v3" if inception else "digits metric network",
-        "network_sha256": INCEPTION_SHA256 if inception else "d" * 64, "resize": way.resize if inception else "none",
-        "rounding": way.rounding, "shuffled": way.shuffled, "reference": f"{dataset}, {count} images",
-        "reference_sha256": "a" * 64, "samples": samples, "sampler": "ddim", "clip": True, "ema": "none",
-        "noise_seed": 1234, "git_commit": "0" * 40, "written": "2026-01-01T00:00:00Z",
-    }  # fmt: skip
+        "metric": f"FID ({'' if inception else 'digits metric network, '}{samples} samples)",
+        "protocol": protocol,
+        "tool": "torch-fidelity 0.4.0",
+        "network": "Inception v3" if inception else "digits metric network",
+        "network_sha256": INCEPTION_SHA256 if inception else "d" * 64,
+        "resize": way.resize if inception else "none",
+        "rounding": way.rounding,
+        "shuffled": way.shuffled,
+        "reference": f"{dataset}, {count} images",
+        "reference_sha256": "a" * 64,
+        "samples": samples,
+        "sampler": "ddim",
+        "clip": True,
+        "ema": "none",
+        "noise_seed": 1234,
+        "git_commit": "0" * 40,
+        "written": "2026-01-01T00:00:00Z",
+    }
     return made | changes
 
 
@@ -199,11 +210,14 @@ def test_results_measured_as_the_papers_stand_beside_them(cifar):
     assert not any(row["kind"] == "measured" for row in tables[1].rows)
 
 
-@pytest.mark.parametrize("changes, fields", [
-    ({"protocol": "torch-fidelity"}, "protocol, resize, rounding, shuffled"),
-    ({"samples": 10_000}, "metric, samples"),
-    ({"reference": "cifar10, 10000 images"}, "reference_sha256"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, fields",
+    [
+        ({"protocol": "torch-fidelity"}, "protocol, resize, rounding, shuffled"),
+        ({"samples": 10_000}, "metric, samples"),
+        ({"reference": "cifar10, 10000 images"}, "reference_sha256"),
+    ],
+)
 def test_another_way_of_measuring_keeps_rows_out_of_table_1(tmp_path, changes, fields):
     write(tmp_path / "a", "rdd", 1, 0, 8.0, **changes)
     found = read_measurements([tmp_path / "a"])
@@ -228,12 +242,15 @@ def test_another_network_is_never_in_table_1(tmp_path):
         assert not any(row["kind"] == "measured" for row in tables[0].rows)
 
 
-@pytest.mark.parametrize("changes, fields", [
-    ({"protocol": "released"}, "protocol, rounding, shuffled"),
-    ({"samples": 1000}, "metric, samples"),
-    ({"reference_sha256": "c" * 64}, "reference_sha256"),
-    ({"network_sha256": "e" * 64}, "network_sha256"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, fields",
+    [
+        ({"protocol": "released"}, "protocol, rounding, shuffled"),
+        ({"samples": 1000}, "metric, samples"),
+        ({"reference_sha256": "c" * 64}, "reference_sha256"),
+        ({"network_sha256": "e" * 64}, "network_sha256"),
+    ],
+)
 def test_differently_measured_results_refuse_to_share_a_table(tmp_path, changes, fields):
     write(tmp_path / "a", "rdd", 1, 0, 4.0, dataset="digits", protocol="torch-fidelity")
     write(tmp_path / "b", "rdd", 1, 0, 5.0, dataset="digits", **{"protocol": "torch-fidelity", **changes})
@@ -463,15 +480,18 @@ def test_report_says_what_it_left_out(rdd, cifar):
     assert status == 0 and "Left out: 1 of the results on file" in printed
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["report", "nowhere"], "there is no folder nowhere"),
-    (["report", "empty"], "empty holds no scores"),
-    (["report", "cifar", "--table", "3"], "choose 1 (CIFAR-10), 2 (ImageNet 64x64) or all"),
-    (["report", "cifar", "--protocol", "clean"], "known are torch-fidelity, released"),
-    (["report", "cifar", "--protocol", "torch-fidelity"], "nothing was measured under the protocol torch-fidelity"),
-    (["report", "cifar", "--out", "file/below"], "cannot write"),
-    (["report", "--tables", "1"], "No such option"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["report", "nowhere"], "there is no folder nowhere"),
+        (["report", "empty"], "empty holds no scores"),
+        (["report", "cifar", "--table", "3"], "choose 1 (CIFAR-10), 2 (ImageNet 64x64) or all"),
+        (["report", "cifar", "--protocol", "clean"], "known are torch-fidelity, released"),
+        (["report", "cifar", "--protocol", "torch-fidelity"], "nothing was measured under the protocol torch-fidelity"),
+        (["report", "cifar", "--out", "file/below"], "cannot write"),
+        (["report", "--tables", "1"], "No such option"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(rdd, cifar, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -480,13 +500,20 @@ def test_bad_input_is_one_line_and_status_2(rdd, cifar, tmp_path, monkeypatch, a
     assert status == 2 and words in errors and errors.count("\n") == 1 and errors.startswith("rdd: ")
 
 
-@pytest.mark.parametrize("content", [
-    "{", "[]", "null", '{"row": {}}', '{"row": {"method": "rdd", "steps": 1, "fid": 3}}',
-    '{"row": {"method": "rdd", "steps": "many", "fid": 3}, "receipt": {}}',
-    '{"row": {"method": "rdd", "steps": 1, "fid": NaN}, "receipt": {}}',
-    '{"row": {"method": "rdd", "steps": 1, "fid": "3"}, "receipt": {}}',
-    "\udcff",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"row": {}}',
+        '{"row": {"method": "rdd", "steps": 1, "fid": 3}}',
+        '{"row": {"method": "rdd", "steps": "many", "fid": 3}, "receipt": {}}',
+        '{"row": {"method": "rdd", "steps": 1, "fid": NaN}, "receipt": {}}',
+        '{"row": {"method": "rdd", "steps": 1, "fid": "3"}, "receipt": {}}',
+        "\udcff",
+    ],
+)
 def test_a_damaged_result_is_one_line(rdd, cifar, content):
     damaged = cifar / "scores" / "damaged.json"
     damaged.write_text(content, errors="surrogateescape")

@@ -27,19 +27,29 @@ from rddlib.study.costs import catalogue, format_plan, measured_costs, plan_of
 from rddlib.study.engines import in_turn
 from rddlib.study.entropy import entropy_record
 from rddlib.study.profiles import PROFILES, changed, load_profile
-from rddlib.study.run_sweep import conduct, shard_of
+from rddlib.study.run_sweep import run_sweep, shard_of
 from rddlib.study.study import Study, continue_study
 from rddlib.study.sweep import COLUMNS, Sweep
 from rddlib.utils.errors import UserError
 
 # A study whose every training takes a second at most; its numbers mean nothing.
 TINY = {
-    "base.train.iterations": "2", "base.steps": "16", "halving.train.iterations": "1", "extractor.train.iterations": "2",
-    "distill.iterations": "[1, 1, 1]", "evaluation.samples": "80", "evaluation.batch_size": "80",
-}  # fmt: skip
+    "base.train.iterations": "2",
+    "base.steps": "16",
+    "progressive.train.iterations": "1",
+    "extractor.train.iterations": "2",
+    "distill.iterations": "[1, 1, 1]",
+    "evaluation.samples": "80",
+    "evaluation.batch_size": "80",
+}
 PAIR = Ablation(
-    "pair", "a test", "Two weights", "", axes=(Axis("alpha", "loss.alpha", (0.5, 2.0)),), beside=lambda p, c: [Setting("CFD", "cfd")]
-)  # fmt: skip
+    "pair",
+    "a test",
+    "Two weights",
+    "",
+    axes=(Axis("alpha", "loss.alpha", (0.5, 2.0)),),
+    beside=lambda p, c: [Setting("CFD", "cfd")],
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +68,29 @@ def smoke(tmp_path, **changes):
 
 
 def test_every_table_and_figure_of_both_papers_is_there_and_ours():
-    named = {"losses", "batch", "tau_is", "tau_m", "queue_size", "queue_draws", "alpha", "beta", "rcfd_losses", "classifier",
-             "cfd_tau", "cfd_tau_dual", "entropy", "released", "budget"}  # fmt: skip
+    named = {
+        "losses",
+        "batch",
+        "tau_is",
+        "tau_m",
+        "queue_size",
+        "queue_draws",
+        "alpha",
+        "beta",
+        "rcfd_losses",
+        "classifier",
+        "cfd_tau",
+        "cfd_tau_dual",
+        "entropy",
+        "released",
+        "budget",
+    }
     assert set(ABLATIONS) == named and all(ablation.name == name for name, ablation in ABLATIONS.items())
     sources = [ablation.source for ablation in ABLATIONS.values()]
-    for paper, numbers in (("Feng", ("Table 3", "6", "7a", "7b", "8a", "8b", "9a", "9b")),
-                           ("Sun", ("Table 2", "Table 3", "2", "4", "5"))):  # fmt: skip
+    for paper, numbers in (
+        ("Feng", ("Table 3", "6", "7a", "7b", "8a", "8b", "9a", "9b")),
+        ("Sun", ("Table 2", "Table 3", "2", "4", "5")),
+    ):
         for number in numbers:
             assert [s for s in sources if paper in s and re.search(rf"\b{number},", s)], (paper, number)
 
@@ -85,9 +112,12 @@ def test_every_setting_is_a_profile_of_its_own_name_and_says_what_it_is(name):
 @pytest.mark.parametrize("name", ["tau_is", "tau_m", "queue_size", "queue_draws", "alpha", "beta", "batch"])
 def test_an_axis_passes_through_the_profile_s_own_number(name):
     profile = load_profile("cifar10")
-    assert any(changed(profile, dict(setting.changes)).loss == replace(profile.loss, **_fixed(ABLATIONS[name], setting))
-               and changed(profile, dict(setting.changes)).distill == profile.distill
-               for setting in ABLATIONS[name].settings(profile) if setting.x is not None)  # fmt: skip
+    assert any(
+        changed(profile, dict(setting.changes)).loss == replace(profile.loss, **_fixed(ABLATIONS[name], setting))
+        and changed(profile, dict(setting.changes)).distill == profile.distill
+        for setting in ABLATIONS[name].settings(profile)
+        if setting.x is not None
+    )
 
 
 def _fixed(ablation, setting):
@@ -95,11 +125,26 @@ def _fixed(ablation, setting):
     return {key.removeprefix("loss."): value for key, value in kept.items()}
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("losses", [("pd",), ("cfd",), ("cfd", "ii_p2p"), ("cfd", "is_p2p"), ("cfd", "m_p2p"), ("cfd", "is_p2p", "m_p2p")]),
-    ("rcfd_losses", [("pd",), ("cfd",), ("entropy",), ("diversity",), ("entropy", "diversity"),
-                     ("cfd", "entropy", "diversity")]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        (
+            "losses",
+            [("pd",), ("cfd",), ("cfd", "ii_p2p"), ("cfd", "is_p2p"), ("cfd", "m_p2p"), ("cfd", "is_p2p", "m_p2p")],
+        ),
+        (
+            "rcfd_losses",
+            [
+                ("pd",),
+                ("cfd",),
+                ("entropy",),
+                ("diversity",),
+                ("entropy", "diversity"),
+                ("cfd", "entropy", "diversity"),
+            ],
+        ),
+    ],
+)
 def test_a_setting_s_objective_has_the_terms_it_names(name, expected):
     profile = load_profile("smoke")
     extractor, x = build_extractor(profile, 10).eval(), torch.rand(2, 4, 1, 8, 8) * 2 - 1
@@ -194,10 +239,16 @@ def test_runs_share_teacher_and_extractor_which_are_made_first(tmp_path):
     stages = [
         (a.stage, a.profile.extractor.name, a.profile.extractor.seed) for a in sweep.ancestors(sweep.runs.values())
     ]
-    assert sorted(stages) == sorted([
-        (("teacher", 8), "small_resnet", 0), (("extractor",), "small_resnet", 0), (("extractor",), "resnet18", 0),
-        (("extractor",), "small_resnet", 1), (("extractor",), "small_resnet", 2), (("extractor",), "small_resnet", 0),
-    ])  # fmt: skip
+    assert sorted(stages) == sorted(
+        [
+            (("teacher", 8), "small_resnet", 0),
+            (("extractor",), "small_resnet", 0),
+            (("extractor",), "resnet18", 0),
+            (("extractor",), "small_resnet", 1),
+            (("extractor",), "small_resnet", 2),
+            (("extractor",), "small_resnet", 0),
+        ]
+    )
     # the last of them saw half of the classes
 
 
@@ -218,8 +269,10 @@ def test_a_change_that_does_not_touch_a_model_leaves_its_numbers_the_study_s_own
     study = smoke(tmp_path)
     points = {p.setting.name: p for p in Sweep(study, [ABLATIONS["classifier"], ABLATIONS["losses"]], [0]).points}
     assert points["small_resnet"].study is study and points["PD"].study is study  # K is no number of CFD's
-    folders = {name: {path.parent.relative_to(tmp_path).as_posix() for path in point.run.paths(point.study)} for name, point in
-               points.items()}  # fmt: skip
+    folders = {
+        name: {path.parent.relative_to(tmp_path).as_posix() for path in point.run.paths(point.study)}
+        for name, point in points.items()
+    }
     assert folders["small_resnet"] == {"scores"} and folders["resnet18"] == {"ablations/scores"}
 
 
@@ -234,7 +287,7 @@ def test_a_sweep_measures_all_its_points_once_and_leaves_a_tidy_table(tiny, caps
         in_turn(tasks, report)
 
     sweep = Sweep(tiny, [PAIR], [0, 1])
-    assert conduct(sweep, engine) == [] and len(performed) == 6
+    assert run_sweep(sweep, engine) == [] and len(performed) == 6
     table = pd.read_csv(tiny.out / "ablations/pair.csv")
     assert list(table) == COLUMNS and len(table) == 6
     assert set(table["setting"]) == {"alpha = 0.5", "alpha = 2", "CFD"} and set(table["steps"]) == {4}
@@ -244,9 +297,9 @@ def test_a_sweep_measures_all_its_points_once_and_leaves_a_tidy_table(tiny, caps
     assert set(table["record"]) == set(receipts) and all(r["samples"] == 80 for r in receipts.values())
     row = table.query("setting == 'CFD' and seed == 1").iloc[0]
     assert row["fid"] == pytest.approx(tiny.score("cfd", 4, 1)["fid"], rel=1e-4)  # the study's own number
-    assert conduct(Sweep(tiny, [PAIR], [0, 1]), engine) == [] and len(performed) == 6  # nothing twice
+    assert run_sweep(Sweep(tiny, [PAIR], [0, 1]), engine) == [] and len(performed) == 6  # nothing twice
     longer = replace(PAIR, axes=(Axis("alpha", "loss.alpha", (0.5, 2.0, 3.0)),))
-    conduct(Sweep(tiny, [longer], [0, 1]), engine)
+    run_sweep(Sweep(tiny, [longer], [0, 1]), engine)
     assert len(performed) == 8  # what is new
 
 
@@ -261,10 +314,10 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(Study, "score", fails_at_8)
-        (failed,) = conduct(Sweep(tiny, [broken], [0]), in_turn)
+        (failed,) = run_sweep(Sweep(tiny, [broken], [0]), in_turn)
     assert failed.failed and failed.said == "RuntimeError: no luck" and "alpha = 8" in failed.task.label
     assert list(pd.read_csv(tiny.out / "ablations/broken.csv")["x"]) == [7.0, 9.0]
-    assert conduct(Sweep(tiny, [broken], [0]), in_turn) == []
+    assert run_sweep(Sweep(tiny, [broken], [0]), in_turn) == []
     assert list(pd.read_csv(tiny.out / "ablations/broken.csv")["x"]) == [7.0, 8.0, 9.0]
 
 
@@ -277,7 +330,7 @@ def test_what_needs_something_that_could_not_be_made_is_not_tried(tiny, tmp_path
     monkeypatch.setattr(Study, "extractor", fails)
     monkeypatch.setattr(Study, "teacher", lambda self, steps=None: None)
     monkeypatch.setattr(Study, "score", lambda self, *arm: tried.append(arm) or {"fid": 1.0})
-    failed = conduct(Sweep(fresh, [ABLATIONS["rcfd_losses"]], [0]), in_turn)
+    failed = run_sweep(Sweep(fresh, [ABLATIONS["rcfd_losses"]], [0]), in_turn)
     assert [outcome.said for outcome in failed] == [
         "RuntimeError: no classifier today",
         *["what it needs could not be made"] * 5,
@@ -298,14 +351,14 @@ def test_stopped_it_leaves_the_table_of_what_was_done(tiny):
     def engine(tasks, report):
         raise KeyboardInterrupt
 
-    conduct(Sweep(tiny, [PAIR], [0]), in_turn)
+    run_sweep(Sweep(tiny, [PAIR], [0]), in_turn)
     with pytest.raises(KeyboardInterrupt):
-        conduct(Sweep(tiny, [stopped], [0]), engine)
+        run_sweep(Sweep(tiny, [stopped], [0]), engine)
     assert set(pd.read_csv(tiny.out / "ablations/stopped.csv")["setting"]) == {"alpha = 0.5", "CFD"}
 
 
 def test_entropies_are_those_of_the_sampler_s_predictions(tiny):
-    conduct(Sweep(tiny, [ABLATIONS["entropy"]], [0]), in_turn)
+    run_sweep(Sweep(tiny, [ABLATIONS["entropy"]], [0]), in_turn)
     table = pd.read_csv(tiny.out / "ablations/entropy.csv")
     assert set(table["setting"]) == {"teacher", "PD", "CFD", "RCFD"} and table["fid"].isna().all()
     noise = common_noise(tiny.image_shape, 0, 80, tiny.profile.evaluation.seed)
@@ -325,8 +378,8 @@ def test_the_plan_counts_what_is_left_and_shared_work_once(tiny, tmp_path):
     assert (first["settings"], first["runs"], first["done"], first["left"]) == (3, 6, 0, 6)
     assert (second["runs"], second["left"], sum(second["work"].values())) == (6, 0, 0)
     work = first["work"]  # base, one halving to 8 steps, extractor; students to 4 steps, a run each
-    assert (work["base"], work["halving"], work["extractor"], work["rdd"], work["cfd"]) == (2, 1, 2, 4, 2)
-    costs = dict.fromkeys(("base", "halving", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"), 10.0)
+    assert (work["base"], work["progressive"], work["extractor"], work["rdd"], work["cfd"]) == (2, 1, 2, 4, 2)
+    costs = dict.fromkeys(("base", "progressive", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"), 10.0)
     text = format_plan([first], costs, jobs=2)
     assert "pair" in text and f"{(2 + 1 + 2 + 4 + 2 + 6 * 4) * 10 / 2 / 60:.0f} min" in text.splitlines()[-1]
 
@@ -347,7 +400,7 @@ def test_costs_are_measured_once_for_a_folder(tiny, tmp_path, monkeypatch):
     asked.clear()
     (tmp_path / "study.json").write_text("{}")
     costs = measured_costs(tiny.profile, tmp_path, lambda line: None)
-    assert set(costs) == set(asked) == {"base", "halving", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"}
+    assert set(costs) == set(asked) == {"base", "progressive", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"}
     assert measured_costs(tiny.profile, tmp_path, lambda line: None) == costs and len(asked) == 8 * 3
     assert costs["rdd"] == min(0.25 + abs(n - 12) for n in (7, 15, 23))  # of three rounds the least disturbed
     (tmp_path / "ablations/costs.json").write_text("{}")
@@ -370,7 +423,7 @@ def test_the_list_names_every_ablation_with_its_paper_and_its_costs():
 def test_a_dry_run_says_the_plan_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     from rddlib.cli import main
 
-    costs = dict.fromkeys(("base", "halving", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"), 1.0)
+    costs = dict.fromkeys(("base", "progressive", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling"), 1.0)
     monkeypatch.setattr("rddlib.study.costs.measured_costs", lambda *_: costs)
     main(["ablate", "losses", "budget", "--profile", "smoke", "--dry-run", "--out", str(tmp_path / "study")])
     lines = capsys.readouterr().out.splitlines()

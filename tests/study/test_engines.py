@@ -86,15 +86,31 @@ def test_no_jobs_is_refused():
 
 # the real thing, in processes of their own
 
-ABLATE = [sys.executable, "-m", "rddlib.cli", "ablate", "alpha", "--profile", "smoke", "--axis", "loss.alpha=0.5,1,2",
-          "--seeds", "2"]  # fmt: skip
+ABLATE = [
+    sys.executable,
+    "-m",
+    "rddlib.cli",
+    "ablate",
+    "alpha",
+    "--profile",
+    "smoke",
+    "--axis",
+    "loss.alpha=0.5,1,2",
+    "--seeds",
+    "2",
+]
 RUNS = (3 + 1) * 2  # three weights and CFD, two seeds
 
 
 def start(folder, *more):
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    return subprocess.Popen([*ABLATE, "--out", str(folder), *settings, *more], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [*ABLATE, "--out", str(folder), *settings, *more],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def ended(process) -> tuple[str, str]:
@@ -104,7 +120,7 @@ def ended(process) -> tuple[str, str]:
 
 
 def trained_once(folder) -> None:
-    """Every model's journal has each of its iterations once: nothing was trained twice."""
+    """Every model's logger has each of its iterations once: nothing was trained twice."""
     journals = sorted((folder / "checkpoints").glob("*.metrics.jsonl"))
     assert len(journals) == 1 + 1 + 1 + RUNS  # base, teacher, extractor, students
     for journal in journals:
@@ -193,8 +209,9 @@ def test_shards_of_a_sweep_together_are_all_of_it(tmp_path, undisturbed):
 def cluster():
     """Two worker processes of one thread each, on loopback."""
     distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1",
-                                  dashboard_address=None, silence_logs=50) as found:  # fmt: skip
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=50
+    ) as found:
         yield found
 
 
@@ -220,8 +237,15 @@ def test_a_sweep_on_dask_ends_complete_though_a_worker_is_killed(cluster, tmp_pa
 @pytest.mark.slow
 def test_workers_that_offer_gpus_give_one_to_each_task(tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=4, processes=True, host="127.0.0.1", resources={"GPU": 1},
-                                  dashboard_address=None, silence_logs=50) as cluster:  # fmt: skip
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=4,
+        processes=True,
+        host="127.0.0.1",
+        resources={"GPU": 1},
+        dashboard_address=None,
+        silence_logs=50,
+    ) as cluster:
         tasks = [Alone(tmp_path, k) for k in range(4)]
         found = outcomes(on_cluster(cluster.scheduler_address), tasks)
     assert not any(outcome.failed for outcome in found.values())
@@ -242,10 +266,11 @@ class Alone(Note):
 def test_workers_of_several_threads_are_refused():
     distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, host="127.0.0.1",
-                                 dashboard_address=None, silence_logs=50) as cluster,
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=50
+        ) as cluster,
         pytest.raises(UserError, match="start them with --nthreads 1"),
-    ):  # fmt: skip
+    ):
         on_cluster(cluster.scheduler_address)
 
 

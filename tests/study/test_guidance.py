@@ -108,14 +108,20 @@ def test_a_number_of_guidance_changes_what_depends_on_it_and_nothing_else(tmp_pa
 
 def test_the_unguided_study_does_not_depend_on_guidance(tmp_path):
     stages = [("base",), ("teacher", 8), ("extractor",), ("student", "rdd", 1, 0)]
-    plain, other = (Study(load_profile("smoke", overrides), tmp_path)
-                    for overrides in ({}, {"guidance.label_dropout": "0.5", "guidance.weights": "[0, 9]"}))  # fmt: skip
+    plain, other = (
+        Study(load_profile("smoke", overrides), tmp_path)
+        for overrides in ({}, {"guidance.label_dropout": "0.5", "guidance.weights": "[0, 9]"})
+    )
     assert [plain.path_of(*stage) for stage in stages] == [other.path_of(*stage) for stage in stages]
 
 
 def test_a_base_model_that_is_the_studys_own_is_trained_once(tmp_path):
-    same = {"unet.num_classes": "10", "unet.label_dropout": "0.1", "base.train.batch_size": "16",
-            "guidance.base.batch_size": "16"}  # fmt: skip
+    same = {
+        "unet.num_classes": "10",
+        "unet.label_dropout": "0.1",
+        "base.train.batch_size": "16",
+        "guidance.base.batch_size": "16",
+    }
     study = Study(load_profile("smoke", same), tmp_path)
     assert guided_study(study).path_of("conditional") == study.path_of("base")
 
@@ -136,28 +142,41 @@ def test_another_process_makes_the_same_study_again(guided):
     assert again.score_path(*guided.arms()[3]) == guided.score_path(*guided.arms()[3])
 
 
-@pytest.mark.parametrize("stage, words", [
-    (("stochastic", "pd", 1, 0), "one stochastic step is a deterministic one"),
-    (("stochastic", "rdd", 8, 0), "no student has 8 steps"),
-    (("student", "rdd", 8, 0), "no student has 8 steps"),
-    (("teacher", 32), "no teacher has 32 steps: there are 16, 8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, words",
+    [
+        (("stochastic", "pd", 1, 0), "one stochastic step is a deterministic one"),
+        (("stochastic", "rdd", 8, 0), "no student has 8 steps"),
+        (("student", "rdd", 8, 0), "no student has 8 steps"),
+        (("teacher", 32), "no teacher has 32 steps: there are 16, 8"),
+    ],
+)
 def test_stages_that_there_are_not(tmp_path, stage, words):
     with pytest.raises(UserError, match=words):
         of(tmp_path).path_of(*stage)
 
 
-@pytest.mark.parametrize("text, words", [
-    ({"guidance.weights": "[4, 0]"}, "w_min < w_max"), ({"guidance.weights": "[-2, 4]"}, "-1 <= w_min"),
-    ({"guidance.weights": "[0, .inf]"}, "w_min < w_max"), ({"guidance.at": "[1, 1]"}, "expected different ones"),
-    ({"guidance.objectives": "[pd, pd]"}, "expected different ones"), ({"guidance.prediction": "w"}, "expected one of x, eps, v"),
-    ({"guidance.prediction": "eps"}, "needs schedule discrete"),
-    ({"guidance.weights": "[4]"}, "expected w_min and w_max"), ({"guidance.at": "[0, 5]"}, "between 0 and 4"),
-    ({"guidance.label_dropout": "0"}, "label_dropout is 0"), ({"guidance.steps": "12"}, "guidance.steps 12 must be"),
-    ({"guidance.budget": "0"}, "budget is 0"), ({"guidance.objectives": "[lpips]"}, "some of pd"),
-    ({"unet.guidance": "[0, 4]", "unet.num_classes": "10"}, "follows from guidance.weights"),
-    ({"base.prediction": "eps"}, "needs schedule discrete"), ({"base.weight": "snr"}, "one of truncated, x, eps, v"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ({"guidance.weights": "[4, 0]"}, "w_min < w_max"),
+        ({"guidance.weights": "[-2, 4]"}, "-1 <= w_min"),
+        ({"guidance.weights": "[0, .inf]"}, "w_min < w_max"),
+        ({"guidance.at": "[1, 1]"}, "expected different ones"),
+        ({"guidance.objectives": "[pd, pd]"}, "expected different ones"),
+        ({"guidance.prediction": "w"}, "expected one of x, eps, v"),
+        ({"guidance.prediction": "eps"}, "needs schedule discrete"),
+        ({"guidance.weights": "[4]"}, "expected w_min and w_max"),
+        ({"guidance.at": "[0, 5]"}, "between 0 and 4"),
+        ({"guidance.label_dropout": "0"}, "label_dropout is 0"),
+        ({"guidance.steps": "12"}, "guidance.steps 12 must be"),
+        ({"guidance.budget": "0"}, "budget is 0"),
+        ({"guidance.objectives": "[lpips]"}, "some of pd"),
+        ({"unet.guidance": "[0, 4]", "unet.num_classes": "10"}, "follows from guidance.weights"),
+        ({"base.prediction": "eps"}, "needs schedule discrete"),
+        ({"base.weight": "snr"}, "one of truncated, x, eps, v"),
+    ],
+)
 def test_profiles_that_cannot_be(text, words):
     with pytest.raises(UserError, match=words):
         load_profile("smoke", text)
@@ -286,10 +305,18 @@ def test_the_stochastic_sampler_and_the_deterministic_have_students_of_their_own
 
 def toy():
     """FID w + 1 and IS 2 w for every arm, twice."""
-    rows = [("teacher", 16, "ddim"), ("stage_one", 16, "ddim"), ("pd", 8, "ddim"), ("pd", 1, "ddim"), ("rdd", 1, "ddim"),
-            ("pd", 8, "stochastic")]  # fmt: skip
-    return pd.DataFrame([(m, n, w, s, seed, w + 1 + seed, 0.5, 2 * w) for m, n, s in rows for w in (0.0, 2.0) for seed in (0, 1)],
-                        columns=GUIDED_COLUMNS)  # fmt: skip
+    rows = [
+        ("teacher", 16, "ddim"),
+        ("stage_one", 16, "ddim"),
+        ("pd", 8, "ddim"),
+        ("pd", 1, "ddim"),
+        ("rdd", 1, "ddim"),
+        ("pd", 8, "stochastic"),
+    ]
+    return pd.DataFrame(
+        [(m, n, w, s, seed, w + 1 + seed, 0.5, 2 * w) for m, n, s in rows for w in (0.0, 2.0) for seed in (0, 1)],
+        columns=GUIDED_COLUMNS,
+    )
 
 
 def test_each_column_shows_its_steps_and_the_teacher():
@@ -350,8 +377,14 @@ def test_published_rows_are_whole():
 def test_the_view_has_a_row_for_each_sampler_that_there_is(guided):
     view = guidance_view(guided, count=3)
     labels = lambda figure: [ax.texts[0].get_text() for ax in figure.axes]  # noqa: E731
-    assert labels(view(w=2.0, steps=4, label=7)) == ["teacher, 2 x 16", "stage one, 16", "PD, 4", "PD stochastic, 4", "RDD, 4",
-                                                     "RDD stochastic, 4"]  # fmt: skip
+    assert labels(view(w=2.0, steps=4, label=7)) == [
+        "teacher, 2 x 16",
+        "stage one, 16",
+        "PD, 4",
+        "PD stochastic, 4",
+        "RDD, 4",
+        "RDD stochastic, 4",
+    ]
     assert labels(view(w=2.0, steps=8)) == ["teacher, 2 x 16", "stage one, 16", "PD, 8", "PD stochastic, 8"]
     assert "Class 7, guidance weight w = 2" in view(w=2.0, steps=1, label=7).get_suptitle()
 
@@ -367,11 +400,14 @@ def test_guide_finds_what_is_there_and_says_where(folder, guided, capsys):
     assert {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").iterdir()} == made
 
 
-@pytest.mark.parametrize("words, made", [
-    (["--objective", "pd", "--from", "16", "--to", "8"], ("teacher", 8)),
-    (["--objective", "rdd", "--to", "2"], ("student", "rdd", 2, 0)),
-    (["--objective", "rdd", "--to", "2", "--stochastic"], ("stochastic", "rdd", 2, 0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, made",
+    [
+        (["--objective", "pd", "--from", "16", "--to", "8"], ("teacher", 8)),
+        (["--objective", "rdd", "--to", "2"], ("student", "rdd", 2, 0)),
+        (["--objective", "rdd", "--to", "2", "--stochastic"], ("stochastic", "rdd", 2, 0)),
+    ],
+)
 def test_distill_goes_on_from_what_guide_made(folder, guided, capsys, words, made):
     assert command("distill", "--guided", *words, "--profile", "smoke", "--out", str(folder)) == 0
     assert str(guided.path_of(*made)) in capsys.readouterr().out
@@ -387,8 +423,23 @@ def test_cfd_halves_the_guided_model_too(folder, guided):
 
 
 def test_sample_draws_the_classes_asked_for_in_turn(folder, capsys):
-    words = ["sample", "--method", "pd", "--steps", "2", "--count", "5", "--guidance", "2", "--classes", "3,7", "--profile", "smoke",
-             "--out", str(folder)]  # fmt: skip
+    words = [
+        "sample",
+        "--method",
+        "pd",
+        "--steps",
+        "2",
+        "--count",
+        "5",
+        "--guidance",
+        "2",
+        "--classes",
+        "3,7",
+        "--profile",
+        "smoke",
+        "--out",
+        str(folder),
+    ]
     assert command(*words) == 0 and command(*words, "--sampler", "stochastic") == 0
     files = sorted((folder / "samples").glob("guided-pd-*-2steps-w2-class-3-7-5-noise0.npz"))
     assert len(files) == 2
@@ -435,24 +486,39 @@ def test_evaluate_scores_at_a_weight(folder, capsys):
     assert "guidance" in printed and "-w2-ddim-" in printed
 
 
-@pytest.mark.parametrize("words, line", [
-    (["sample", "--guidance", "1", "--classes", "3,12"], "unknown classes 12: choose from 0 to 9"),
-    (["sample", "--guidance", "1", "--classes", "three"], "--classes three: expected whole numbers, e.g. --classes 0,1,2"),
-    (["sample", "--classes", "3"], "this model is unconditional and draws no chosen classes: leave the classes out"),
-    (["sample", "--guidance", "1", "--method", "ddim"], "unknown --method ddim with guidance: known are teacher, stage_one, pd"),
-    (["sample", "--guidance", "1", "--method", "rdd", "--steps", "8"], "no student has 8 steps"),
-    (["sample", "--guidance", "1", "--sampler", "heun"], "there is no sampler 'heun'"),
-    (["sample", "--sampler", "stochastic"], "--sampler stochastic is for a --checkpoint or --guidance"),
-    (["sample", "--guidance", "nan"], "guidance nan: expected a number"),
-    (["study", "--set", "evaluation.baselines=[stochastic-16]"], "evaluation.baselines names 'stochastic'"),
-    (["sample", "--method", "stochastic"], "unknown --method stochastic"),
-    (["distill", "--stochastic"], "--stochastic is for guided models: add --guided"),
-    (["distill", "--guided", "--stochastic"], "one stochastic step is a deterministic one"),
-    (["distill", "--guided", "--from", "64"], "--from 64 --to 1: choose two of 16, 8, 4, 2, 1"),
-    (["guide", "--set", "guidance.weights=[0]"], "weights is"),
-    (["guide", "--results", "--set", "guidance.samples=20"], "guidance.samples=20: 20 images cannot fill a covariance"),
-    (["study", "--set", "guidance.samples=20"], "guidance.samples=20: 20 images cannot fill a covariance"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["sample", "--guidance", "1", "--classes", "3,12"], "unknown classes 12: choose from 0 to 9"),
+        (
+            ["sample", "--guidance", "1", "--classes", "three"],
+            "--classes three: expected whole numbers, e.g. --classes 0,1,2",
+        ),
+        (
+            ["sample", "--classes", "3"],
+            "this model is unconditional and draws no chosen classes: leave the classes out",
+        ),
+        (
+            ["sample", "--guidance", "1", "--method", "ddim"],
+            "unknown --method ddim with guidance: known are teacher, stage_one, pd",
+        ),
+        (["sample", "--guidance", "1", "--method", "rdd", "--steps", "8"], "no student has 8 steps"),
+        (["sample", "--guidance", "1", "--sampler", "heun"], "there is no sampler 'heun'"),
+        (["sample", "--sampler", "stochastic"], "--sampler stochastic is for a --checkpoint or --guidance"),
+        (["sample", "--guidance", "nan"], "guidance nan: expected a number"),
+        (["study", "--set", "evaluation.baselines=[stochastic-16]"], "evaluation.baselines names 'stochastic'"),
+        (["sample", "--method", "stochastic"], "unknown --method stochastic"),
+        (["distill", "--stochastic"], "--stochastic is for guided models: add --guided"),
+        (["distill", "--guided", "--stochastic"], "one stochastic step is a deterministic one"),
+        (["distill", "--guided", "--from", "64"], "--from 64 --to 1: choose two of 16, 8, 4, 2, 1"),
+        (["guide", "--set", "guidance.weights=[0]"], "weights is"),
+        (
+            ["guide", "--results", "--set", "guidance.samples=20"],
+            "guidance.samples=20: 20 images cannot fill a covariance",
+        ),
+        (["study", "--set", "guidance.samples=20"], "guidance.samples=20: 20 images cannot fill a covariance"),
+    ],
+)
 def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, capsys, words, line):
     out = tmp_path / "new"
     assert command(*words, "--profile", "smoke", "--out", str(out)) == 2

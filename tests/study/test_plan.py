@@ -58,32 +58,56 @@ def test_relations_are_taken_out_and_put_back_at_the_full_batch():
     assert at_32 == Point(32, pytest.approx(3 + 28 * 0.5 + 24.0), 160.0)
 
 
-@pytest.mark.parametrize("points, full, left, memory, expected", [
-    ([Point(2, 1, 10)], 128, 4.0, 1e9, 4),  # 2 s an iteration, twice
-    ([Point(2, 1, 10)], 128, 3.9, 1e9, 1),  # too dear: a line needs another point
-    ([Point(2, 1, 10), Point(4, 2, 20)], 128, 7.9, 1e9, 0),
-    ([Point(2, 1, 10), Point(4, 2, 20)], 128, 8.0, 1e9, 8),
-    ([Point(2, 1, 10), Point(4, 2, 20)], 128, 99, 39, 0),  # 8 would take 40 bytes
-    ([Point(2, 1, 10), Point(4, 2, 20)], 6, 99, 1e9, 6),
-    ([Point(4, 2, 20)], 4, 99, 1e9, 0),
-    ([Point(1, 9, 20)], 4, 1, 1e9, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "points, full, left, memory, expected",
+    [
+        ([Point(2, 1, 10)], 128, 4.0, 1e9, 4),  # 2 s an iteration, twice
+        ([Point(2, 1, 10)], 128, 3.9, 1e9, 1),  # too dear: a line needs another point
+        ([Point(2, 1, 10), Point(4, 2, 20)], 128, 7.9, 1e9, 0),
+        ([Point(2, 1, 10), Point(4, 2, 20)], 128, 8.0, 1e9, 8),
+        ([Point(2, 1, 10), Point(4, 2, 20)], 128, 99, 39, 0),  # 8 would take 40 bytes
+        ([Point(2, 1, 10), Point(4, 2, 20)], 6, 99, 1e9, 6),
+        ([Point(4, 2, 20)], 4, 99, 1e9, 0),
+        ([Point(1, 9, 20)], 4, 1, 1e9, 0),
+    ],
+)
 def test_which_batch_is_probed_next(points, full, left, memory, expected):
     assert next_batch(points, full, left, memory) == expected
 
 
-@pytest.mark.parametrize("seconds, words", [
-    (0.04, "0.0 s"), (3.14, "3.1 s"), (42, "42 s"), (89.9, "90 s"), (180, "3 min"), (5399, "90 min"), (5400, "1.5 h"),
-    (5.24 * 3600, "5.2 h"), (20 * 3600, "20 h"), (172800, "2 d"), (41 * 86400, "41 d"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (0.04, "0.0 s"),
+        (3.14, "3.1 s"),
+        (42, "42 s"),
+        (89.9, "90 s"),
+        (180, "3 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+        (5.24 * 3600, "5.2 h"),
+        (20 * 3600, "20 h"),
+        (172800, "2 d"),
+        (41 * 86400, "41 d"),
+    ],
+)
 def test_times_for_people(seconds, words):
     assert human_time(seconds) == words
 
 
-@pytest.mark.parametrize("size, words", [
-    (0, "0 B"), (512, "512 B"), (700_000, "684 KiB"), (1023 * 1024, "1.0 MiB"), (5 * 2**20, "5.0 MiB"), (3.2 * GIB, "3.2 GiB"),
-    (500 * GIB, "500 GiB"), (2048 * GIB, "2.0 TiB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, words",
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (700_000, "684 KiB"),
+        (1023 * 1024, "1.0 MiB"),
+        (5 * 2**20, "5.0 MiB"),
+        (3.2 * GIB, "3.2 GiB"),
+        (500 * GIB, "500 GiB"),
+        (2048 * GIB, "2.0 TiB"),
+    ],
+)
 def test_sizes_for_people(size, words):
     assert human_size(size) == words
 
@@ -92,23 +116,23 @@ def test_the_stages_of_the_paper():
     profile = load_profile("cifar10", {"seeds": "[0, 1]"})
     arms = [("ddim", 8, 0), ("rdd", 2, 0), ("rdd", 1, 1)]
     jobs = {job.kind: job for job in jobs_of(profile, arms)}
-    assert list(jobs) == ["base", "extractor", "halving", "pd", "cfd", "rcfd", "rdd", "sampling"]
+    assert list(jobs) == ["base", "extractor", "progressive", "pd", "cfd", "rcfd", "rdd", "sampling"]
     assert (jobs["base"].iterations, jobs["base"].batch, jobs["base"].files) == (800_000, 128, 1)
-    assert (jobs["halving"].iterations, jobs["halving"].files) == (7 * 10_000, 7)
+    assert (jobs["progressive"].iterations, jobs["progressive"].files) == (7 * 10_000, 7)
     assert (jobs["rdd"].iterations, jobs["rdd"].files, jobs["rdd"].at_once) == (2 * 80_000, 6, 2)
     assert (jobs["sampling"].iterations, jobs["sampling"].batch) == (11 * 100, 500)
     short = jobs_of(load_profile("smoke", {"base.steps": "8"}), [])
-    assert not {"halving", "sampling"} & {job.kind for job in short}
+    assert not {"progressive", "sampling"} & {job.kind for job in short}
 
 
 def test_the_stages_of_guidance():
     profile = load_profile("cifar10", {"seeds": "[0, 1]"})
     arms = [("teacher", 1024, 0, 2.0, "ddim"), ("rdd", 4, 0, 2.0, "ddim"), ("rdd", 4, 0, 2.0, "stochastic")]
     jobs = {job.kind: job for job in guided_jobs_of(profile, arms)}
-    assert list(jobs) == ["base", "extractor", "guide", "halving", "pd", "rdd", "sampling"]
+    assert list(jobs) == ["base", "extractor", "guide", "progressive", "pd", "rdd", "sampling"]
     assert (jobs["extractor"].iterations, jobs["extractor"].files) == (78_000, 1)  # the first seed has the study's own
     assert (jobs["guide"].iterations, jobs["guide"].files) == (2 * 50_000, 2)
-    assert (jobs["halving"].iterations, jobs["halving"].files) == (2 * 7 * 10_000, 2 * 7)
+    assert (jobs["progressive"].iterations, jobs["progressive"].files) == (2 * 7 * 10_000, 2 * 7)
     assert (jobs["rdd"].iterations, jobs["rdd"].files) == (2 * (80_000 + 20_000), 2 * (3 + 1))
     assert (
         jobs["sampling"].iterations == 2 * (2 * 1024 + 4 + 4) * 20
@@ -181,8 +205,14 @@ def test_disk_is_what_the_trainer_writes(tmp_path, monkeypatch):
 
 def test_parts_of_a_batch_are_probed_as_they_run():
     job = Job("base model", "base", 10, 64, 1)
-    found = {"points": [[2, 1.0, 10, 0], [4, 2.0, 20, 0]], "relations": [], "full": 16, "parts": 4, "model_bytes": 7,
-             "resume_bytes": 30}  # fmt: skip
+    found = {
+        "points": [[2, 1.0, 10, 0], [4, 2.0, 20, 0]],
+        "relations": [],
+        "full": 16,
+        "parts": 4,
+        "model_bytes": 7,
+        "resume_bytes": 30,
+    }
     row = plan._row(job, found)
     assert (row.seconds, row.memory, row.disk, row.resume) == (8.0 * 4, 80.0, 7, 30)
     assert row.note == "probed at batch 2 and 4" and row.total_seconds == 320.0

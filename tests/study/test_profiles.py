@@ -62,40 +62,60 @@ def test_papers_numbers():
 
 
 def test_overrides_reach_any_depth():
-    p = load_profile("digits", {"distill.train.learning_rate": "1e-3", "distill.iterations": "[5, 6, 7]", "seeds": "3",
-                                "extractor.map_at": "relu", "evaluation.clip": "false", "loss.alpha": "100"})  # fmt: skip
+    p = load_profile(
+        "digits",
+        {
+            "distill.train.learning_rate": "1e-3",
+            "distill.iterations": "[5, 6, 7]",
+            "seeds": "3",
+            "extractor.map_at": "relu",
+            "evaluation.clip": "false",
+            "loss.alpha": "100",
+        },
+    )
     assert p.distill.train.learning_rate == 1e-3 and p.distill.iterations == (5, 6, 7) and p.seeds == (3,)
     assert p.extractor.map_at == "relu" and p.evaluation.clip is False and p.loss.alpha == 100.0
     assert load_profile("digits").loss.alpha == 1.0
 
 
 def test_fields_that_depend_on_each_other_change_together():
-    p = load_profile("digits", {"halving.teacher_steps": "4", "distill.iterations": "[1, 2]",
-                                "distill.temperatures": "[1, 1]", "unet.channels": "30", "unet.groups": "10"})  # fmt: skip
+    p = load_profile(
+        "digits",
+        {
+            "progressive.teacher_steps": "4",
+            "distill.iterations": "[1, 2]",
+            "distill.temperatures": "[1, 1]",
+            "unet.channels": "30",
+            "unet.groups": "10",
+        },
+    )
     assert p.student_steps == (2, 1) and (p.unet.channels, p.unet.groups) == (30, 10)
 
 
-@pytest.mark.parametrize("name, key, value, words", [
-    ("digit", None, None, "did you mean 'digits'"),
-    ("digits", "distil.train.batch_size", "3", "did you mean 'distill'"),
-    ("digits", "distill.train.batchsize", "3", "did you mean 'batch_size'"),
-    ("digits", "distill", "3", "is a section"),
-    ("digits", "loss.alpha.x", "3", "has no fields"),
-    ("digits", "loss.alpha", "big", "is no float"),
-    ("digits", "distill.train.batch_size", "3.5", "is no int"),
-    ("digits", "distill.train.batch_size", "true", "is no int"),
-    ("digits", "distill.train.batch_size", "0", "at least 1"),
-    ("digits", "loss.tau_is", "0", "above 0"),
-    ("digits", "base.steps", "60", "power of two"),
-    ("digits", "distill.iterations", "[1, 2]", "same length"),
-    ("digits", "extractor.name", "vgg", "expected one of"),
-    ("digits", "unet.channels", "30", "groups"),
-    ("digits", "seeds", "[]", "at least one"),
-    ("digits", "name", "other", "no field 'name'"),
-    ("digits", "unet.blocks", "0", "at least 1"),
-    ("digits", "loss.weights", "equal", "expected one of"),
-    ("digits", "loss.released", "[queue]", "known are queue_rows"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, key, value, words",
+    [
+        ("digit", None, None, "did you mean 'digits'"),
+        ("digits", "distil.train.batch_size", "3", "did you mean 'distill'"),
+        ("digits", "distill.train.batchsize", "3", "did you mean 'batch_size'"),
+        ("digits", "distill", "3", "is a section"),
+        ("digits", "loss.alpha.x", "3", "has no fields"),
+        ("digits", "loss.alpha", "big", "is no float"),
+        ("digits", "distill.train.batch_size", "3.5", "is no int"),
+        ("digits", "distill.train.batch_size", "true", "is no int"),
+        ("digits", "distill.train.batch_size", "0", "at least 1"),
+        ("digits", "loss.tau_is", "0", "above 0"),
+        ("digits", "base.steps", "60", "power of two"),
+        ("digits", "distill.iterations", "[1, 2]", "same length"),
+        ("digits", "extractor.name", "vgg", "expected one of"),
+        ("digits", "unet.channels", "30", "groups"),
+        ("digits", "seeds", "[]", "at least one"),
+        ("digits", "name", "other", "no field 'name'"),
+        ("digits", "unet.blocks", "0", "at least 1"),
+        ("digits", "loss.weights", "equal", "expected one of"),
+        ("digits", "loss.released", "[queue]", "known are queue_rows"),
+    ],
+)
 def test_bad_numbers_are_one_line(name, key, value, words):
     with pytest.raises(UserError, match=words) as caught:
         load_profile(name, {key: value} if key else None)
@@ -115,10 +135,16 @@ def test_objectives_carry_the_profiles_numbers(tmp_path, monkeypatch):
     assert made["rcfd"].weights["entropy"] == pytest.approx(0.5 * study.profile.loss.rcfd_gamma)
 
 
-@pytest.mark.parametrize("name, shrink", [
-    ("smoke", {}), ("digits", {}), ("cifar10_small", {}), ("cifar10", {}),
-    ("imagenet64", {"unet.channels": "32"}),  # 116M parameters with Adam's moments would take 2 GB
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shrink",
+    [
+        ("smoke", {}),
+        ("digits", {}),
+        ("cifar10_small", {}),
+        ("cifar10", {}),
+        ("imagenet64", {"unet.channels": "32"}),  # 116M parameters with Adam's moments would take 2 GB
+    ],
+)
 def test_every_profile_takes_a_step_of_each_kind(name, shrink):
     """Model, extractor and objective are built as they stand and trained for one step on random images."""
     profile = load_profile(name, {**shrink, "loss.queue_size": "64", "loss.draws": "8"})
@@ -132,9 +158,13 @@ def test_every_profile_takes_a_step_of_each_kind(name, shrink):
     base = train_base(build_denoiser(profile), data, once(profile.base.train), 0, profile.base.snr_max or None)
     extractor = build_extractor(profile, classes)  # one step of SGD leaves DenseNet's features dead: fresh ones below
     train_classifier(
-        extractor, lambda out: out.logits, data, once(profile.extractor.train), 0,
+        extractor,
+        lambda out: out.logits,
+        data,
+        once(profile.extractor.train),
+        0,
         shift=profile.extractor.shift,
-    )  # fmt: skip
+    )
     objective = build_objective(profile, "rdd", 4, extractor)
     student = distill(base, data, 4, objective, once(profile.distill.train), 0)
     assert len(objective.queue) == 2 * profile.loss.per_image
@@ -143,8 +173,14 @@ def test_every_profile_takes_a_step_of_each_kind(name, shrink):
 
 
 def test_overrides_tell_a_profile_apart_from_the_one_of_its_name():
-    texts = {"loss.alpha": "7", "distill.temperatures": "[1, 0.5, 1]", "data.flip": "true", "loss.released": "[queue_draw]",
-             "base.schedule": "discrete", "extractor.classes": "[1, 2]"}  # fmt: skip
+    texts = {
+        "loss.alpha": "7",
+        "distill.temperatures": "[1, 0.5, 1]",
+        "data.flip": "true",
+        "loss.released": "[queue_draw]",
+        "base.schedule": "discrete",
+        "extractor.classes": "[1, 2]",
+    }
     profile = load_profile("digits", texts)
     assert set_apart(profile).keys() == texts.keys() and load_profile("digits", set_apart(profile)) == profile
     assert set_apart(load_profile("cifar10")) == {}
@@ -157,14 +193,17 @@ def test_one_value_stands_for_all_of_a_field_of_several():
     assert changed(profile, made).loss.released == ("queue_rows",) and changed(profile, made).unet.attention == (8,)
 
 
-@pytest.mark.parametrize("key, text, words", [
-    ("loss.relation", "across", "expected one of ('is_p2p', 'ii_p2p')"),
-    ("loss.impl", "fast", "expected one of"),
-    ("base.schedule", "linear", "continuous, discrete"),
-    ("extractor.classes", "[1, 1]", "expected different ones"),
-    ("loss.cfd", "-1", "expected at least 0"),
-    ("loss", {"loss.cfd": "0", "loss.alpha": "0"}, "nothing would be learnt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, text, words",
+    [
+        ("loss.relation", "across", "expected one of ('is_p2p', 'ii_p2p')"),
+        ("loss.impl", "fast", "expected one of"),
+        ("base.schedule", "linear", "continuous, discrete"),
+        ("extractor.classes", "[1, 1]", "expected different ones"),
+        ("loss.cfd", "-1", "expected at least 0"),
+        ("loss", {"loss.cfd": "0", "loss.alpha": "0"}, "nothing would be learnt"),
+    ],
+)
 def test_ablations_fields_are_checked(key, text, words):
     with pytest.raises(UserError) as refused:
         load_profile("digits", text if isinstance(text, dict) else {key: text})

@@ -105,8 +105,12 @@ def test_formulas_become_mathml_and_code_stays():
 
 def test_second_run_does_nothing_again(smoke_run):
     out, _ = smoke_run
-    before = {p: p.stat().st_mtime_ns for folder in ("checkpoints", "scores", "notebooks") for p in (out / folder).iterdir()
-              if p.is_file() and p.suffix != ".html"}  # fmt: skip
+    before = {
+        p: p.stat().st_mtime_ns
+        for folder in ("checkpoints", "scores", "notebooks")
+        for p in (out / folder).iterdir()
+        if p.is_file() and p.suffix != ".html"
+    }
     run_study("smoke", {"run.keep": "3"}, out)  # how it runs is no reason to run it again
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
@@ -125,8 +129,12 @@ def test_a_changed_number_reruns_what_depends_on_it_and_nothing_else():
     def keys(**overrides):
         study = Study(load_profile("smoke", {k.replace("__", "."): v for k, v in overrides.items()}), Path("unused"))
         students = {m: study._student_facts(m, 1, 0) for m in ("pd", "cfd", "rcfd", "rdd")}
-        return {"base": study._base_facts(), "teacher": study._teacher_facts(8), "extractor": study._extractor_facts(),
-                **students}  # fmt: skip
+        return {
+            "base": study._base_facts(),
+            "teacher": study._teacher_facts(8),
+            "extractor": study._extractor_facts(),
+            **students,
+        }
 
     def changed(**overrides):
         plain, other = keys(), keys(**overrides)
@@ -269,8 +277,10 @@ def test_a_later_command_keeps_what_was_set_before(tmp_path):
 
 def test_an_extractor_s_seed_and_classes_make_another_one(tmp_path):
     tiny = {"extractor.train.iterations": "2"}
-    plain, seeded, partial = (Study(load_profile("smoke", tiny | more), tmp_path) for more in
-                              ({}, {"extractor.seed": "1"}, {"extractor.classes": "[0, 3]"}))  # fmt: skip
+    plain, seeded, partial = (
+        Study(load_profile("smoke", tiny | more), tmp_path)
+        for more in ({}, {"extractor.seed": "1"}, {"extractor.classes": "[0, 3]"})
+    )
     weights = [study.extractor().fc.weight for study in (plain, seeded, partial)]
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     split = plain._split("extractor").of_classes((0, 3))

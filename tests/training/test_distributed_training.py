@@ -15,9 +15,18 @@ from torch import nn
 from rddlib.training import Checkpoints, RunConfig, TrainConfig, Trainer
 from rddlib.utils.distributed import rank, world_size
 
-LAUNCH = ["env", "ACCELERATE_USE_CPU=true", "OMP_NUM_THREADS=1", sys.executable, "-m", "torch.distributed.run",
-          "--standalone", "--nproc_per_node", "2"]  # fmt: skip
-CONFIG = TrainConfig(12, 8, 1e-2, rate="cosine", ema=0.9, accumulate=2)
+LAUNCH = [
+    "env",
+    "ACCELERATE_USE_CPU=true",
+    "OMP_NUM_THREADS=1",
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+]
+CONFIG = TrainConfig(12, 8, 1e-2, lr_schedule="cosine", ema=0.9, accumulate=2)
 
 
 def network():
@@ -84,8 +93,12 @@ def test_the_command_on_two_processes_makes_one_artefact(tmp_path):
 
 
 def test_bad_input_on_two_processes_is_said_once(tmp_path):
-    done = subprocess.run([*LAUNCH, "-m", "rddlib.cli", "train", "--set", "base.train.batch_size=33", "--out", str(tmp_path)],
-                          capture_output=True, text=True, timeout=240)  # fmt: skip
+    done = subprocess.run(
+        [*LAUNCH, "-m", "rddlib.cli", "train", "--set", "base.train.batch_size=33", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode != 0 and done.stderr.count("rdd: batch_size 33 cannot be shared by 2 processes") == 1
 
 

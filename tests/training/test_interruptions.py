@@ -24,7 +24,7 @@ from rddlib.training import Checkpoints, RunConfig, TrainConfig
 from rddlib.utils.checkpoint import digest, load_checkpoint, save_checkpoint
 from rddlib.utils.errors import Interrupted, UserError
 
-CONFIG = TrainConfig(40, 8, 1e-3, rate="cosine", ema=0.9)
+CONFIG = TrainConfig(40, 8, 1e-3, lr_schedule="cosine", ema=0.9)
 
 
 def train(files=None, config=CONFIG, width=8, **run):
@@ -212,8 +212,20 @@ def test_a_signal_saves_first(tmp_path, number, whole, monkeypatch):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_stops_on_a_signal_and_goes_on(tmp_path, number, status):
-    command = [sys.executable, "-m", "rddlib.cli", "train", "--profile", "smoke", "--out", str(tmp_path / "out"),
-               "--set", "base.train.iterations=100", "--set", "run.save_every=0"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "rddlib.cli",
+        "train",
+        "--profile",
+        "smoke",
+        "--out",
+        str(tmp_path / "out"),
+        "--set",
+        "base.train.iterations=100",
+        "--set",
+        "run.save_every=0",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("out/checkpoints/*.resume")):
         assert process.poll() is None, process.communicate()

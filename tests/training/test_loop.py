@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, stream
-from rddlib.training.hardware import arithmetic, compiled, plain
-from rddlib.training.loop import _Pace, _Watch
+from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed
+from rddlib.training.hardware import compiled, plain, tf32_context
+from rddlib.training.loop import CheckpointTimer, _Watch
 from rddlib.utils.errors import UserError
 
 
@@ -29,7 +29,7 @@ def weights(model):
     return torch.cat([p.flatten() for p in model.parameters()])
 
 
-CONFIG = TrainConfig(60, 8, 1e-2, rate="cosine", warmup=5, ema=0.9)
+CONFIG = TrainConfig(60, 8, 1e-2, lr_schedule="cosine", warmup=5, ema=0.9)
 EACH = RunConfig(save_every=0)  # a checkpoint after each iteration
 
 
@@ -110,7 +110,7 @@ def test_the_last_few_checkpoints_are_kept(tmp_path):
 def test_saving_takes_a_small_share_of_the_time(monkeypatch):
     clock = itertools.count().__next__
     monkeypatch.setattr("rddlib.training.loop.time", types.SimpleNamespace(monotonic=lambda: float(clock())))
-    pace = _Pace(5.0)
+    pace = CheckpointTimer(5.0)
     pace.time(lambda: [clock() for _ in range(9)])  # saving takes 10 s of this clock
     looks = next(k for k in itertools.count(1) if pace.due())
     assert looks == 201
@@ -164,8 +164,8 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
     trainer.fit(net(), regression)
     lines = [json.loads(line) for line in (tmp_path / "run.metrics.jsonl").read_text().splitlines()]
     assert lines == trainer.history and [x["step"] for x in lines] == [0, 20, 40, 59]
-    assert set(lines[1]) == {"step", "loss", "gradient", "mse", "rate", "images_per_second", "memory_mib"}
-    assert [x["rate"] for x in lines] == [CONFIG.rate_at(x["step"]) for x in lines]
+    assert set(lines[1]) == {"step", "loss", "gradient", "mse", "learning_rate", "images_per_second", "memory_mib"}
+    assert [x["learning_rate"] for x in lines] == [CONFIG.learning_rate_at(x["step"]) for x in lines]
 
 
 def test_metrics_of_a_resumed_run_have_each_iteration_once(tmp_path):
@@ -209,16 +209,16 @@ def test_resume_of_another_run_is_refused(tmp_path):
 
 
 def test_companion_parameters_are_trained():
-    companion = nn.Linear(1, 1)
-    before = weights(companion).clone()
+    auxiliary = nn.Linear(1, 1)
+    before = weights(auxiliary).clone()
 
     def loss(model, step):
         x = torch.randn(8, 4, generator=step.generator, device=step.generator.device)
-        total = (companion(model(x)) ** 2).mean()
+        total = (auxiliary(model(x)) ** 2).mean()
         return total, {}
 
-    Trainer(CONFIG, 0, 100).fit(nn.Linear(4, 1), loss, companion=companion)
-    assert not torch.equal(weights(companion), before)
+    Trainer(CONFIG, 0, 100).fit(nn.Linear(4, 1), loss, auxiliary=auxiliary)
+    assert not torch.equal(weights(auxiliary), before)
 
 
 def test_after_step_follows_each_gradient():
@@ -253,10 +253,10 @@ def test_divergence_between_two_looks_is_dated_right():
 
 
 def test_rates():
-    config = TrainConfig(100, 1, 2.0, rate="cosine", warmup=10)
-    assert config.rate_at(0) == pytest.approx(0.2)
-    assert config.rate_at(50) == pytest.approx(1.0) and config.rate_at(99) < 1e-3
-    assert TrainConfig(100, 1, 2.0).rate_at(70) == 2.0
+    config = TrainConfig(100, 1, 2.0, lr_schedule="cosine", warmup=10)
+    assert config.learning_rate_at(0) == pytest.approx(0.2)
+    assert config.learning_rate_at(50) == pytest.approx(1.0) and config.learning_rate_at(99) < 1e-3
+    assert TrainConfig(100, 1, 2.0).learning_rate_at(70) == 2.0
 
 
 def test_gradients_are_clipped_to_the_given_norm():
@@ -294,8 +294,12 @@ def test_a_batch_may_exceed_the_data_set():
 
 
 def test_streams_differ_and_repeat():
-    numbers = [stream(a, b, c) for a in range(5) for b in range(20) for c in range(3)]
-    assert len(set(numbers)) == len(numbers) and stream(1, 2) == stream(1, 2) and stream(1, 2) != stream(2, 1)
+    numbers = [derive_seed(a, b, c) for a in range(5) for b in range(20) for c in range(3)]
+    assert (
+        len(set(numbers)) == len(numbers)
+        and derive_seed(1, 2) == derive_seed(1, 2)
+        and derive_seed(1, 2) != derive_seed(2, 1)
+    )
     assert all(0 <= n < 2**63 for n in numbers)
 
 
@@ -305,10 +309,19 @@ def test_precision():
     assert chosen_precision("auto", torch.device("cuda")) == torch.bfloat16
 
 
-@pytest.mark.parametrize("change", [
-    dict(iterations=0), dict(batch_size=0), dict(learning_rate=-1), dict(ema=1.0), dict(rate="linear"), dict(precision="fp8"),
-    dict(optimizer="lion"), dict(accumulate=2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(iterations=0),
+        dict(batch_size=0),
+        dict(learning_rate=-1),
+        dict(ema=1.0),
+        dict(lr_schedule="linear"),
+        dict(precision="fp8"),
+        dict(optimizer="lion"),
+        dict(accumulate=2),
+    ],
+)
 def test_impossible_configurations_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         TrainConfig(**{**dict(iterations=1, batch_size=1, learning_rate=1.0), **change})
@@ -330,6 +343,6 @@ def test_who_is_compiled(compile, done):
 def test_tf32_is_allowed_inside_and_as_before_outside(precision, allowed):
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
-    with arithmetic(precision, torch.device("cuda")):
+    with tf32_context(precision, torch.device("cuda")):
         assert [backend.allow_tf32 for backend in backends] == [allowed] * 2
     assert [backend.allow_tf32 for backend in backends] == before

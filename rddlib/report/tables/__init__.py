@@ -16,6 +16,21 @@ from rddlib.report.tables.measurements import (
 from rddlib.report.tables.render import HEADINGS, as_frame, as_markdown, as_text, panels
 
 __all__ = [
-    "CHOICES", "COLUMNS", "HEADINGS", "LABELS", "SCORES", "UNKNOWN", "Measurement", "Table", "as_frame", "as_markdown",
-    "as_text", "comparison", "count_results", "describe", "measured_under", "panels", "read_measurements",
-]  # fmt: skip
+    "CHOICES",
+    "COLUMNS",
+    "HEADINGS",
+    "LABELS",
+    "SCORES",
+    "UNKNOWN",
+    "Measurement",
+    "Table",
+    "as_frame",
+    "as_markdown",
+    "as_text",
+    "comparison",
+    "count_results",
+    "describe",
+    "measured_under",
+    "panels",
+    "read_measurements",
+]

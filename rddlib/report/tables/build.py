@@ -11,11 +11,26 @@ from rddlib.report.tables.measurements import SCORES, UNKNOWN, Measurement
 from rddlib.utils.errors import UserError
 
 COLUMNS = [
-    "table", "kind", "dataset", "steps", "method", "classifier",
+    "table",
+    "kind",
+    "dataset",
+    "steps",
+    "method",
+    "classifier",
     *(f"{score}{how}" for score in SCORES for how in ("", "_spread", "_min")),
-    "over", "folder", "network", "parameters_millions", "conditioning", "gan_loss", "footnote", "protocol", "receipt",
-    "receipt_path", "source", "note",
-]  # fmt: skip
+    "over",
+    "folder",
+    "network",
+    "parameters_millions",
+    "conditioning",
+    "gan_loss",
+    "footnote",
+    "protocol",
+    "receipt",
+    "receipt_path",
+    "source",
+    "note",
+]
 LABELS = {"cifar10": "CIFAR-10", "imagenet64": "ImageNet 64x64"}
 CHOICES = {"1": ("cifar10",), "2": ("imagenet64",), "all": DATASETS}
 _NUMBER = {"cifar10": "Table 1", "imagenet64": "Table 2"}
@@ -88,10 +103,15 @@ def _differences(dataset: str, one: Measurement) -> list[str]:
 
     way, training = PROTOCOLS["released"], one.receipt.get("reference") == _TRAINING_IMAGES[dataset]
     papers = {
-        "metric": "FID (50000 samples)", "protocol": way.name, "network_sha256": INCEPTION_SHA256, "resize": way.resize,
-        "rounding": way.rounding, "shuffled": way.shuffled, "samples": 50_000,
+        "metric": "FID (50000 samples)",
+        "protocol": way.name,
+        "network_sha256": INCEPTION_SHA256,
+        "resize": way.resize,
+        "rounding": way.rounding,
+        "shuffled": way.shuffled,
+        "samples": 50_000,
         "reference_sha256": one.receipt.get("reference_sha256") if training else "the training images",
-    }  # fmt: skip
+    }
     return differing_protocols([papers, one.receipt])
 
 
@@ -168,13 +188,22 @@ def _measured(group: Sequence[Measurement], table: Table, marked: Callable[[Meas
     for runs in arms.values():
         first, files = runs[0], [file for run in runs for file in (run, *run.others)]
         note = _footnote(table, describe(first.receipt)) if marked(first) else ""
-        rows.append({
-            "table": table.title, "kind": "measured", "dataset": first.dataset, "steps": first.row["steps"],
-            "method": NAMES.get(first.row["method"], first.row["method"]), **_summary(runs), "over": _over(runs),
-            "folder": str(first.folder), "footnote": note,
-            "protocol": describe(first.receipt), "receipt": " ".join(file.id for file in files),
-            "receipt_path": "\n".join(str(file.path) for file in files),
-        })  # fmt: skip
+        rows.append(
+            {
+                "table": table.title,
+                "kind": "measured",
+                "dataset": first.dataset,
+                "steps": first.row["steps"],
+                "method": NAMES.get(first.row["method"], first.row["method"]),
+                **_summary(runs),
+                "over": _over(runs),
+                "folder": str(first.folder),
+                "footnote": note,
+                "protocol": describe(first.receipt),
+                "receipt": " ".join(file.id for file in files),
+                "receipt_path": "\n".join(str(file.path) for file in files),
+            }
+        )
     place = {name: number for number, name in enumerate(NAMES.values())}
     return sorted(rows, key=lambda row: (row["steps"], place.get(row["method"], len(place))))
 

@@ -116,8 +116,10 @@ def _cells(kind: str, rows: Sequence[dict], wide: bool = False) -> tuple[list[st
             facts = [row["network"], _plain(row["parameters_millions"]), row["conditioning"], row["gan_loss"]]
             cells.append([*_arm(row), fid, *(fact or "?" for fact in facts), source if wide else _arxiv(source)])
         cells[-1] += [row["note"]] if wide else []
-    headings = {"paper": ["classifier", "FID", "IS", "source"],
-                "peer": ["FID", "network", "params", "conditioning", "GAN", "source"]}  # fmt: skip
+    headings = {
+        "paper": ["classifier", "FID", "IS", "source"],
+        "peer": ["FID", "network", "params", "conditioning", "GAN", "source"],
+    }
     return ["steps", "method", *headings[kind]], cells
 
 
@@ -187,9 +189,13 @@ def _aligned(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[st
     columns = list(zip(headings, *cells, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [all(re.fullmatch(r"[-?\d.]*( ± [\d.]+)?", cell) for cell in column[1:]) for column in columns]
-    return ["  ".join(cell.rjust(width) if number else cell.ljust(width)
-                      for cell, width, number in zip(line, widths, right, strict=True)).rstrip()
-            for line in (headings, *cells)]  # fmt: skip
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in (headings, *cells)
+    ]
 
 
 def _markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
