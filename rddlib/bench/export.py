@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 import rddlib
-from rddlib.bench.process import aligned, number
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.interop.torchscript import export_torchscript, load_torchscript
 from rddlib.study.assembly import build_denoiser
 from rddlib.study.profiles import load_profile
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
+from rddlib.utils.text import aligned, number
 
 
 def bench_export(

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -41,19 +41,3 @@ def free_memory(device: str) -> int | None:
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     return proc_field("/proc/meminfo", "MemAvailable")
-
-
-def aligned(heads: Sequence[str], body: Sequence[Sequence[str]], words: Collection[int]) -> str:
-    """A table in plain text; words: the columns that lean left, as numbers do not."""
-    widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]
-
-    def line(cells):
-        padded = zip(cells, widths, strict=True)
-        return "  ".join(c.ljust(w) if k in words else c.rjust(w) for k, (c, w) in enumerate(padded)).rstrip()
-
-    return "\n".join(map(line, [heads, *body]))
-
-
-def number(x: float | None, form: str) -> str:
-    """x in the given format, a dash for None."""
-    return "-" if x is None else format(x, form)

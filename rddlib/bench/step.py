@@ -14,12 +14,13 @@ import torch
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from rddlib.bench.process import MIB, aligned, in_child, number
+from rddlib.bench.process import MIB, in_child
 from rddlib.bench.stages import Stage, config_of, each_step
 from rddlib.study.profiles import METHODS, load_profile
 from rddlib.training import TrainConfig, chosen_precision, training_device
 from rddlib.training.hardware import peak_memory, tf32_context
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import aligned, number
 
 WHAT = ("base", *METHODS)
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")

@@ -63,8 +63,9 @@ def plan(
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
     """
-    from rddlib.study.plan import Total, format_plan, human_size, make_plan, warnings_of
+    from rddlib.study.plan import Total, format_plan, make_plan, warnings_of
     from rddlib.study.study import default_out
+    from rddlib.utils.text import human_size
 
     folder = out or default_out(profile)
     found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, progress=say)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rddlib.distillation.objectives import RELEASED_SWITCHES
-from rddlib.study.profiles import METHODS, Profile, nearest, overrides_of, parse_value
+from rddlib.study.profiles import METHODS, Profile, overrides_of, parse_value
 from rddlib.study.study import key_of
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import UserError, nearest
 
 RDD_PAPER, RCFD_PAPER = "Feng et al. 2024", "Sun et al. 2023"
 OVER_PROCESSES = ("local_batch", "same_seed")  # switches that change nothing in a training of one process

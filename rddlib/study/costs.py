@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from rddlib.bench.process import aligned
 from rddlib.study.ablations import ABLATIONS, Ablation
-from rddlib.study.plan import SAMPLING, Job, human_time, probed
+from rddlib.study.plan import SAMPLING, Job, probed
 from rddlib.study.profiles import METHODS, PROFILES, Profile, changed, set_apart
 from rddlib.study.study import STUDY_FILE
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
@@ -17,6 +16,7 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import locked
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
+from rddlib.utils.text import aligned, human_time
 
 COSTS_FILE = "costs.json"
 KINDS = {

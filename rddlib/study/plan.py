@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rddlib.bench.process import aligned, free_memory, in_child, number
+from rddlib.bench.process import free_memory, in_child
 from rddlib.bench.stages import Stage, classes_of, config_of, each_step
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.losses import is_p2p_loss, m_p2p_loss
@@ -25,6 +25,7 @@ from rddlib.study.profiles import METHODS, Profile, load_profile
 from rddlib.training import chosen_precision, prepared, training_device
 from rddlib.training.hardware import in_use, peak_memory, release_memory, reset_peak
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import aligned, human_size, human_time, number
 
 SAMPLING = "sampling"
 FIRST = 2  # images of the first probe
@@ -194,24 +195,6 @@ def next_batch(points: Sequence[Point], full: int, seconds_left: float, memory: 
     if guess.seconds * (WARM_UP + 1) <= seconds_left and guess.memory <= memory:
         return wanted
     return last.batch // 2 if len(points) == 1 else 0
-
-
-def human_time(seconds: float) -> str:
-    """42 s, 3 min, 5.2 h, 41 d."""
-    for unit, length, limit in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):
-        if seconds < limit:
-            amount = seconds / length
-            return f"{amount:.1f} {unit}" if amount < 9.95 and unit != "min" else f"{amount:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
-
-
-def human_size(size: float) -> str:
-    """512 KiB, 3.2 GiB."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 999.5 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    unit = units[0]
-    return f"{size:.1f} {unit}" if size < 9.95 and unit not in ("B", "KiB") else f"{size:.0f} {unit}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Every number of a study in one place: frozen dataclasses, a profile each for tests, a laptop, one GPU and the papers."""
 
 import dataclasses
-import difflib
 import functools
 import json
 import types
@@ -18,7 +17,7 @@ from rddlib.distillation.extractor import EXTRACTORS, MAPS
 from rddlib.distillation.objectives import RELATIONS, RELEASED_SWITCHES, WEIGHTS
 from rddlib.losses import IMPLEMENTATIONS, LOSS_WEIGHTS
 from rddlib.training import RunConfig, TrainConfig
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import UserError, nearest
 
 METHODS = ("pd", "cfd", "rcfd", "rdd")
 
@@ -542,12 +541,6 @@ def overrides_of(profile: Profile, changes: dict[str, object]) -> dict[str, str]
             value = (value,) * max(1, len(current))
         texts[key] = json.dumps(value)
     return texts
-
-
-def nearest(word: str, known) -> str:
-    """A hint at what was meant, where something known is close to the word; else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _collect(changes: dict, config, path: list[str], text: str, key: str) -> None:

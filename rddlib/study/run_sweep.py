@@ -7,11 +7,11 @@ from rddlib.report.ablation_figures import ablation_figure
 from rddlib.report.figures import to_png
 from rddlib.study.ablations import ABLATIONS
 from rddlib.study.engines import Engine, Outcome, Task
-from rddlib.study.plan import human_time
 from rddlib.study.sweep import Sweep, mark_version
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import human_time
 
 
 def shard_of(tasks: Sequence[Task], text: str) -> list[Task]:

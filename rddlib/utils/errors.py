@@ -1,5 +1,8 @@
 """The one kind of error a person is meant to read: what is wrong and what to do, in one line."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Wrong input or a damaged file. The message is one line: the fault, then the remedy. The `rdd` command exits 2."""
@@ -21,3 +24,9 @@ class Interrupted(BaseException):
 
 class GuidanceWarning(UserWarning):
     """A guidance weight outside the range that a model was trained for: it draws, but nobody taught it to."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at what was meant, " (did you mean 'x'?)", where something known is close to the word; else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

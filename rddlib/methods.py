@@ -1,0 +1,189 @@
+"""What competes: one table of methods and samplers that figures, tables, reports, commands, notebooks and ablations read.
+
+A new method is an objective in rddlib/distillation/objectives.py and an entry in METHODS.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from rddlib.diffusion.samplers import TRAINING_FREE
+from rddlib.diffusion.schedule import Schedule
+from rddlib.distillation.extractor import FeatureExtractor
+from rddlib.distillation.objectives import (
+    CFD,
+    PD,
+    RCFD,
+    RDD,
+    RELATIONS,
+    RELEASED_SWITCHES,
+    WEIGHTS,
+    Objective,
+    PDPerceptual,
+)
+from rddlib.losses import IMPLEMENTATIONS, load_lpips
+from rddlib.utils.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights, temperatures and variants of the objectives; which of them a method takes, its entry in METHODS says.
+
+    Raises ValueError for a value out of range.
+    """
+
+    cfd: float = 1.0  # weight of CFD where other terms stand beside it; a term of weight 0 is left out
+    alpha: float = 1.0  # weight of the relations (Eq. 10, Feng et al. 2024)
+    beta: float = 0.1  # weight of M_P2P (Eq. 10, Feng et al. 2024)
+    tau_is: float = 1.0  # temperature of IS_P2P or II_P2P (Eq. 6, 7)
+    tau_m: float = 0.1  # temperature of M_P2P (Eq. 8, 9)
+    queue_size: int = 20_000  # N_q, rows of the pixel queue
+    draws: int = 2048  # V, rows drawn from it for each iteration
+    per_image: int = 1  # K, pixels of each image that are pushed into it
+    relation: str = "is_p2p"  # what alpha weighs: "is_p2p", across the batch's images, or "ii_p2p", within each
+    impl: str = "auto"  # how the relational losses are computed, of rddlib.losses.IMPLEMENTATIONS
+    rcfd_beta: float = 0.003  # weight of RCFD's regularisers (Eq. 7, Sun et al. 2023)
+    rcfd_gamma: float = 0.75  # share of entropy in them, the rest is diversity
+    perceptual: float = 1.0  # weight of the perceptual distance beside PD
+    weights: str = "fixed"  # or "balanced": alpha and beta say the size of the gradients as a share of CFD's
+    released: tuple[str, ...] = ()  # where to follow the released code instead of the paper, of RELEASED_SWITCHES
+    dual: bool = False  # CFD's temperature on both sides (Eq. 8, Sun et al. 2023)
+    predictions: bool = False  # CFD on class predictions instead of features
+    watch: int = 0  # log the terms' gradients every so many iterations, 0: never
+    debug: bool = False  # stop at the first NaN or infinite feature
+
+    def __post_init__(self):
+        def check(condition: bool, message: str) -> None:
+            if not condition:
+                raise ValueError(message)
+
+        for name in ("tau_is", "tau_m"):
+            check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
+        for name in ("cfd", "alpha", "beta", "rcfd_beta", "perceptual", "watch"):
+            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
+        for name in ("queue_size", "draws", "per_image"):
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, known in (("weights", WEIGHTS), ("relation", RELATIONS), ("impl", IMPLEMENTATIONS)):
+            check(getattr(self, name) in known, f"{name} is {getattr(self, name)!r}, expected one of {known}")
+        balanced = self.weights == "balanced"
+        check(not balanced or self.cfd > 0, "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0")
+        check(
+            self.cfd > 0 or (self.alpha > 0 and self.rcfd_beta > 0),
+            "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt",
+        )
+        unknown = set(self.released) - RELEASED_SWITCHES.keys()
+        check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
+        check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Args:
+        name: as commands and files have it.
+        label: as people read it.
+        style: of its lines in figures, told apart without colour too.
+        build: build(schedule, extractor, **arguments) -> its objective; None for what trains no student of its own.
+        arguments: arguments(loss, temperature) -> the keyword arguments of build. The key of a student depends on
+            these and on no other field of LossConfig.
+        looks: whether the objective looks through the extractor.
+        cost: rank of an iteration's time, so that the longest cascades start first.
+    """
+
+    name: str
+    label: str
+    style: Mapping[str, str]
+    build: Callable[..., Objective] | None = None
+    arguments: Callable[[LossConfig, float], dict] = lambda loss, temperature: {}
+    looks: bool = False
+    cost: int = 0
+
+
+def _line(color: str, marker: str, linestyle: str) -> dict[str, str]:
+    return {"color": color, "marker": marker, "linestyle": linestyle}
+
+
+def _pd_lpips(schedule: Schedule, extractor: nn.Module | None, **numbers) -> Objective:
+    return PDPerceptual(schedule, load_lpips(), **numbers)
+
+
+def _pd_stages(schedule: Schedule, extractor: FeatureExtractor, **numbers) -> Objective:
+    return PDPerceptual(schedule, extractor, **numbers)
+
+
+def _perceptual(loss: LossConfig, temperature: float) -> dict:
+    return {"weight": loss.perceptual}
+
+
+def _cfd(loss: LossConfig, temperature: float) -> dict:
+    return {"temperature": temperature, "dual": loss.dual, "predictions": loss.predictions}
+
+
+def _rcfd(loss: LossConfig, temperature: float) -> dict:
+    return {**_cfd(loss, temperature), "cfd": loss.cfd, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma}
+
+
+_RDD_FIELDS = (
+    "cfd", "alpha", "beta", "tau_is", "tau_m", "queue_size", "draws", "per_image", "relation", "impl", "weights", "released",
+)  # fmt: skip
+
+
+def _rdd(loss: LossConfig, temperature: float) -> dict:
+    return {**_cfd(loss, temperature), **{name: getattr(loss, name) for name in _RDD_FIELDS}}
+
+
+def _through_extractor(kind: type[Objective]) -> Callable[..., Objective]:
+    return lambda schedule, extractor, **numbers: kind(extractor, **numbers)
+
+
+_ROWS = (
+    # samplers of the base model, which train nothing
+    Method("ddim", "DDIM", _line("0.35", "s", ":")),
+    Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
+    Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
+    # students
+    Method("pd", "PD", _line("#0072B2", "o", "-"), lambda schedule, extractor: PD(schedule), cost=1),
+    Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, cost=4),
+    Method("pd_stages", "PD + stages", _line("#0072B2", "h", "-."), _pd_stages, _perceptual, looks=True, cost=2),
+    Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=2),
+    Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=3),
+    Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=5),
+    # models that guided students are compared with
+    Method("teacher", "teacher", _line("0.55", "s", ":")),
+    Method("stage_one", "stage one", _line("#56B4E9", "P", ":")),
+)
+METHODS = {method.name: method for method in _ROWS}
+OBJECTIVES = tuple(name for name, method in METHODS.items() if method.build)  # methods that train students
+COMPETING = ("pd", "cfd", "rcfd", "rdd")  # by default
+SAMPLERS = TRAINING_FREE  # of the base model
+LABELS = {name: method.label for name, method in METHODS.items()}
+STYLES = {name: dict(method.style) for name, method in METHODS.items()}
+
+
+def find_method(name: str, option: str = "method", known: Iterable[str] = OBJECTIVES) -> Method:
+    """The method of that name, one of `known`. Raises UserError for another, naming option and what is known."""
+    if name not in (known := tuple(known)):
+        raise UserError(f"unknown {option} {name!r}{nearest(name, known)}: known are {', '.join(known)}")
+    return METHODS[name]
+
+
+def build_objective(
+    method: str,
+    loss: LossConfig,
+    temperature: float,
+    schedule: Schedule,
+    extractor: FeatureExtractor | nn.Module | None = None,
+) -> Objective:
+    """What a student minimises.
+
+    Args:
+        method: one of OBJECTIVES.
+        loss: weights and temperatures.
+        temperature: tau of CFD at this halving.
+        schedule: the teacher's.
+        extractor: the network to look through, for methods that do.
+    """
+    found = find_method(method)
+    return found.build(schedule, extractor, **found.arguments(loss, temperature))
