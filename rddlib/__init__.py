@@ -29,7 +29,8 @@ _HOMES = {
     "data": ["DataConfig", "load_dataset"],
     "evaluation": ["evaluate"],
     "interop": ["from_diffusers", "load_released_classifier", "load_released_unet", "to_diffusers"],
-    "study.study": ["Study", "open_study"],
+    "study.folder": ["open_study"],
+    "study.study": ["Study"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -89,7 +89,7 @@ class Method:
         arguments: arguments(loss, temperature) -> the keyword arguments of build. The key of a student depends on
             these and on no other field of LossConfig.
         looks: whether the objective looks through the extractor.
-        cost: rank of an iteration's time, so that the longest cascades start first.
+        cost: rank of its cascade's time, so that the longest start first.
     """
 
     name: str
@@ -140,16 +140,16 @@ def _through_extractor(kind: type[Objective]) -> Callable[..., Objective]:
 
 _ROWS = (
     # samplers of the base model, which train nothing
-    Method("ddim", "DDIM", _line("0.35", "s", ":")),
+    Method("ddim", "DDIM", _line("0.35", "s", ":"), cost=7),
     Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
     Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
     # students
-    Method("pd", "PD", _line("#0072B2", "o", "-"), lambda schedule, extractor: PD(schedule), cost=1),
-    Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, cost=4),
-    Method("pd_stages", "PD + stages", _line("#0072B2", "h", "-."), _pd_stages, _perceptual, looks=True, cost=2),
-    Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=2),
-    Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=3),
-    Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=5),
+    Method("pd", "PD", _line("#0072B2", "o", "-"), lambda schedule, extractor: PD(schedule), cost=3),
+    Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, cost=8),
+    Method("pd_stages", "PD + stages", _line("#0072B2", "h", "-."), _pd_stages, _perceptual, looks=True, cost=4),
+    Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=5),
+    Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),
+    Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=9),
     # models that guided students are compared with
     Method("teacher", "teacher", _line("0.55", "s", ":")),
     Method("stage_one", "stage one", _line("#56B4E9", "P", ":")),

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from rddlib.bench.process import MIB, free_memory, in_child
+from rddlib.bench.process import MIB, in_child
 from rddlib.losses import is_p2p_loss, m_p2p_loss
-from rddlib.training.hardware import peak_memory, reset_peak
+from rddlib.training.hardware import free_memory, peak_memory, reset_peak
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.text import aligned, number
 

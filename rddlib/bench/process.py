@@ -9,10 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import torch
-
-from rddlib.training.hardware import proc_field
-
 MIB = 2**20
 
 
@@ -34,10 +30,3 @@ def in_child(function: Callable[[dict], dict], job: dict, *, threads: int, timeo
         last = (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
         return {"note": last.removeprefix("rddlib.utils.errors.UserError: ")}
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that can still be had, None where the system does not tell."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    return proc_field("/proc/meminfo", "MemAvailable")

@@ -55,10 +55,10 @@ def ablate(
       rdd ablate all --profile cifar10 --shard 3/8
       rdd ablate all --profile cifar10 --scheduler tcp://node1:8786
     """
+    from rddlib.report.run_sweep import shard_of
     from rddlib.study.costs import catalogue
     from rddlib.study.engines import on_cluster, on_this_machine
-    from rddlib.study.run_sweep import shard_of
-    from rddlib.study.study import continue_study, default_out
+    from rddlib.study.folder import continue_study, default_out
 
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: give at least 1")
@@ -133,7 +133,7 @@ def _say_plan(sweep: "Sweep", jobs: int) -> None:
 
 
 def _run(sweep: "Sweep", engine: "Engine", shard: str) -> None:
-    from rddlib.study.run_sweep import run_sweep
+    from rddlib.report.run_sweep import run_sweep
 
     failed = run_sweep(sweep, engine, shard)
     for outcome in failed:

@@ -11,7 +11,7 @@ from rddlib.utils.errors import UserError
 
 if TYPE_CHECKING:
     from rddlib.evaluation import DrawnImages, Network
-    from rddlib.study.study import Study
+    from rddlib.study.study import Arm, Study
 
 MethodOption = Annotated[
     str,
@@ -65,21 +65,24 @@ def _drawn_by(
     )
 
 
-def _model_of(study: "Study", method: str, steps: int, guidance: float | None, sampler: str, classes: tuple) -> tuple:
+def _model_of(
+    study: "Study", method: str, steps: int, guidance: float | None, sampler: str, classes: tuple
+) -> tuple["Study", "Arm"]:
     """(the study that has the model, its arm), checked: the guided study where guidance is asked for."""
+    from rddlib.study.study import Arm, guided_study
+
     if guidance is None:
         study.check_arm(method, steps, classes=classes)
-        return study, (method, steps, study.profile.seeds[0])
+        return study, Arm(method, steps, study.profile.seeds[0])
     from rddlib.diffusion.denoiser import warn_beyond
     from rddlib.evaluation import check_weight
-    from rddlib.study.guidance import guided_study
 
     check_weight(guidance)
     guided = guided_study(study)
     guided.check_arm(method, steps, sampler=sampler, classes=classes)
     if method != "teacher":
         warn_beyond(guided.profile.guidance.weights, guidance)
-    return guided, (method, steps, guided.seed, guidance, sampler)
+    return guided, Arm(method, steps, guided.seed, guidance, sampler)
 
 
 def _loaded(profile: str, settings: list[str] | None):
@@ -123,7 +126,7 @@ def sample(
       rdd sample --guidance 2 --classes 3,7 --method pd --steps 4 --sampler stochastic
     """
     from rddlib.evaluation import NpzImages, draw_to_file, write_pngs
-    from rddlib.study.study import default_out
+    from rddlib.study.folder import default_out
     from rddlib.utils.distributed import rank
 
     _check_sampler(checkpoint, sampler, guidance)
@@ -136,7 +139,7 @@ def sample(
         asked = (method, steps, guidance, sampler, chosen)
         study = study_of(profile, out, settings, seed, check=lambda study: _model_of(study, *asked))
         owner, arm = _model_of(study, *asked)
-        images, folder = owner.drawn(*arm, samples=count, noise=noise, classes=chosen), study.out
+        images, folder = owner.drawn(arm, samples=count, noise=noise, classes=chosen), study.out
         model = method if guidance is None else f"guided-{method}-{sampler}"
     drawn = images.provenance
     conditions = ("" if guidance is None else f"-w{guidance:g}") + "".join(
@@ -197,7 +200,7 @@ def evaluate(
       rdd evaluate --images folder --reference other --metric-network runs/cifar10/checkpoints/extractor-*.safetensors
     """
     from rddlib.evaluation import Reference, find_protocol, open_images, recorded
-    from rddlib.study.study import default_out
+    from rddlib.study.folder import default_out
     from rddlib.training import training_device
 
     _check_sampler(checkpoint, sampler, guidance)
@@ -235,7 +238,7 @@ def evaluate(
                 count = samples or config.samples
                 return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, guidance=guidance), columns
             owner, arm = _model_of(study, method, steps, guidance, sampler, ())
-            return owner.drawn(*arm, samples=samples, noise=number), columns
+            return owner.drawn(arm, samples=samples, noise=number), columns
 
         rows, network, compared = [], None, None
         for number in seeds or [config.seed]:
@@ -298,7 +301,7 @@ def _network(choice: str, study: "Study | None", shape: tuple[int, int, int]) ->
 
     if choice == "extractor":
         study.extractor()
-        return network_of_checkpoint(study.path_of("extractor"))
+        return network_of_checkpoint(study.stages.extractor.path)
     if not choice and study is not None:
         return study.metric_network
     return find_network(choice, shape)

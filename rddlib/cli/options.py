@@ -48,6 +48,6 @@ def study_of(
     check=lambda study: None,
 ) -> "Study":
     """The study that the shared options name, its folder prepared; check(study) may refuse before anything is written."""
-    from rddlib.study.study import continue_study, default_out
+    from rddlib.study.folder import continue_study, default_out
 
     return continue_study(profile, parse_overrides(settings), out or default_out(profile), seed, update, check)

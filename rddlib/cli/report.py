@@ -39,7 +39,7 @@ def report(
         panels,
         read_measurements,
     )
-    from rddlib.study.study import default_out
+    from rddlib.study.folder import default_out
     from rddlib.utils.checkpoint import write_atomically
 
     usual = default_out("digits")

@@ -31,7 +31,7 @@ def study(
       rdd study --set loss.alpha=100 --out runs/alpha100
     """
     from rddlib.report.notebooks import run_study
-    from rddlib.study.study import default_out
+    from rddlib.study.folder import default_out
 
     page = run_study(
         profile,
@@ -63,13 +63,13 @@ def plan(
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
     """
-    from rddlib.study.plan import Total, format_plan, make_plan, warnings_of
-    from rddlib.study.study import default_out
+    from rddlib.study.costs import make_plan
+    from rddlib.study.folder import default_out
     from rddlib.utils.text import human_size
 
     folder = out or default_out(profile)
-    found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, progress=say)
-    print(format_plan(found.rows))
+    found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, say=say)
+    print(found)
     print(
         "Time: one stage after another on this machine as it is; data, scores and notebooks come on top, and\n"
         "on a GPU torch.compile, which is left out here, may save some. Disk: the checkpoints that stay;\n"
@@ -77,5 +77,5 @@ def plan(
     )
     memory = f", free memory {human_size(found.free_memory)}" if found.free_memory is not None else ""
     print(f"Free disk for {folder}: {human_size(found.free_disk)}{memory}")
-    for line in warnings_of(Total.of(found.rows), found.free_disk, found.free_memory):
+    for line in found.warnings():
         print(line)

@@ -13,17 +13,25 @@ from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, 
 from rddlib.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from rddlib.study.stage import Stage
     from rddlib.study.study import Study
 
 
-def _report(study: "Study", stage: str, *arguments) -> None:
+def _report(stage: "Stage") -> None:
+    """Say where its network lies, how long it took, how good it is."""
     from rddlib.utils.distributed import rank
 
     if rank() > 0:
         return
-    facts = study.facts(stage, *arguments)
+    facts = stage.recorded()
     accuracy = f", test accuracy {facts['test_accuracy']:.1%}" if "test_accuracy" in facts else ""
-    print(f"{study.path_of(stage, *arguments)}: {facts['seconds']:.0f} s in {facts['precision']}{accuracy}")
+    print(f"{stage.path}: {facts['seconds']:.0f} s in {facts['precision']}{accuracy}")
+
+
+def _make(*stages: "Stage") -> None:
+    for stage in stages:
+        stage.get()
+        _report(stage)
 
 
 def train(
@@ -43,8 +51,7 @@ def train(
       torchrun --nproc_per_node 8 -m rddlib.cli train --profile imagenet64 --set data.root=batches
     """
     study = study_of(profile, out, settings, seed, update)
-    study.base()
-    _report(study, "base")
+    _make(study.stages.base)
 
 
 def extractor(
@@ -63,8 +70,7 @@ def extractor(
       rdd extractor --profile cifar10 --set extractor.name=resnet18
     """
     study = study_of(profile, out, settings, seed, update)
-    study.extractor()
-    _report(study, "extractor")
+    _make(study.stages.extractor)
 
 
 def guide(
@@ -89,21 +95,19 @@ def guide(
       rdd guide --set guidance.weights=[0,8] --out runs/wide
       rdd guide --results --set seeds=[0,1,2] --out runs/guided
     """
-    from rddlib.study.guidance import guided_study
-    from rddlib.study.guided_results import GUIDED_FILE, guided_results
+    from rddlib.study.guidance import GUIDED_FILE, guided_results
+    from rddlib.study.study import guided_study
 
     study = study_of(profile, out, settings, seed, update, check=lambda study: _ready_to_guide(study, results))
     guided = guided_study(study)
-    guided.base()
-    for stage in ("conditional", "base"):
-        _report(guided, stage)
+    _make(guided.stages.conditional, guided.stages.base)
     if results:
         print(f"{study.out / GUIDED_FILE}: {len(guided_results(study))} rows")
 
 
 def _ready_to_guide(study: "Study", results: bool) -> None:
     """Raise UserError where guidance could not be distilled, or not be scored in the end."""
-    from rddlib.study.guidance import guided_study
+    from rddlib.study.study import guided_study
 
     guided = guided_study(study)
     if results:
@@ -159,18 +163,13 @@ def distill(
     for field, given in (("teacher", teacher), ("extractor", extractor)):
         settings = [*(settings or []), *([f"pretrained.{field}={given}"] if given is not None else [])]
 
-    def of(study: "Study") -> "Study":
-        from rddlib.study.guidance import guided_study
+    def stages(study: "Study") -> list["Stage"]:
+        from rddlib.methods import find_method
+        from rddlib.study.study import guided_study
 
-        return guided_study(study) if guided else study
+        find_method(objective, "--objective")
+        graph = (guided_study(study) if guided else study).stages
+        found = graph.halvings(objective, start or study.profile.progressive.teacher_steps, to)
+        return found + ([graph.stochastic(objective, to, graph.profile.seeds[0])] if stochastic else [])
 
-    def stages(study: "Study") -> list[tuple]:
-        found = study.halvings(objective, start or study.profile.progressive.teacher_steps, to)
-        found += [("stochastic", objective, to, study.profile.seeds[0])] * stochastic
-        study.path_of(*found[-1])  # raises where there is no such student
-        return found
-
-    study = of(study_of(profile, out, settings, seed, update, check=lambda study: stages(of(study))))
-    for stage in stages(study):
-        study.make(*stage)
-        _report(study, *stage)
+    _make(*stages(study_of(profile, out, settings, seed, update, check=stages)))

@@ -52,10 +52,13 @@ class Objective(nn.Module, ABC):
     weights: of each term by name. shares: instead of fixed weights, the size that a term's gradient at the student's
     image should have, as a share of the first term's; terms without a share keep their weight. One more backward pass
     through the extractor for each balanced term.
+
+    released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
     """
 
     weights: dict[str, float]
     shares: Mapping[str, float] = {}
+    released: Collection[str] = frozenset()
 
     def wants(self, name: str) -> bool:
         """Whether a term counts: one of weight 0 need not be computed."""

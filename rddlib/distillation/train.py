@@ -1,11 +1,10 @@
 """Base model, classifiers, halvings and distillation: each a short function around the one training loop."""
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,23 +19,17 @@ from rddlib.diffusion.unet import NO_CLASS, UNet
 from rddlib.distillation.extractor import MetricNetwork, accuracy
 from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.losses import loss_weight
-from rddlib.training import RunConfig, Step, TrainConfig, Trainer, derive_seed, prepared, training_device
+from rddlib.training import Step, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.utils.checkpoint import save_checkpoint, write_atomically
 
-Clock = Callable[[str], contextlib.AbstractContextManager]  # clock("teacher"): around the work of that part of a step
 
-
-def untimed(part: str) -> contextlib.AbstractContextManager:
-    """The clock that measures nothing."""
-    return contextlib.nullcontext()
-
-
-def _labels(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
+def labels_of(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
+    """Labels [len(rows)] of these rows, None where the denoiser takes none."""
     return dataset.labels[rows.to(dataset.labels.device)] if denoiser.num_classes else None
 
 
 def drop_labels(y: Tensor | None, denoiser: Denoiser, generator: torch.Generator) -> Tensor | None:
-    """Labels [N] as training shows them: a share of network.config.label_dropout replaced by NO_CLASS."""
+    """Labels [N] with a share of network.config.label_dropout replaced by NO_CLASS, as training shows them."""
     share = getattr(getattr(denoiser.network, "config", None), "label_dropout", 0.0)
     if y is None or not share:
         return y
@@ -52,18 +45,24 @@ def draw_guidance(denoiser: Denoiser, count: int, generator: torch.Generator, de
     return low + (high - low) * torch.rand(count, generator=generator, device=device, dtype=torch.float64)
 
 
+def weighted_error(prediction: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(mean of weight [N] times the squared error of images [N, C, H, W], {"mse": without the weight})."""
+    squared = (prediction - x) ** 2
+    return (expand_to(weight, x) * squared).mean(), {"mse": squared.mean().detach()}
+
+
 def _preview(
     dataset: ImageDataset, steps: int, seed: int, stochastic: bool = False, count: int = 64
 ) -> Callable[[Denoiser], Tensor]:
-    """denoiser -> images drawn from the same noise each time, of the first images' classes where there are any, guided by
-    the middle of the range where the denoiser takes one."""
+    """A function denoiser -> images drawn from the same noise each time, of the first images' classes where there are any,
+    guided by the middle of the range where the denoiser takes one."""
 
     def noise(*number: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, 8, *number))
         return torch.randn(count, *dataset.images.shape[1:], generator=generator).to(training_device())
 
     def images(denoiser: Denoiser) -> Tensor:
-        y = _labels(dataset, torch.arange(count) % len(dataset), denoiser)
+        y = labels_of(dataset, torch.arange(count) % len(dataset), denoiser)
         middle = sum(denoiser.guidance) / 2 if denoiser.guidance else None
         if stochastic:
             return stochastic_sample(denoiser, start, steps, y=y, guidance=middle, fresh=noise)
@@ -73,45 +72,39 @@ def _preview(
     return images
 
 
+def _frozen_copy(denoiser: Denoiser) -> Denoiser:
+    """The denoiser as a teacher: a copy on the training device, in eval mode, without gradients."""
+    return copy.deepcopy(denoiser).to(training_device()).eval().requires_grad_(False)
+
+
 def train_base(
     denoiser: Denoiser,
     dataset: ImageDataset,
-    config: TrainConfig,
-    seed: int,
+    trainer: Trainer,
+    *,
     snr_max: float | None = None,
-    files: Path | None = None,
-    run: RunConfig | None = None,
-    preview_steps: int = 32,
-    clock: Clock = untimed,
     weight: str = "truncated",
+    preview_steps: int = 32,
 ) -> Denoiser:
     """Train a denoiser on data: E w_t ||x - x_theta(z_t, t, y)||^2, t uniform in [0, 1].
 
-    weight: w_t, of rddlib.losses.LOSS_WEIGHTS, held to snr_max where one is given ("truncated": clip(SNR, 1, snr_max)).
     Labels are dropped as denoiser.network.config.label_dropout says.
-    files, run: of rddlib.training.Trainer; preview_steps: of the sampler that draws run.sample_every's grids; clock: sees
-    the parts "data" and "student" of each step.
+
+    Args:
+        weight: w_t, of rddlib.losses.LOSS_WEIGHTS ("truncated": max(SNR, 1)).
+        snr_max: upper bound of w_t; None: none.
+        preview_steps: of the sampler that draws run.sample_every's grids.
     """
     dataset = dataset.to(training_device())
 
     def loss(model: nn.Module, step: Step):
-        with clock("data"):
-            x = dataset.batch(step.rows, step.generator)
-            t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
-            z, y = add_noise(x, t, denoiser.schedule, step.generator), _labels(dataset, step.rows, denoiser)
-            y = drop_labels(y, denoiser, step.generator)
-        with clock("student"):
-            prediction = model(z, t, y)
-        return weighted_error(prediction, x, loss_weight(weight, t, denoiser.schedule, maximum=snr_max))
+        x = dataset.batch(step.rows, step.generator)
+        t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
+        z, y = add_noise(x, t, denoiser.schedule, step.generator), labels_of(dataset, step.rows, denoiser)
+        y = drop_labels(y, denoiser, step.generator)
+        return weighted_error(model(z, t, y), x, loss_weight(weight, t, denoiser.schedule, maximum=snr_max))
 
-    trainer = Trainer(config, seed, len(dataset), "base model", files, run or RunConfig())
-    return trainer.fit(denoiser, loss, preview=_preview(dataset, preview_steps, seed))
-
-
-def weighted_error(prediction: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """(mean of weight [N] times the squared error of images [N, C, H, W], {"mse": without the weight})."""
-    squared = (prediction - x) ** 2
-    return (expand_to(weight, x) * squared).mean(), {"mse": squared.mean().detach()}
+    return trainer.fit(denoiser, loss, len(dataset), preview=_preview(dataset, preview_steps, trainer.seed))
 
 
 def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser:
@@ -136,52 +129,47 @@ def distill_guidance(
     teacher: Denoiser,
     student: Denoiser,
     dataset: ImageDataset,
-    config: TrainConfig,
-    seed: int,
+    trainer: Trainer,
+    *,
     snr_max: float | None = None,
-    files: Path | None = None,
-    run: RunConfig | None = None,
-    preview_steps: int = 32,
-    clock: Clock = untimed,
     weight: str = "truncated",
+    preview_steps: int = 32,
 ) -> Denoiser:
     """Stage one (Meng et al. 2022): one network that takes w learns what guidance makes of two evaluations of the teacher,
 
         E w_t ||x_student(z_t, t, y, w) - [(1 + w) x_teacher(z_t, t, y) - w x_teacher(z_t, t, none)]||^2,
 
-    t uniform in [0, 1], w uniform in the student's range, z_t a noised image of class y. student: of `takes_guidance`.
-    The rest is `train_base`'s, the teacher's x not clipped. Returns the student.
+    t uniform in [0, 1], w uniform in the student's range, z_t a noised image of class y; the teacher's x is not clipped.
+    student: made by `takes_guidance`. The rest is as in `train_base`. Returns the student.
     Raises ValueError for a teacher that cannot be guided, or a student that takes no w.
     """
     teacher.check_guidable()
     if not student.guidance:
         raise ValueError("the student takes no guidance weights: make it with takes_guidance(teacher, (w_min, w_max))")
-    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "clock": clock}
-    return _imitate(teacher, student, dataset, config, seed, "guidance, stage one", weight=weight, **options)
+    options = {"snr_max": snr_max, "weight": weight, "preview_steps": preview_steps}
+    return _imitate(teacher, student, dataset, trainer, **options)
 
 
 def reparametrise(
     teacher: Denoiser,
     prediction: str,
     dataset: ImageDataset,
-    config: TrainConfig,
-    seed: int,
+    trainer: Trainer,
+    *,
     snr_max: float | None = None,
-    files: Path | None = None,
-    run: RunConfig | None = None,
     preview_steps: int = 32,
 ) -> Denoiser:
     """A denoiser like the teacher whose network, which starts as the teacher's, has learnt to predict another thing,
 
-        E w_t ||x_student(z_t, t, y) - clip(x_teacher(z_t, t, y))||^2,    w_t = max(SNR, 1), held to snr_max where one is given.
+        E w_t ||x_student(z_t, t, y) - clip(x_teacher(z_t, t, y))||^2,    w_t = max(SNR, 1), at most snr_max.
 
     For teachers that predict eps: x = (z - sigma eps)/alpha blows up every error of theirs where alpha is small, and few-step
     students stand just there (Salimans & Ho 2022, Section 4). For the same reason the teacher's x is held in [-1, 1], as its
     own samplers do: unbounded, its errors at the noisy end would be all that is learnt. prediction: "x" or "v". The rest is
-    `train_base`'s.
+    as in `train_base`.
     """
     student = Denoiser(
-        copy.deepcopy(_without_dropout(teacher).network),
+        _without_dropout(teacher).network,
         teacher.schedule,
         prediction,
         num_classes=teacher.num_classes,
@@ -189,52 +177,44 @@ def reparametrise(
         guidance=teacher.guidance,
         steps=teacher.steps,
     )
-    options = {"snr_max": snr_max, "files": files, "run": run, "preview_steps": preview_steps, "plain": True}
-    return _imitate(teacher, student, dataset, config, seed, f"predicting {prediction}", **options)
+    return _imitate(teacher, student, dataset, trainer, snr_max=snr_max, preview_steps=preview_steps, plain=True)
 
 
 def _imitate(
     teacher: Denoiser,
     student: Denoiser,
     dataset: ImageDataset,
-    config: TrainConfig,
-    seed: int,
-    label: str,
+    trainer: Trainer,
     *,
     snr_max: float | None,
-    files: Path | None,
-    run: RunConfig | None,
     preview_steps: int,
-    clock: Clock = untimed,
     weight: str = "truncated",
     plain: bool = False,
 ) -> Denoiser:
-    """Train the student to denoise as the teacher does at any t, for any w where it takes one; plain: where none of w is to be
-    learnt, so that labels are dropped as often as the teacher's were, and the teacher's x is held in [-1, 1]."""
-    run, device = run or RunConfig(), training_device()
-    teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
-    prepared(teacher, run, config.precision)
+    """Train the student to denoise as the teacher does at any t, for any w where it takes one.
+
+    plain: w is not what is to be learnt, so labels are dropped as often as the teacher's were, and the teacher's x is held
+    in [-1, 1].
+    """
+    teacher, dataset = _frozen_copy(teacher), dataset.to(training_device())
+    prepared(teacher, trainer.run, trainer.config.precision)
 
     def loss(model: nn.Module, step: Step):
-        with clock("data"):
-            x = dataset.batch(step.rows, step.generator)
-            t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
-            w = draw_guidance(student, len(x), step.generator, x.device)
-            z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
-            y = drop_labels(y, teacher, step.generator) if plain else y
-        with clock("teacher"), torch.no_grad():
+        x = dataset.batch(step.rows, step.generator)
+        t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
+        w = draw_guidance(student, len(x), step.generator, x.device)
+        z, y = add_noise(x, t, teacher.schedule, step.generator), labels_of(dataset, step.rows, teacher)
+        y = drop_labels(y, teacher, step.generator) if plain else y
+        with torch.no_grad():
             x_teacher = teacher(z, t, y, w)
             x_teacher = x_teacher.clamp(-1, 1) if plain else x_teacher
-        with clock("student"):
-            x_student = model(z, t, y, w)
-        return weighted_error(x_student, x_teacher, loss_weight(weight, t, teacher.schedule, maximum=snr_max))
+        return weighted_error(model(z, t, y, w), x_teacher, loss_weight(weight, t, teacher.schedule, maximum=snr_max))
 
-    trainer = Trainer(config, seed, len(dataset), label, files, run)
-    return trainer.fit(student, loss, preview=_preview(dataset, preview_steps, seed))
+    return trainer.fit(student, loss, len(dataset), preview=_preview(dataset, preview_steps, trainer.seed))
 
 
 def augment(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
-    """Shift each image by up to `shift` pixels both ways, edges repeated. images [N, C, H, W]."""
+    """Shift each image [C, H, W] of [N, C, H, W] by up to `shift` pixels both ways, edges repeated."""
     if shift == 0:
         return images
     n, _, h, w = images.shape
@@ -250,26 +230,18 @@ def train_classifier(
     network: nn.Module,
     logits: Callable[[object], Tensor],
     dataset: ImageDataset,
-    config: TrainConfig,
-    seed: int,
+    trainer: Trainer,
+    *,
     shift: int = 1,
-    label: str = "classifier",
-    files: Path | None = None,
-    run: RunConfig | None = None,
 ) -> nn.Module:
-    """Train a classifier with cross-entropy on shifted images; logits(network's output) -> [N, classes].
-
-    files, run: of rddlib.training.Trainer.
-    """
-
+    """Train a classifier with cross-entropy on shifted images; logits(network's output) -> [N, classes]."""
     dataset = dataset.to(training_device())
 
     def loss(model: nn.Module, step: Step):
         images = augment(dataset.batch(step.rows, step.generator), step.generator, shift)
-        total = F.cross_entropy(logits(model(images)), dataset.labels[step.rows.to(images.device)])
-        return total, {}
+        return F.cross_entropy(logits(model(images)), dataset.labels[step.rows.to(images.device)]), {}
 
-    return Trainer(config, seed, len(dataset), label, files, run or RunConfig()).fit(network, loss)
+    return trainer.fit(network, loss, len(dataset))
 
 
 def _without_dropout(denoiser: Denoiser) -> Denoiser:
@@ -285,17 +257,12 @@ def distill(
     dataset: ImageDataset,
     steps: int,
     objective: Objective,
-    config: TrainConfig,
-    seed: int,
-    label: str = "",
-    files: Path | None = None,
-    run: RunConfig | None = None,
-    released: Collection[str] = (),
-    watch: int = 0,
-    debug: bool = False,
-    clock: Clock = untimed,
-    stochastic: bool = False,
+    trainer: Trainer,
+    *,
     student: Denoiser | None = None,
+    stochastic: bool = False,
+    watch: bool = False,
+    debug: bool = False,
 ) -> Denoiser:
     """One halving: a student of `steps` steps, started from its teacher, learns two of the 2*steps-step teacher's steps.
 
@@ -304,14 +271,15 @@ def distill(
     A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often
     (as the student's network.config says, where the teacher is a function that knows NO_CLASS).
     A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
-    stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
-    student: what the student starts as instead, on the teacher's schedule; needed for a teacher that is a function without
-    parameters of its own.
-    files, run: of rddlib.training.Trainer. released: of
-    rddlib.distillation.objectives.RELEASED_SWITCHES, those of the loop, "head_free" and "same_seed"; watch: log each
-    term's gradient at the student's image and their cosines (gradient_report) every so many iterations;
-    debug: stop at the first NaN or infinity that a loss is given, naming it; clock: sees the parts "data", "teacher" and
-    "student" of each step.
+
+    Args:
+        student: what the student starts as instead, on the teacher's schedule; needed for a teacher that is a function
+            without parameters of its own.
+        stochastic: no halving, but a student for `stochastic_sample` of `steps` steps, from a teacher of as many.
+        watch: log each term's gradient at the student's image and their cosines too
+            (rddlib.distillation.objectives.gradient_report), at every run.log_every-th iteration.
+        debug: stop at the first NaN or infinity that a loss is given, naming it.
+
     Returns the student. Raises ValueError for steps < 1 and for a student that has no parameters or another schedule.
     """
     if steps < 1:
@@ -321,50 +289,36 @@ def distill(
         raise ValueError("the student has no parameters to train: make the network an nn.Module, or pass student=")
     if student.schedule != teacher.schedule:
         raise ValueError("student and teacher have different schedules: give the student the teacher's")
-    run, device, student.steps = run or RunConfig(), training_device(), steps
-    teacher, dataset = copy.deepcopy(teacher).to(device).eval().requires_grad_(False), dataset.to(device)
-    objective.to(device)
+    student.steps = steps
+    teacher, dataset = _frozen_copy(teacher), dataset.to(training_device())
+    objective.to(training_device())
     for frozen in (teacher, *objective.frozen()):
-        prepared(frozen, run, config.precision)
+        prepared(frozen, trainer.run, trainer.config.precision)
     dropping = student if getattr(teacher.network, "config", None) is None and teacher.unconditional else teacher
     target, teacher_step = (stochastic_target, 1 / steps) if stochastic else (two_step_target, 1 / (2 * steps))
 
     def loss(model: nn.Module, step: Step):
-        with clock("data"):
-            x = dataset.batch(step.rows, step.generator)
-            k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
-            t = k.double() / steps
-            z, y = add_noise(x, t, teacher.schedule, step.generator), _labels(dataset, step.rows, teacher)
-            y = drop_labels(y, dropping, step.generator)
-            w = draw_guidance(teacher, len(x), step.generator, x.device)
-        with clock("teacher"):
-            x_teacher = target(teacher, z, t, teacher_step, y, w)
-        with clock("student"):
-            x_student = model(z, t, y, w)
+        x = dataset.batch(step.rows, step.generator)
+        k = torch.randint(1, steps + 1, (len(x),), generator=step.generator, device=x.device)
+        t = k.double() / steps
+        z, y = add_noise(x, t, teacher.schedule, step.generator), labels_of(dataset, step.rows, teacher)
+        y = drop_labels(y, dropping, step.generator)
+        w = draw_guidance(teacher, len(x), step.generator, x.device)
+        x_teacher = target(teacher, z, t, teacher_step, y, w)
+        x_student = model(z, t, y, w)
         total, terms = objective(x_student, x_teacher, t, step.shared)
-        return total, {
-            **terms,
-            **objective.status(),
-            **(gradient_report(terms, x_student) if watch and step.logged else {}),
-        }
+        gradients = gradient_report(terms, x_student) if watch and step.logged else {}
+        return total, {**terms, **objective.status(), **gradients}
 
-    trainer = Trainer(
-        config,
-        seed,
-        len(dataset),
-        label or (f"{steps} stochastic steps" if stochastic else f"{2 * steps} to {steps} steps"),
-        files,
-        dataclasses.replace(run, log_every=watch or run.log_every),
-        same_noise="same_seed" in released,
-    )
     return trainer.fit(
         student,
         loss,
+        len(dataset),
         auxiliary=objective,
-        auxiliary_free="head_free" in released,
+        auxiliary_free="head_free" in objective.released,
         debug=debug,
         after_step=lambda step: objective.after_step(step.shared),
-        preview=_preview(dataset, steps, seed, stochastic),
+        preview=_preview(dataset, steps, trainer.seed, stochastic),
     )
 
 
@@ -382,14 +336,8 @@ def train_metric_network(path: Path) -> dict:
     with torch.random.fork_rng():
         torch.manual_seed(METRIC_SEED)
         untrained = MetricNetwork()
-    network = train_classifier(
-        untrained,
-        lambda out: out[1],
-        load_dataset("digits", "metric"),
-        METRIC_TRAINING,
-        METRIC_SEED,
-        label="metric network",
-    )
+    trainer = Trainer(METRIC_TRAINING, METRIC_SEED, label="metric network")
+    network = train_classifier(untrained, lambda out: out[1], load_dataset("digits", "metric"), trainer)
     test = load_dataset("digits", "test")
     facts = {
         "kind": "metric network",

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from rddlib.study.assembly import halving_of
-from rddlib.study.study import STUDY_FILE, Study
-from rddlib.training import Checkpoints, TrainConfig
+from rddlib.methods import find_method
+from rddlib.study.folder import STUDY_FILE
+from rddlib.study.stage import Stage
+from rddlib.study.study import Study
+from rddlib.training import Checkpoints
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
@@ -42,9 +43,8 @@ class Run:
     def __init__(self, study: Study, stage: str, *arguments):
         if not (study.out / STUDY_FILE).exists():
             raise UserError(f"{study.out} is no study's folder yet: open it with open_study")
-        self.stages, self.command = _plan(study, stage, *arguments)
+        self.name, self.stages, self.command = _plan(study, stage, *arguments)
         self.study = study
-        self.name = "-".join(map(str, self.stages[-1][:3]))  # base, extractor, teacher-8, student-rdd-1
         self._files = study.out / "background" / self.name
         self.log = self._file("log")
 
@@ -55,7 +55,7 @@ class Run:
 
     def start(self) -> "Run":
         """Start it, unless it runs or its model is there."""
-        if self._made(self.stages[-1]):
+        if self.stages[-1].done:
             return self
         self._files.parent.mkdir(parents=True, exist_ok=True)
         if (lock := _take(self._file("lock"))) is None:
@@ -111,31 +111,28 @@ class Run:
 
     # how far it is
 
-    def _made(self, stage: tuple) -> bool:
-        return self.study.path_of(*stage).exists()
-
     def progress(self) -> dict:
         """state: "idle", "running", "stopped", "failed" or "done"; stage, number of `stages` that it is; iteration
         of total, loss, images_per_second and seconds_left of that stage (None where not known yet); message: why it
         stopped or failed."""
         running = self.running  # asked first: what ends meanwhile still counts as running
-        missing = [stage for stage in self.stages if not self._made(stage)]
+        missing = [stage for stage in self.stages if not stage.done]
         stage = (missing or self.stages[-1:])[0]
-        config, files = _config_of(self.study, stage), self.study.path_of(*stage).with_suffix("")
-        last = _last_record(files.with_name(files.name + ".metrics.jsonl"))
-        iteration = max([last.get("step", -1) + 1, *Checkpoints(files).steps()]) if missing else config.iterations
-        speed = last.get("images_per_second")
+        last = _last_record(stage.files.with_name(stage.files.name + ".metrics.jsonl"))
+        steps = Checkpoints(stage.files).steps()
+        iteration = max([last.get("step", -1) + 1, *steps]) if missing else stage.iterations
+        speed, left = last.get("images_per_second"), stage.iterations - iteration
         state, message = self._state(running, bool(missing))
         return {
             "state": state,
-            "stage": _words(stage),
+            "stage": stage.label,
             "number": self.stages.index(stage) + 1,
             "stages": len(self.stages),
             "iteration": iteration,
-            "total": config.iterations,
+            "total": stage.iterations,
             "loss": last.get("loss"),
             "images_per_second": speed,
-            "seconds_left": (config.iterations - iteration) * config.batch_size / speed if speed else None,
+            "seconds_left": left * stage.config.batch_size / speed if speed else None,
             "message": message,
         }
 
@@ -180,43 +177,25 @@ class Run:
 # what there is to train
 
 
-def _plan(study: Study, stage: str, *arguments) -> tuple[list[tuple], list[str]]:
-    """(stages in the order they are trained, as arguments of study.path_of; the command that trains them)."""
-    whole, middle = study.profile.base.steps, study.profile.progressive.teacher_steps
-
-    def teachers(steps: int) -> list[tuple]:
-        return [("base",), *(study.halvings("pd", whole, steps) if steps != whole else [])]
-
+def _plan(study: Study, stage: str, *arguments) -> tuple[str, list[Stage], list[str]]:
+    """(a name, the stages in the order they are trained, the command that trains them)."""
+    whole, middle, stages = study.profile.base.steps, study.profile.progressive.teacher_steps, study.stages
     match (stage, *arguments):
         case ("base",):
-            return [("base",)], ["train"]
+            return "base", stages.base.lineage(), ["train"]
         case ("extractor",):
-            return [("extractor",)], ["extractor"]
+            return "extractor", stages.extractor.lineage(), ["extractor"]
         case ("teacher",) | ("teacher", int()):
             steps = arguments[0] if arguments else middle
             command = ["distill", "--objective", "pd", "--from", str(whole), "--to", str(steps)]
-            return teachers(steps), command if steps != whole else ["train"]
+            return f"teacher-{steps}", stages.teacher(steps).lineage(), command if steps != whole else ["train"]
         case ("student", str(method)) | ("student", str(method), int()):
+            find_method(method)
             steps = arguments[1] if len(arguments) > 1 else 1
-            needs = [] if method == "pd" else [("extractor",)]
-            stages = [*teachers(middle), *needs, *study.halvings(method, middle, steps)]
-            return stages, ["distill", "--objective", method, "--to", str(steps)]
+            lineage = stages.student(method, steps, study.profile.seeds[0]).lineage()
+            return f"student-{method}-{steps}", lineage, ["distill", "--objective", method, "--to", str(steps)]
     asked = " ".join(map(str, (stage, *arguments)))
     raise UserError(f"cannot train {asked!r}: give base, extractor, teacher [steps] or student method [steps]")
-
-
-def _config_of(study: Study, stage: tuple) -> TrainConfig:
-    p = study.profile
-    if stage[0] == "student":
-        return replace(p.distill.train, iterations=p.distill.iterations[halving_of(p, stage[2])])
-    return {"base": p.base, "extractor": p.extractor, "teacher": p.progressive}[stage[0]].train
-
-
-def _words(stage: tuple) -> str:
-    kind, *rest = stage
-    if kind == "teacher":
-        return f"PD to {rest[0]} steps"
-    return f"{rest[0].upper()} to {rest[1]} steps" if kind == "student" else {"base": "base model"}.get(kind, kind)
 
 
 # files

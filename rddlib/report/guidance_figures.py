@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from rddlib.report.figures import NAMES, SCORE_NAMES, STYLES
-from rddlib.study.guidance import STOCHASTIC
+from rddlib.study.graph import STOCHASTIC
 
 GUIDED_NAMES = {"teacher": "teacher", "stage_one": "stage one", **NAMES}
 _STYLES = {

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from rddlib.report.guidance_figures import GUIDED_NAMES
-from rddlib.study.guidance import STOCHASTIC
+from rddlib.study.graph import STOCHASTIC
 
 Curves = dict[tuple[str, str, int], pd.DataFrame]  # (method, sampler, steps): mean fid and is, by w
 

@@ -1,9 +1,7 @@
 """`rdd study`: the notebooks in order through papermill into the study's folder, then the report."""
 
-import concurrent.futures
 import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -12,18 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 import rddlib
-from rddlib.study.guidance import guided_study
+from rddlib.study.engines import Outcome, on_this_machine
+from rddlib.study.folder import continue_study
 from rddlib.study.profiles import load_profile
-from rddlib.study.study import Study, continue_study, key_of, open_study, stopped_with
+from rddlib.study.stage import key_of
+from rddlib.study.study import Study, guided_study
 from rddlib.training.stopping import HeedsSignals
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
@@ -304,74 +302,53 @@ class Prefixed(io.TextIOBase):
             self.stream.flush()
 
 
+@dataclass(frozen=True)
+class Prefixing:
+    """A task for an engine: work(*arguments), each line of what it prints with the label in front."""
+
+    label: str
+    work: Callable
+    arguments: tuple
+
+    def perform(self) -> str:
+        plain = sys.stdout, sys.stderr
+        os.environ["COLUMNS"] = str(shutil.get_terminal_size((100, 24)).columns - 12)
+        sys.stdout, sys.stderr = (Prefixed(stream, f"{self.label} | ") for stream in plain)
+        try:
+            self.work(*self.arguments)
+            return "done"
+        except Interrupted as stop:
+            raise UserError(f"{stop}; the same command goes on where this stopped") from stop
+        finally:
+            print(), print(file=sys.stderr)  # what is left of a line
+            sys.stdout, sys.stderr = plain
+
+
 def _needed(study: Study, notebooks: list[Path]) -> list[str]:
     """What these notebooks ask the study for and is not made yet; all that do would wait for the first of them."""
     sources = "".join(notebook.read_text() for notebook in notebooks)
-    paths = {
-        "teacher": study.path_of("teacher", study.profile.progressive.teacher_steps),
-        "extractor": study.path_of("extractor"),
-    }
-    return [name for name, path in paths.items() if f"study.{name}()" in sources and not path.exists()]
+    stages = {"teacher": study.stages.teacher(), "extractor": study.stages.extractor}
+    return [name for name, stage in stages.items() if f"study.{name}()" in sources and not stage.done]
 
 
-def _make(profile: str, out: Path, seed: int, name: str) -> None:
-    getattr(open_study(profile, out, seed), name)()
-
-
-def _start_worker(threads: int) -> None:
-    """A terminal's Ctrl-C reaches every process; the first one passes it on as SIGTERM, once it is heeded."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the kernels
-    os.environ["COLUMNS"] = str(shutil.get_terminal_size((100, 24)).columns - 12)
-    torch.set_num_threads(threads)
-
-
-def _run_prefixed(prefix: str, work: Callable, *arguments) -> None:
-    plain = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Prefixed(stream, f"{prefix} | ") for stream in plain)
-    try:
-        work(*arguments)
-    except Interrupted as stop:
-        raise UserError(f"{stop}; the same command goes on where this stopped") from stop
-    finally:
-        print(), print(file=sys.stderr)  # what is left of a line
-        sys.stdout, sys.stderr = plain
-
-
-def _run_all(pool: concurrent.futures.ProcessPoolExecutor, jobs: int, tasks: list[tuple]) -> None:
-    """_run_prefixed(*task) for each, `jobs` at a time, in order.
-
-    Where one fails, those that run are still finished, and no other begins.
-    """
-    waiting, running = list(tasks), set()
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            running.add(pool.submit(_run_prefixed, *waiting.pop(0)))
-        done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-        if failed := [future for future in done if future.exception()]:
-            if running:
-                progress.say("One failed; what else runs is finished first (Ctrl-C: saved and stopped)")
-                concurrent.futures.wait(running)
-            failed[0].result()
+def _make(study: Study, name: str) -> None:
+    getattr(study, name)()
 
 
 def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: int) -> None:
     """Notebooks in order, `jobs` at a time, each in a process of its own with its share of the cores.
 
-    Teacher and extractor, which most of them need, are begun before them. Raises UserError for the first that fails.
+    Teacher and extractor, which most of them need, are begun before them. Where one fails, those that run are still
+    finished, no other begins, and UserError says what failed.
     """
-    context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // jobs)
-    where = (study.profile.name, study.out, study.seed)
-    try:
-        with (
-            concurrent.futures.ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool,
-            stopped_with(pool),
-        ):
-            made = [(name, _make, *where, name) for name in _needed(study, notebooks)]
-            ran = [(file.name[:2], run_notebook, file, study.out, parameters) for file in notebooks]
-            _run_all(pool, jobs, made + ran)
-    except BrokenProcessPool as error:
-        raise UserError("a notebook's process died, out of memory by the look of it: give fewer --jobs") from error
+
+    def report(outcome: Outcome) -> None:
+        if outcome.failed:
+            raise UserError(outcome.said)
+
+    made = [Prefixing(name, _make, (study, name)) for name in _needed(study, notebooks)]
+    ran = [Prefixing(file.name[:2], run_notebook, (file, study.out, parameters)) for file in notebooks]
+    on_this_machine(jobs)([*made, *ran], report)
 
 
 # the series

@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from rddlib.evaluation import summarise
-from rddlib.report.figures import NAMES, image_rows, scores_figure, to_png
+from rddlib.methods import LABELS
+from rddlib.report.figures import image_rows, scores_figure, to_png
 from rddlib.report.guidance_figures import weights_figure
-from rddlib.study.guidance import guided_study
-from rddlib.study.guided_results import guided_done, guided_results
-from rddlib.study.study import Study
+from rddlib.study.guidance import guided_done, guided_results
+from rddlib.study.stage import Stage
+from rddlib.study.study import Study, guided_study
 from rddlib.utils.checkpoint import write_atomically
 
 STYLE = """
@@ -32,8 +33,8 @@ def same_noise_grid(study: Study, count: int = 12):
     noise, teacher = study.noise(count), study.profile.progressive.teacher_steps
     rows = {f"teacher, {teacher} steps": study.images("pd", teacher, noise)}
     for steps in study.profile.student_steps:
-        for method in ("ddim", "pd", "cfd", "rcfd", "rdd"):
-            rows[f"{NAMES[method]}, {steps} step{'s' * (steps > 1)}"] = study.images(method, steps, noise)
+        for method in ("ddim", *study.profile.methods):
+            rows[f"{LABELS[method]}, {steps} step{'s' * (steps > 1)}"] = study.images(method, steps, noise)
     return image_rows(rows, "A column is one noise")
 
 
@@ -42,7 +43,7 @@ def _table(frame: pd.DataFrame) -> str:
     forms = {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}"}
     for column, form in ((name, form) for name, form in forms.items() if name in shown):
         shown[column] = shown[column].map(form.format)
-    shown["method"] = shown["method"].map(NAMES)
+    shown["method"] = shown["method"].map(LABELS)
     shown["seconds"] = shown["seconds"].map("{:.1f}".format)
     names = {"fid": "FID*", "pfd": "pFD", "is": "IS*", "seconds": "sampling, s"}
     return f'<div class="scroll">{shown.rename(columns=names).to_html(index=False, border=0)}</div>'
@@ -107,18 +108,16 @@ def notebook_page(executed: Path) -> Path:
 
 def _stages(study: Study) -> str:
     """Seconds each stage took and their sum, from the checkpoints that this study uses."""
-    p = study.profile
-    rows, steps = [("base model", study.facts("base"))], p.base.steps // 2
-    while steps >= p.progressive.teacher_steps:
-        rows.append((f"PD {2 * steps} to {steps} steps", study.facts("teacher", steps)))
-        steps //= 2
-    rows.append(("extractor", study.facts("extractor")))
-    for method, seed in ((m, s) for s in p.seeds for m in ("pd", "cfd", "rcfd", "rdd")):
-        seconds = sum(study.facts("student", method, n, seed)["seconds"] for n in p.student_steps)
-        rows.append((f"{NAMES[method]} {p.progressive.teacher_steps} to 1 steps, seed {seed}", {"seconds": seconds}))
-    rows.append(("all training", {"seconds": sum(facts["seconds"] for _, facts in rows)}))
-    lines = "".join(f"<tr><td>{name}</td><td>{facts['seconds']:.0f}</td></tr>" for name, facts in rows)
-    return f'<div class="scroll"><table><tr><th>stage</th><th>seconds</th></tr>{lines}</table></div>'
+    rows = [(stage.label, _seed_of(stage), stage.recorded()["seconds"]) for stage in study.lineage()]
+    rows.append(("all training", "", sum(seconds for _, _, seconds in rows)))
+    lines = "".join(f"<tr><td>{name}</td><td>{seed}</td><td>{seconds:.0f}</td></tr>" for name, seed, seconds in rows)
+    head = "<tr><th>stage</th><th>seed</th><th>seconds</th></tr>"
+    return f'<div class="scroll"><table>{head}{lines}</table></div>'
+
+
+def _seed_of(stage: Stage) -> int | str:
+    """Of the distillation, where the stage is one of the last halvings."""
+    return stage.facts()["seed"] if stage.kind in LABELS else ""
 
 
 def _title(notebook: Path) -> str:
@@ -152,7 +151,7 @@ def _results(study: Study) -> str:
     """Samples, scores, times and receipts, once every arm is measured; their files are written along the way."""
     out, comparable = study.out, study.metric_network.published
     results = study.results()
-    receipts = {"-".join(map(str, arm)): study.receipt(*arm) for arm in study.arms()}
+    receipts = {arm.name: study.measured(arm)["receipt"] for arm in study.arms()}
     first, receipt = next(iter(receipts.items()))
     write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
     write_atomically(out / "receipts.json", json.dumps(receipts, indent=1) + "\n")
@@ -198,7 +197,8 @@ def write_report(study: Study, executed) -> Path:
 """
     body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
 <p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
-{profile.base.steps} sampling steps to {profile.progressive.teacher_steps} and on to 1 by four methods at equal budgets.</p>
+{profile.base.steps} sampling steps to {profile.progressive.teacher_steps} and on to 1 by {len(profile.methods)} methods at
+equal budgets.</p>
 {_contents(sections)}
 {sections}"""
     page = study.out / "index.html"

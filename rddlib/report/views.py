@@ -19,7 +19,6 @@ from rddlib.report import figures as plots
 from rddlib.report.ablation_figures import ablation_figure
 from rddlib.study.ablation_results import Measured
 from rddlib.study.ablations import ABLATIONS
-from rddlib.study.guidance import GuidedStudy
 from rddlib.study.study import Study
 
 
@@ -159,19 +158,19 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     return same_noise
 
 
-def guidance_view(guided: GuidedStudy, count: int = 12) -> Callable[..., Figure]:
+def guidance_view(guided: Study, count: int = 12) -> Callable[..., Figure]:
     """What guidance makes of the same noises: the teacher, stage one, and stage two's students.
 
     Returns guidance(w, steps, label): all images of class `label`, the students in `steps` steps (those that there are).
     """
     noise, profile = guided.noise(count), guided.profile
-    top, known = profile.base.steps, {arm[:2] + arm[4:] for arm in guided.arms()}
+    top, known = profile.base.steps, {(arm.method, arm.steps, arm.sampler) for arm in guided.arms()}
     denoiser = lru_cache(guided.denoiser)
 
     @lru_cache(maxsize=512)
     def drawn(method: str, steps: int, sampler: str, w: float, label: int) -> Tensor:
         y = torch.full((count,), label, device=noise.device)
-        model = denoiser(method, steps, None, w, sampler)
+        model = denoiser(method, steps, None, sampler)
         return guided.sample(model, noise, steps, w, y, sampler).cpu()
 
     first, near_one = min(3, profile.unet.num_classes - 1), min(profile.guidance.at, key=lambda w: abs(w - 1))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rddlib.distillation.objectives import RELEASED_SWITCHES
-from rddlib.study.profiles import METHODS, Profile, overrides_of, parse_value
-from rddlib.study.study import key_of
+from rddlib.methods import METHODS
+from rddlib.study.profiles import Profile, overrides_of, parse_value
+from rddlib.study.stage import key_of
 from rddlib.utils.errors import UserError, nearest
 
 RDD_PAPER, RCFD_PAPER = "Feng et al. 2024", "Sun et al. 2023"

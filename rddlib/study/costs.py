@@ -1,38 +1,360 @@
-"""What a sweep would take: its runs counted, and their time on this machine from a short measurement of each kind."""
+"""What a study or a sweep would take on this machine: each kind of stage is run for a few iterations on random images, and
+what its trainer logs is read.
+
+A batch grows from 2 images on until the stage's own is reached, or time or memory would not allow the next; what is not
+reached is extrapolated on the line through the two largest batches measured.
+"""
 
 import json
+import math
+import shutil
+import statistics
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
+from rddlib.data import ImageDataset
+from rddlib.diffusion.sampling import ddim_sample
+from rddlib.methods import METHODS, OBJECTIVES
 from rddlib.study.ablations import ABLATIONS, Ablation
-from rddlib.study.plan import SAMPLING, Job, probed
-from rddlib.study.profiles import METHODS, PROFILES, Profile, changed, set_apart
-from rddlib.study.study import STUDY_FILE
+from rddlib.study.folder import STUDY_FILE
+from rddlib.study.graph import Graph, Inputs, conditional_profile, guided_graph, plain_graph
+from rddlib.study.profiles import PROFILES, Profile, changed, load_profile
+from rddlib.study.stage import Stage, Workplace
+from rddlib.study.study import Arm, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
+from rddlib.training import TrainConfig, training_device
+from rddlib.training.hardware import free_memory, peak_memory, release_memory, reset_peak
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import locked
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
-from rddlib.utils.text import aligned, human_time
+from rddlib.utils.text import aligned, human_size, human_time, number
 
+SAMPLING = "sampling"  # the kind of a step of DDIM on a batch, beside the stages' kinds
 COSTS_FILE = "costs.json"
-KINDS = {
-    "base": "base",
-    "teacher": "progressive",
-    "extractor": "extractor",
-}  # of artefacts; students' kind is their method
-SECONDS = 2.0  # of measuring, for each kind in each round
-ROUNDS = 3
+FIRST = 2  # images of the first batch
+WARM_UP = 1  # iterations that are not timed
+
+
+# measuring
+
+
+class Point(NamedTuple):
+    """One measurement at a batch: seconds of an iteration, peak memory of the process in bytes."""
+
+    batch: int
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one iteration of a kind of stage: seconds; memory: peak, bytes; model: bytes of its checkpoint; resume: bytes of
+    all states that a killed run goes on from; note: at which batch it was measured, where that is not its own."""
+
+    seconds: float
+    memory: float
+    model: int = 0
+    resume: int = 0
+    note: str = ""
+
+
+def classes_of(profile: Profile) -> int:
+    """Classes of the profile's images, without reading them."""
+    return profile.unet.num_classes or (1000 if profile.data.name == "imagenet64" else 10)
+
+
+def random_images(profile: Profile, count: int = 256) -> ImageDataset:
+    """Noise in the shape of the profile's images, with labels."""
+    unet, generator = profile.unet, torch.Generator().manual_seed(0)
+    shape, classes = (count, unet.image_channels, unet.image_size, unet.image_size), classes_of(profile)
+    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    return ImageDataset("noise", images, torch.randint(classes, (count,), generator=generator), classes)
+
+
+class Prober:
+    """Runs the stages of a profile's graphs on random images, writing nothing.
+
+    networks(stage): what its parents hand to it, barely trained, since an iteration costs the same whatever was learnt.
+    """
+
+    def __init__(self, profile: Profile):
+        images = random_images(profile)
+        run = replace(profile.run, log_every=1, sample_every=0, tensorboard=False)
+        # torch.compile would take longer than a measurement may
+        run = replace(run, compile="never") if run.compile == "auto" else run
+        place = Workplace(Path("nowhere"), run)
+        self.profile = profile
+        self.plain = plain_graph(Inputs(profile, 0, lambda split: images, place))
+        guided = conditional_profile(profile, images.num_classes)
+        self.guided = guided_graph(Inputs(guided, 0, lambda split: images, place))
+        self._networks: dict[Stage, nn.Module] = {}
+
+    def network(self, stage: Stage) -> nn.Module:
+        if stage not in self._networks:
+            if stage.kind == "halving" or stage.kind in OBJECTIVES:  # a student is as large as its teacher
+                self._networks[stage] = self.network(stage.parents[0])
+            else:
+                self._networks[stage], _ = self._fit(stage, stage.trainer(_short(stage.config, 1, FIRST)))
+        return self._networks[stage]
+
+    def _fit(self, stage: Stage, trainer) -> tuple[nn.Module, dict]:
+        return stage.fit(trainer, *(self.network(parent) for parent in stage.parents))
+
+    def cost(self, stage: Stage, seconds: float) -> Cost:
+        """Of an iteration of a stage, measured for about so many seconds."""
+        self.network(stage.parents[0]) if stage.parents else None
+        seen: dict = {}
+
+        def timed(batch: int, iterations: int) -> Point:
+            trainer = stage.trainer(_short(stage.config, WARM_UP + iterations, batch))
+            seen["network"], _ = self._fit(stage, trainer)
+            seen["state"] = trainer.state_bytes
+            speeds = [record["images_per_second"] for record in trainer.history if "images_per_second" in record]
+            return Point(batch, batch / statistics.median(speeds), peak_memory(training_device()))
+
+        parts = stage.config.accumulate
+        point, note = _probed(timed, stage.config.batch_size // parts, seconds)
+        model = sum(tensor.nbytes for tensor in seen["network"].state_dict().values())
+        kept = seen["state"] * (self.profile.run.keep + 1)  # the oldest goes once the newest is written
+        return Cost(point.seconds * parts, point.memory, model, kept, note)
+
+    def sampling_cost(self, seconds: float) -> Cost:
+        """Of a step of DDIM on a batch, as scores' samples are drawn."""
+        denoiser, device = self.network(self.plain.base).to(training_device()), training_device()
+        evaluation, unet = self.profile.evaluation, self.profile.unet
+
+        def timed(batch: int, steps: int) -> Point:
+            noise = torch.randn(batch, unet.image_channels, unet.image_size, unet.image_size, device=device)
+            y = torch.zeros(batch, dtype=torch.long, device=device) if denoiser.num_classes else None
+            ddim_sample(denoiser, noise, WARM_UP, y=y)
+            began = _now()
+            ddim_sample(denoiser, noise, steps, y=y)
+            return Point(batch, (_now() - began) / steps, peak_memory(device))
+
+        point, note = _probed(timed, min(evaluation.batch_size, evaluation.samples), seconds)
+        return Cost(point.seconds, point.memory, note=note)
+
+
+def _short(config: TrainConfig, iterations: int, batch: int) -> TrainConfig:
+    return replace(config, iterations=iterations, batch_size=batch, accumulate=1)
+
+
+def _probed(timed: Callable[[int, int], Point], full: int, seconds: float) -> tuple[Point, str]:
+    """(what a full batch costs, a note where it was not reached); timed(batch, iterations) measures."""
+    device, points, began = training_device().type, [], time.monotonic()
+    batch, limit = min(FIRST, full), (free_memory(device) or math.inf) / 2
+    while batch:
+        guess = extrapolated(points, batch).seconds if points else None
+        release_memory()
+        reset_peak(device)
+        points.append(timed(batch, 1 if guess is None else min(10, max(1, round(0.5 / guess)))))
+        batch = next_batch(points, full, seconds - (time.monotonic() - began), limit)
+    measured = " and ".join(str(point.batch) for point in points[-2:])
+    return extrapolated(points, full), "" if points[-1].batch == full else f"measured at batch {measured}"
+
+
+def extrapolated(points: Sequence[Point], batch: int) -> Point:
+    """What the line through the two largest points (of points in rising order) says of a batch.
+
+    Time grows in proportion to the batch where there is one point, and where the line falls or meets batch 0 below 0
+    seconds, which is noise. Memory never falls.
+    """
+    last = points[-1]
+    before = points[-2] if len(points) > 1 else Point(0, 0.0, last.memory)
+    seconds, memory = (
+        max(0.0, (b - a) / (last.batch - before.batch)) for a, b in zip(before[1:], last[1:], strict=True)
+    )
+    per_image, beyond = min(seconds or math.inf, last.seconds / last.batch), batch - last.batch
+    return Point(batch, last.seconds + per_image * beyond, last.memory + memory * beyond)
+
+
+def next_batch(points: Sequence[Point], full: int, seconds_left: float, memory: float) -> int:
+    """Which batch to measure next, 0 for none: twice the last one (at most the full one), while an iteration and its
+    warm-up should fit into the time left and its peak into `memory` bytes."""
+    wanted = min(2 * points[-1].batch, full)
+    guess = extrapolated(points, wanted)
+    fits = guess.seconds * (WARM_UP + 1) <= seconds_left and guess.memory <= memory
+    return wanted if points[-1].batch < full and fits else 0
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+# the plan of a study
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a plan: stages of one kind; iterations: of all of them; files: checkpoints that they leave; at_once: how
+    many of them train at a time."""
+
+    name: str
+    kind: str
+    iterations: int
+    batch: int
+    files: int
+    at_once: int
+    cost: Cost
+
+    @property
+    def seconds(self) -> float:
+        return self.cost.seconds * self.iterations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rows; free_disk: bytes, where the study is to be; free_memory: bytes, of the GPU if there is one, None if unknown."""
+
+    rows: list[Row]
+    free_disk: int
+    free_memory: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Of all rows one after another."""
+        return sum(row.seconds for row in self.rows)
+
+    @property
+    def memory(self) -> float:
+        return max(row.cost.memory * row.at_once for row in self.rows)
+
+    @property
+    def disk(self) -> float:
+        """What all leave, and the largest resume states while one of them runs."""
+        return sum(row.cost.model * row.files for row in self.rows) + max(r.cost.resume * r.at_once for r in self.rows)
+
+    def warnings(self) -> list[str]:
+        """A line for each thing that this machine has too little of."""
+        lines = []
+        if self.disk > self.free_disk:
+            lines.append(
+                f"Warning: the study needs {human_size(self.disk)} of disk, {human_size(self.free_disk)} are free: "
+                "choose another --out"
+            )
+        if self.free_memory is not None and self.memory > self.free_memory:
+            lines.append(
+                f"Warning: the study needs {human_size(self.memory)} of memory, {human_size(self.free_memory)} are free: "
+                "lower batch_size, raise accumulate, or set jobs=1"
+            )
+        return lines
+
+    def __str__(self) -> str:
+        """A line for each row and their total, as a table in plain text."""
+        heads = ("stage", "iterations", "batch", "s/iteration", "time", "peak memory", "disk", "while running", "note")
+        body = [
+            (
+                row.name,
+                f"{row.iterations:,}",
+                str(row.batch),
+                number(row.cost.seconds, ".3g"),
+                human_time(row.seconds),
+                human_size(row.cost.memory * row.at_once),
+                human_size(row.cost.model * row.files),
+                human_size(row.cost.resume * row.at_once),
+                "; ".join(filter(None, [row.cost.note, f"{row.at_once} at a time" * (row.at_once > 1)])),
+            )
+            for row in self.rows
+        ]
+        total = ("total", "", "", "", human_time(self.seconds), human_size(self.memory), human_size(self.disk), "", "")
+        return aligned(heads, [*body, total], words=(0, len(heads) - 1))
+
+
+def make_plan(
+    profile: str,
+    overrides: dict[str, str] | None = None,
+    *,
+    out: Path,
+    seconds: float = 30.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Measure every kind of stage of a study, each for about `seconds`; say: called with a line for each.
+
+    Raises UserError for wrong input.
+    """
+    p = load_profile(profile, overrides)
+    if p.pretrained.teacher or p.pretrained.extractor:
+        raise UserError(
+            "rdd plan measures the profile's own networks: leave pretrained.teacher and pretrained.extractor out"
+        )
+    if not seconds > 0:
+        raise UserError(f"--seconds {seconds:g}: expected more than 0")
+    memory, prober, seeds = free_memory(training_device().type), Prober(p), len(p.seeds)
+    groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
+    guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
+    groups += _groups(prober.guided, guided, "guided: ", seeds)
+    kinds: dict[tuple, Cost] = {}
+    for name, stages, _ in groups:
+        key = (stages[0].kind, stages[0].config.batch_size)
+        if key not in kinds:
+            say(f"[{len(kinds) + 1}] {name}: measuring, about {seconds:g} s")
+            kinds[key] = prober.cost(stages[0], seconds)
+    say(f"[{len(kinds) + 1}] samples to score: measuring, about {seconds:g} s")
+    rows = [_row(p, name, stages, times, kinds) for name, stages, times in groups]
+    rows += _sampling_rows(p, prober.sampling_cost(seconds))
+    return Plan([row for row in rows if row.iterations], shutil.disk_usage(_existing(out)).free, memory)
+
+
+def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[tuple[str, list[Stage], int]]:
+    """(name, stages of one kind, how often each is trained) of what these arms need."""
+    found: dict[str, list[Stage]] = {}
+    for arm in arms:
+        for stage in graph.drawer(arm.method, arm.steps, arm.seed, arm.sampler).lineage():
+            same = found.setdefault(stage.kind, [])
+            same += [stage] * (stage not in same)
+    names = {kind: stages[0].label for kind, stages in found.items()}
+    names |= {
+        kind: f"{METHODS[kind].label}, {len(stages)} students" for kind, stages in found.items() if kind in METHODS
+    }
+    if "halving" in found:
+        names["halving"] = f"PD, {len(found['halving'])} halvings"
+    # a guided study of the first seed finds the extractor there
+    repeated = {kind: times - 1 if prefix and kind == "extractor" else times for kind in found}
+    return [(prefix + names[kind], stages, repeated[kind]) for kind, stages in found.items()]
+
+
+def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost]) -> Row:
+    batch, kind = stages[0].config.batch_size, stages[0].kind
+    iterations = sum(stage.iterations for stage in stages) * times
+    at_once = min(p.jobs, len(p.methods) * len(p.seeds)) if kind in METHODS else 1
+    return Row(name, kind, iterations, batch, len(stages) * times, at_once, kinds[kind, batch])
+
+
+def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
+    rows = []
+    guided = guided_arms(conditional_profile(p, classes_of(p)), 0)
+    for name, arms, samples in (
+        ("samples to score", plain_arms(p), p.evaluation.samples),
+        ("guided: samples to score", guided * len(p.seeds), p.guidance.samples),
+    ):
+        batch = min(p.evaluation.batch_size, samples)
+        evaluations = sum(arm.steps * (2 if arm.method == "teacher" else 1) for arm in arms)
+        rows.append(Row(name, SAMPLING, evaluations * -(-samples // batch), batch, 0, 1, cost))
+    return rows
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
+# the plan of a sweep
 
 
 def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> dict[str, float]:
-    """Seconds of an iteration by kind (base, halving, extractor, METHODS, sampling), at the profile's own numbers.
+    """Seconds of an iteration by kind of stage, and of a sampling step ("sampling"), at the profile's own numbers.
 
-    Measured once for a study's folder, with one thread in a process of its own, and kept there: a sweep that depends on them
-    then does not change when it goes on. On a GPU, of that GPU. Raises UserError where a kind could not be measured.
+    Measured once for a study's folder, with one thread, and kept there: a sweep that depends on them then does not change
+    when it goes on. On a GPU, of that GPU.
     """
     if not (out / STUDY_FILE).exists():
         return _measure(profile, say)["seconds"]
@@ -54,28 +376,23 @@ def known_costs(out: Path) -> dict[str, float] | None:
         raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
 
 
+SECONDS, ROUNDS = 2.0, 3  # of measuring each kind, and how often: the least disturbed counts
+
+
 def _measure(profile: Profile, say: Callable[[str], None]) -> dict:
-    batches = {"base": profile.base, "progressive": profile.progressive, "extractor": profile.extractor}
-    jobs = [Job(kind, kind, 1, config.train.batch_size) for kind, config in batches.items()]
-    jobs += [Job(kind, kind, 1, profile.distill.train.batch_size) for kind in METHODS]
-    jobs += [Job(SAMPLING, SAMPLING, 1, min(profile.evaluation.batch_size, profile.evaluation.samples))]
-    jobs *= ROUNDS
-    costs: dict[str, float] = {}
-    for index, job in enumerate(jobs, 1):
-        say(f"[{index}/{len(jobs)}] measuring an iteration of {job.name}, about {SECONDS:g} s")
-        row = probed(job, profile.name, set_apart(profile), SECONDS, threads=1)
-        if row.seconds is None:
-            raise UserError(
-                f"{job.name} could not be measured here ({row.note}): try rdd plan --profile {profile.name}"
-            )
-        costs[job.kind] = min(row.seconds, costs.get(job.kind, row.seconds))  # the least disturbed
-    return {
-        "seconds": costs,
-        "threads": 1,
-        "hardware": hardware(),
-        "torch": torch.__version__,
-        "git_commit": git_commit(),
-    }
+    threads, costs, prober = torch.get_num_threads(), {}, Prober(profile)
+    stages = {stages[0].kind: stages[0] for _, stages, _ in _groups(prober.plain, plain_arms(profile), "", 1)}
+    torch.set_num_threads(1)
+    try:
+        for turn in range(ROUNDS):
+            say(f"[{turn + 1}/{ROUNDS}] measuring an iteration of {len(stages) + 1} kinds, {SECONDS:g} s each")
+            found = {kind: prober.cost(stage, SECONDS).seconds for kind, stage in stages.items()}
+            found[SAMPLING] = prober.sampling_cost(SECONDS).seconds
+            costs = {kind: min(seconds, costs.get(kind, seconds)) for kind, seconds in found.items()}
+    finally:
+        torch.set_num_threads(threads)
+    where = {"hardware": hardware(), "torch": torch.__version__, "git_commit": git_commit()}
+    return {"seconds": costs, "threads": 1, **where}
 
 
 def plan_of(sweep: Sweep) -> list[dict]:
@@ -104,14 +421,16 @@ def plan_of(sweep: Sweep) -> list[dict]:
     return rows
 
 
-def _work(sweep: Sweep, runs, counted: set) -> Counter:
+def _work(sweep: Sweep, runs: Iterable, counted: set) -> Counter:
     """{kind: iterations, at the profile's own batch sizes} of what these runs lack; `counted` paths were counted before."""
     work: Counter = Counter()
-    for path, (run, stage) in sweep.missing(runs).items():
+    own = {stage.kind: stage.config.batch_size for stage in sweep.base.lineage()}
+    for path, (_, stage) in sweep.missing(runs).items():
         if path not in counted:
             counted.add(path)
-            config, own = (study.training(*stage) for study in (run.study, sweep.base))
-            work[KINDS.get(stage[0]) or stage[1]] += config.iterations * config.batch_size / own.batch_size
+            work[stage.kind] += (
+                stage.iterations * stage.config.batch_size / own.get(stage.kind, stage.config.batch_size)
+            )
     for run in runs:
         batches = -(-run.profile.evaluation.samples // run.profile.evaluation.batch_size)
         work[SAMPLING] += sum(run.steps) * batches
@@ -172,7 +491,7 @@ def _cost_at(ablation: Ablation, name: str, seeds: int) -> str:
     profile, runs, iterations = PROFILES[name](), set(), 0
     for setting in ablation.settings(profile):
         runs.add((setting.method, tuple(setting.changes.items())))
-        if setting.method in METHODS:
+        if setting.method in OBJECTIVES:
             stages = changed(profile, dict(setting.changes)).distill.iterations
             iterations += sum(stages if ablation.whole else stages[:1])
     return f"{len(runs) * seeds}, {_thousands(iterations * seeds)}"

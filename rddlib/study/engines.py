@@ -1,7 +1,8 @@
-"""Who performs a sweep's tasks: this process, several on this machine, or dask's workers anywhere.
+"""Who performs tasks: this process, several on this machine, or dask's workers anywhere.
 
 A task has a label and perform(), which says in a few words what came out; it may be handed to another process. Tasks are
-independent: one that fails, or whose process dies, leaves the others.
+independent: one that fails, or whose process dies, leaves the others. A study's cascades, a sweep's runs and notebooks that
+run at the same time are such tasks.
 """
 
 import concurrent.futures
@@ -9,14 +10,14 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from rddlib.study.study import stopped_with
 from rddlib.utils import progress
 from rddlib.utils.errors import Interrupted, UserError
 
@@ -61,11 +62,12 @@ def in_turn(tasks: Sequence[Task], report: Report) -> None:
         report(attempt(task))
 
 
-def on_this_machine(jobs: int) -> Engine:
+def on_this_machine(jobs: int, count: Callable[[int], None] = lambda iterations: None) -> Engine:
     """`jobs` processes at a time, each with its share of the cores, and of several GPUs one in turn.
 
     A process that dies takes its pool with it; whatever ran is then tried again alone, up to ATTEMPTS times in all, so that
-    only the culprit is given up. Raises UserError for jobs < 1.
+    only the culprit is given up. count: told twice a second how many iterations all of them have trained. Raises UserError
+    for jobs < 1.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
@@ -73,25 +75,26 @@ def on_this_machine(jobs: int) -> Engine:
         return in_turn
 
     def engine(tasks: Sequence[Task], report: Report) -> None:
-        waiting = list(tasks)
+        waiting, trained = list(tasks), multiprocessing.get_context("spawn").Value("q", 0)
         while waiting:
-            suspects, waiting = _until_one_dies(waiting, jobs, report)
+            suspects, waiting = _until_one_dies(waiting, jobs, report, trained, count)
             for task in suspects:
-                _alone(task, jobs, report)
+                _alone(task, jobs, report, trained, count)
 
     return engine
 
 
-def _until_one_dies(tasks: list[Task], jobs: int, report: Report) -> tuple[list[Task], list[Task]]:
+def _until_one_dies(tasks: list[Task], jobs: int, report: Report, trained, count) -> tuple[list[Task], list[Task]]:
     """Perform the tasks; ([], []) or, where a process dies, (what ran, what had not begun)."""
     waiting, running = list(tasks), {}
-    with _pool(min(jobs, len(tasks)), jobs) as pool, stopped_with(pool):
+    with _pool(min(jobs, len(tasks)), jobs, trained) as pool, _stopped_with(pool):
         while waiting or running:
             try:
                 while waiting and len(running) < jobs:  # no more: what runs when a process dies is then known
                     future = pool.submit(attempt, waiting[0])
                     running[future] = waiting.pop(0)
-                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                done, _ = concurrent.futures.wait(running, 0.5, return_when=concurrent.futures.FIRST_COMPLETED)
+                count(trained.value)
                 for future in done:
                     if isinstance(future.exception(), Interrupted):  # somebody told that process to stop
                         waiting.append(running.pop(future))
@@ -103,32 +106,42 @@ def _until_one_dies(tasks: list[Task], jobs: int, report: Report) -> tuple[list[
     return [], []
 
 
-def _alone(task: Task, jobs: int, report: Report) -> None:
+def _alone(task: Task, jobs: int, report: Report, trained, count) -> None:
     """Perform a task by which or beside which a process died, with nothing beside it."""
     for _ in range(ATTEMPTS - 1):
-        if not any(_until_one_dies([task], jobs, report)):
+        if not any(_until_one_dies([task], jobs, report, trained, count)):
             return
-    report(Outcome(task, f"its process died {ATTEMPTS} times, out of memory by the look of it", 0.0, failed=True))
+    said = f"its process died {ATTEMPTS} times, out of memory by the look of it"
+    report(Outcome(task, said, 0.0, failed=True))
 
 
-def _pool(processes: int, jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+@contextmanager
+def _stopped_with(pool: concurrent.futures.ProcessPoolExecutor) -> Iterator[None]:
+    """Where this process is told to stop, its workers are too: each saves a checkpoint first."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
+def _pool(processes: int, jobs: int, trained) -> concurrent.futures.ProcessPoolExecutor:
     """That many processes, each with a share of the cores as one of `jobs`."""
     context = multiprocessing.get_context("spawn")
-    start = (
-        max(1, torch.get_num_threads() // jobs),
-        torch.cuda.device_count(),
-        context.Value("q", 0),
-        context.Value("q", 0),
-    )
+    threads = max(1, torch.get_num_threads() // jobs)
+    start = (threads, torch.cuda.device_count(), context.Value("q", 0), trained)
     return concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, start)
 
 
-def _start_worker(threads: int, gpus: int, started, iterations) -> None:
+def _start_worker(threads: int, gpus: int, started, trained) -> None:
     """Quiet, since several share a terminal, whose Ctrl-C reaches every process: the first one passes it on as SIGTERM,
     which a training heeds and which ends all else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    progress.report_to(iterations)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that it starts
+    progress.report_to(trained)
     if gpus > 1:
         with started.get_lock():
             mine, started.value = started.value % gpus, started.value + 1

@@ -14,12 +14,10 @@ from rddlib.diffusion.denoiser import PREDICTIONS
 from rddlib.diffusion.schedule import SCHEDULES
 from rddlib.diffusion.unet import UNetConfig, check_guidance_range
 from rddlib.distillation.extractor import EXTRACTORS, MAPS
-from rddlib.distillation.objectives import RELATIONS, RELEASED_SWITCHES, WEIGHTS
-from rddlib.losses import IMPLEMENTATIONS, LOSS_WEIGHTS
+from rddlib.losses import LOSS_WEIGHTS
+from rddlib.methods import COMPETING, OBJECTIVES, LossConfig
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.utils.errors import UserError, nearest
-
-METHODS = ("pd", "cfd", "rcfd", "rdd")
 
 
 def _check(condition: bool, message: str) -> None:
@@ -116,62 +114,6 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Weights, temperatures and variants.
-
-    cfd: weight of CFD where other terms stand beside it; a term of weight 0 is left out. alpha, beta, tau_is, tau_m,
-    queue_size, draws, per_image: of RDD (Eq. 7-10, Feng et al. 2024). relation: which relations alpha weighs, "is_p2p"
-    across the images of a batch or "ii_p2p" within each (Eq. 6), both at tau_is. impl: how the relational losses are
-    computed, of rddlib.losses.is_p2p_loss. weights: "fixed", or
-    "balanced" for alpha and beta to say the size of the gradients as a share of CFD's. released: where to follow the
-    released code instead of the paper, names of RELEASED_SWITCHES. rcfd_beta, rcfd_gamma: of RCFD (Eq. 7, Sun et al.
-    2023). dual: CFD's temperature on both sides (Eq. 8 there). predictions: CFD on class predictions instead of features.
-    watch: log the terms' gradients every so many iterations of a training (0: never). debug: stop at the first NaN or
-    infinite feature.
-    """
-
-    cfd: float = 1.0
-    alpha: float = 1.0
-    beta: float = 0.1
-    tau_is: float = 1.0
-    tau_m: float = 0.1
-    queue_size: int = 20_000
-    draws: int = 2048
-    per_image: int = 1
-    relation: str = "is_p2p"
-    impl: str = "auto"
-    rcfd_beta: float = 0.003
-    rcfd_gamma: float = 0.75
-    weights: str = "fixed"
-    released: tuple[str, ...] = ()
-    dual: bool = False
-    predictions: bool = False
-    watch: int = 0
-    debug: bool = False
-
-    def __post_init__(self):
-        for name in ("tau_is", "tau_m"):
-            _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("cfd", "alpha", "beta", "rcfd_beta", "watch"):
-            _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
-        for name in ("queue_size", "draws", "per_image"):
-            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        for name, known in (("weights", WEIGHTS), ("relation", RELATIONS), ("impl", IMPLEMENTATIONS)):
-            _check(getattr(self, name) in known, f"{name} is {getattr(self, name)!r}, expected one of {known}")
-        _check(
-            self.weights == "fixed" or self.cfd > 0,
-            "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0",
-        )
-        _check(
-            self.cfd > 0 or (self.alpha > 0 and self.rcfd_beta > 0),
-            "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt",
-        )
-        unknown = set(self.released) - RELEASED_SWITCHES.keys()
-        _check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
-        _check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
-
-
-@dataclass(frozen=True)
 class GuidanceConfig:
     """Distilling classifier-free guidance, with a class-conditional base model of its own (Meng et al. 2022).
 
@@ -179,7 +121,7 @@ class GuidanceConfig:
     train: of the base model and of stage one; prediction: what their networks output, "x", "eps" or "v"; steps: of the DDIM
     sampler that stage two starts from (it ends at 1, as the profile's halvings do: by pd down to progressive.teacher_steps,
     below by each objective); budget: iterations of those below, as a multiple of distill.iterations; stochastic: those of each
-    student for the stochastic sampler; objectives: of METHODS, those that are scored; at: the weights w they are scored at;
+    student for the stochastic sampler; objectives: of OBJECTIVES, those that are scored; at: the weights w they are scored at;
     samples: for each score.
     """
 
@@ -207,8 +149,8 @@ class GuidanceConfig:
         _check(self.stochastic >= 1, f"stochastic is {self.stochastic}, expected at least 1")
         _check(self.budget > 0, f"budget is {self.budget}, expected above 0")
         _check(
-            bool(self.objectives) and set(self.objectives) <= set(METHODS),
-            f"objectives is {self.objectives}, expected some of {', '.join(METHODS)}",
+            bool(self.objectives) and set(self.objectives) <= set(OBJECTIVES),
+            f"objectives is {self.objectives}, expected some of {', '.join(OBJECTIVES)}",
         )
         for name in ("at", "objectives"):
             values = getattr(self, name)
@@ -279,7 +221,8 @@ def _check_halvings(name: str, steps: int, teacher: int) -> None:
 class Profile:
     """A whole study. Each field is a section; `rdd study --set section.field=value` changes one number.
 
-    run: how this machine trains (checkpoints, logs, memory format, compilation). seeds: of the distillation, one cascade
+    run: how this machine trains (checkpoints, logs, memory format, compilation). methods: which compete, of
+    rddlib.methods.OBJECTIVES. seeds: of the distillation, one cascade
     for each (and of all that guidance distils); jobs: independent cascades trained at a time, a process and an
     equal share of the cores each.
     """
@@ -288,14 +231,15 @@ class Profile:
     data: DataConfig
     unet: UNetConfig
     base: BaseConfig
-    halving: ProgressiveConfig
+    progressive: ProgressiveConfig
     extractor: ExtractorConfig
     distill: DistillConfig
     guidance: GuidanceConfig
-    given: PretrainedConfig
+    pretrained: PretrainedConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    methods: tuple[str, ...] = COMPETING
     seeds: tuple[int, ...] = (0,)
     jobs: int = 2
 
@@ -311,6 +255,12 @@ class Profile:
             len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
             f"seeds is {self.seeds}, expected at least one, all different",
         )
+        for name in self.methods:
+            _check(
+                name in OBJECTIVES,
+                f"methods has {name!r}{nearest(name, OBJECTIVES)}, known are {', '.join(OBJECTIVES)}",
+            )
+        _check(len(set(self.methods)) == len(self.methods) > 0, f"methods is {self.methods}, expected different ones")
         _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
         _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_halvings("guidance.steps", self.guidance.steps, teacher)

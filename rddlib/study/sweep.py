@@ -13,10 +13,12 @@ import pandas as pd
 
 import rddlib
 from rddlib.evaluation import read_record
+from rddlib.methods import OBJECTIVES
 from rddlib.study.ablations import Ablation, Setting
-from rddlib.study.entropy import entropy_path, entropy_record
-from rddlib.study.profiles import METHODS, Profile, changed
-from rddlib.study.study import Study, key_of
+from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
+from rddlib.study.profiles import Profile, changed
+from rddlib.study.stage import Stage, key_of
+from rddlib.study.study import Arm, Study
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 
@@ -47,7 +49,7 @@ VERSION_FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One setting with one seed: its cascade down to the last of `steps`, scored at each of them.
+    """One setting with one seed, as a task: its cascade down to the last of `steps`, scored at each of them.
 
     measures: "scores" or "entropy". Runs of the same `key` are the same, whichever ablations ask for them.
     """
@@ -66,31 +68,29 @@ class Run:
     def study(self) -> Study:
         return Study(self.profile, self.out, self.study_seed, self.scores)
 
+    @property
+    def arms(self) -> list[Arm]:
+        return [Arm(self.method, steps, self.seed) for steps in self.steps]
+
     def paths(self, study: Study) -> list[Path]:
         """The files of its numbers."""
         path = entropy_path if self.measures == "entropy" else Study.score_path
-        return [path(study, self.method, steps, self.seed) for steps in self.steps]
+        return [path(study, arm) for arm in self.arms]
 
-    def lineage(self, study: Study) -> list[tuple]:
-        """The artefacts that it needs, ancestors first, as arguments of Study.facts."""
-        stages = [stage for steps in self.steps for stage in _lineage(study, self.method, steps, self.seed)]
-        extractor = [("extractor",)] if self.measures == "entropy" else []
+    def lineage(self, study: Study) -> list[Stage]:
+        """The stages that it needs, ancestors first."""
+        stages = [stage for arm in self.arms for stage in drawer_of(study, arm).lineage()]
+        extractor = [study.stages.extractor] if self.measures == "entropy" else []
         return list(dict.fromkeys(stages + extractor))
 
     def perform(self) -> str:
         """Train and measure what is missing; in a few words what came out."""
         study = self.study
         if self.measures == "entropy":
-            last = [entropy_record(study, self.method, steps, self.seed)["row"]["entropy"][-1] for steps in self.steps]
+            last = [entropy_record(study, arm)["row"]["entropy"][-1] for arm in self.arms]
             return "last entropies " + ", ".join(f"{value:.3f}" for value in last)
-        rows = [study.score(self.method, steps, self.seed) for steps in self.steps]
+        rows = [study.measured(arm)["row"] for arm in self.arms]
         return "FID " + ", ".join(f"{row['fid']:.3g}" for row in rows)
-
-
-def _teacher(profile: Profile) -> tuple:
-    """The artefact that all students start from."""
-    steps = profile.progressive.teacher_steps
-    return ("teacher", steps) if steps < profile.base.steps else ("base",)
 
 
 def _steps(profile: Profile, ablation: Ablation, setting: Setting) -> tuple[int, ...]:
@@ -100,23 +100,22 @@ def _steps(profile: Profile, ablation: Ablation, setting: Setting) -> tuple[int,
     return (profile.progressive.teacher_steps, *steps) if own else steps
 
 
-def _lineage(study: Study, method: str, steps: int, seed: int) -> list[tuple]:
-    teacher = study.profile.progressive.teacher_steps
-    return study.lineage("pd", teacher, seed) if method == "teacher" else study.lineage(method, steps, seed)
-
-
 @dataclass(frozen=True)
 class Ancestor:
-    """An artefact that several runs need, made before them."""
+    """A teacher or an extractor that several runs need, as a task to be done before them."""
 
     profile: Profile
     out: Path
     study_seed: int
-    stage: tuple
+    kind: str
     label: str = ""
 
+    def stage(self) -> Stage:
+        stages = Study(self.profile, self.out, self.study_seed).stages
+        return stages.extractor if self.kind == "extractor" else stages.teacher()
+
     def perform(self) -> str:
-        Study(self.profile, self.out, self.study_seed).make(*self.stage)
+        self.stage().get()
         return "trained"
 
 
@@ -222,15 +221,13 @@ class Sweep:
         done = {point.key for point in self.points if self.done(point)}
         return {key: run for key, run in self.runs.items() if key not in done}
 
-    def missing(self, runs: Iterable[Run]) -> dict[Path, tuple[Run, tuple]]:
-        """{path: (a run that needs it, artefact)} of what these runs need and is not trained, ancestors first."""
-        found: dict[Path, tuple[Run, tuple]] = {}
+    def missing(self, runs: Iterable[Run]) -> dict[Path, tuple[Run, Stage]]:
+        """{path: (a run that needs it, stage)} of what these runs need and is not trained, ancestors first."""
+        found: dict[Path, tuple[Run, Stage]] = {}
         for run in runs:
-            study = self._study_of(run)
-            for stage in run.lineage(study):
-                path = study.path_of(*stage)
-                if path not in found and not path.exists():
-                    found[path] = (run, stage)
+            for stage in run.lineage(self._study_of(run)):
+                if stage.path not in found and not stage.done:
+                    found[stage.path] = (run, stage)
         return found
 
     def _study_of(self, run: Run) -> Study:
@@ -238,17 +235,19 @@ class Sweep:
 
     def ancestors(self, runs: Iterable[Run]) -> list[Ancestor]:
         """The teachers and extractors among the missing, for runs to share: what a teacher comes from is made with it."""
-        return [
-            Ancestor(run.profile, run.out, run.study_seed, stage, f"{stage[0]} for {run.label}")
-            for run, stage in self.missing(runs).values()
-            if stage in (("extractor",), _teacher(run.profile))
-        ]
+        found = []
+        for run, stage in self.missing(runs).values():
+            stages = self._study_of(run).stages
+            for kind, shared in (("extractor", stages.extractor), ("teacher", stages.teacher())):
+                if stage is shared:
+                    label = f"{kind} for {run.label}"
+                    found.append(Ancestor(run.profile, run.out, run.study_seed, kind, label))
+        return found
 
     def needing(self, ancestor: Ancestor, runs: Iterable[Run]) -> list[Run]:
-        """Those of the runs that need this artefact."""
-        path = Study(ancestor.profile, ancestor.out, ancestor.study_seed).path_of(*ancestor.stage).name
-        lineages = {run: (self._study_of(run), run.lineage(self._study_of(run))) for run in runs}
-        return [run for run, (study, stages) in lineages.items() if path in {study.path_of(*s).name for s in stages}]
+        """Those of the runs that need this stage."""
+        path = ancestor.stage().path
+        return [run for run in runs if path in {stage.path for stage in run.lineage(self._study_of(run))}]
 
     # results
 
@@ -291,16 +290,19 @@ class Sweep:
     def _training(self, point: Point, steps: int) -> dict:
         """What the halvings from the teacher to this student took."""
         study, run = point.study, point.run
-        if run.method not in METHODS:
+        if run.method not in OBJECTIVES:
             return {}
-        stages = [stage for stage in study.lineage(run.method, steps, run.seed) if stage[0] == "student"]
+        shared = {*study.stages.teacher().lineage(), study.stages.extractor}
+        stages = [
+            stage for stage in drawer_of(study, Arm(run.method, steps, run.seed)).lineage() if stage not in shared
+        ]
         if not stages:
             return {}
-        facts = [_noted(study.path_of(*stage)) for stage in stages]
+        facts = [stage.noted() for stage in stages]
         seconds = [fact["seconds"] for fact in facts if "seconds" in fact]
         peaks = [fact["peak_memory"] / 2**20 for fact in facts if "peak_memory" in fact]
         return {
-            "iterations": sum(study.training(*stage).iterations for stage in stages),
+            "iterations": sum(stage.iterations for stage in stages),
             "batch": study.profile.distill.train.batch_size,
             "train_seconds": round(sum(seconds), 2) if len(seconds) == len(stages) else None,
             "peak_mib": round(max(peaks), 1) if peaks else None,
@@ -317,14 +319,6 @@ class Sweep:
         write_atomically(path, self.table(ablation).to_csv(index=False, float_format="%.6g"))
         write_atomically(path.with_name(f"{name}_receipts.json"), json.dumps(receipts, indent=1) + "\n")
         return path
-
-
-def _noted(checkpoint: Path) -> dict:
-    """What is recorded beside a checkpoint, without reading the whole of it; nothing where it was deleted."""
-    try:
-        return json.loads(checkpoint.with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def check_version(out: Path) -> None:

@@ -126,3 +126,10 @@ def proc_field(path: str, field: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can still be had, None where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return proc_field("/proc/meminfo", "MemAvailable")

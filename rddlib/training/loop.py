@@ -34,29 +34,34 @@ Loss = Callable[[nn.Module, Step], tuple[Tensor, dict[str, Tensor]]]
 
 @dataclass
 class Trainer:
-    """Minimise a loss over a model.
+    """Minimise a loss over a model; one object for one training.
 
-    config; seed; rows: images in the data set; label: what the progress bar says; files: how the names of its files begin
-    (None: none is written): files.<iteration>.resume are what a killed run goes on from, the state after the last
-    iteration included; they stay until `Checkpoints(files).clear()`, to be called once the result is stored.
-    files.metrics.jsonl has the loss, its terms, the gradient's norm, the learning rate, images a second and peak memory at
-    every run.log_every-th iteration, as `history` does. run: how this machine runs it. same_noise: give every process the
-    same noise, as the released RDD code does.
+    Args:
+        config: iterations, batch, learning rate and the like.
+        seed: of the order of images and of all noise.
+        label: what the progress bar says.
+        files: how the names of its files begin; None: nothing is written. files.<iteration>.resume are what a killed run
+            goes on from, the state after the last iteration included; they stay until `Checkpoints(files).clear()`,
+            to be called once the result is stored. files.metrics.jsonl has the loss, its terms, the gradient's norm, the
+            learning rate, images a second and peak memory at every run.log_every-th iteration, as `history` does.
+        run: how this machine runs it.
+        same_noise: give every process the same noise, as the released RDD code does.
     """
 
     config: TrainConfig
-    seed: int
-    rows: int
+    seed: int = 0
     label: str = "training"
     files: Path | None = None
     run: RunConfig = field(default_factory=RunConfig)
     same_noise: bool = False
     history: list[dict] = field(default_factory=list)
+    state_bytes: int = 0  # of what a killed run goes on from, known after the training
 
     def fit(
         self,
         model: nn.Module,
         loss: Loss,
+        rows: int,
         *,
         auxiliary: nn.Module | None = None,
         auxiliary_free: bool = False,
@@ -66,15 +71,23 @@ class Trainer:
     ) -> nn.Module:
         """Train and return the model (its averaged weights where config.ema > 0), in eval mode and without gradients.
 
-        loss(model, step) -> (scalar, terms to log). auxiliary: state besides the model, such as an objective with its
-        queue and projection head; its trainable parameters are optimised along, clipped on their own; auxiliary_free: at a
-        constant rate and unclipped. debug: every loss refuses NaN and infinite inputs by name. after_step(step) runs
-        once the gradient has been taken (of each part, where config.accumulate > 1). preview(model) -> images
-        [N, C, H, W] in [-1, 1], drawn every run.sample_every iterations.
         Training happens on `training_device()`; the model comes back on the device it was given on.
 
-        SIGINT and SIGTERM raise Interrupted between two iterations, after a checkpoint. Raises UserError where the loss or
-        gradient stops being finite, a checkpoint does not fit or cannot be written; the checkpoints before it stay.
+        Args:
+            loss: loss(model, step) -> (scalar, terms to log).
+            rows: images in the data set, from which Step.rows are drawn.
+            auxiliary: state besides the model, such as an objective with its queue and projection head; its trainable
+                parameters are optimised along, clipped on their own.
+            auxiliary_free: these at a constant learning rate and unclipped.
+            debug: every loss refuses NaN and infinite inputs by name.
+            after_step: called with the step once its gradient has been taken (of each part, where
+                config.accumulate > 1).
+            preview: preview(model) -> images [N, C, H, W] in [-1, 1], drawn every run.sample_every iterations.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came, between two iterations, after a checkpoint.
+            UserError: the loss or gradient stops being finite, or a checkpoint does not fit or cannot be written; the
+                checkpoints before it stay.
         """
         accelerator = Accelerator(cpu=training_device().type == "cpu")
         self._check_share(accelerator.num_processes)
@@ -86,7 +99,7 @@ class Trainer:
         logger = MetricsLogger(self.files if main else None, start, self.run.tensorboard)
         self.history = logger.history
         epochs, watch, saving = (
-            Epochs(self.rows, config.batch_size, self.seed),
+            Epochs(rows, config.batch_size, self.seed),
             _Watch(device),
             CheckpointTimer(self.run.save_every),
         )
@@ -126,6 +139,7 @@ class Trainer:
                 if asked and not last:
                     accelerator.wait_for_everyone()  # the first process may still be writing
                     raise Interrupted(self._farewell(number + 1), asked)
+        self.state_bytes = sum(tensor.nbytes for tensor in state.tensors().values())
         state.auxiliary.to(origin)
         trained = state.average.module if state.average is not None else plain(state.model)
         return plain(trained).to(origin).eval().requires_grad_(False)

@@ -53,6 +53,34 @@ def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm
     )
 
 
+class Bar:
+    """Progress of what other processes count: a bar, or a line at its end in a log.
+
+    with Bar("4 cascades, 2 at a time", total) as bar: ... bar.count(done so far)
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "it"):
+        self.label, self.unit, self._bar, self._began = (
+            label,
+            unit,
+            make_bar(label, total, unit=unit),
+            time.perf_counter(),
+        )
+        self._done = 0
+
+    def count(self, done: int) -> None:
+        self._bar.update(done - self._done)
+        self._done = done
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._bar.close()
+        if kind is None and mode() == "line":
+            print(f"{self.label}: {self._done} {self.unit} in {time.perf_counter() - self._began:.1f} s", flush=True)
+
+
 class Progress:
     """Iterate over range(start, stop) with a label: `for step in Progress("base model", 1500): ...`.
 

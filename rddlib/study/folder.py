@@ -1,0 +1,205 @@
+"""A study's folder: which configuration it belongs to, so that nothing of another study is mixed in or overwritten."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.unet import UNetConfig
+from rddlib.interop import load_classifier, load_model
+from rddlib.study.profiles import Profile, as_dict, load_profile
+from rddlib.study.study import Study
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.distributed import join, rank, wait
+from rddlib.utils.errors import UserError
+from rddlib.utils.installation import top_folder
+
+STUDY_FILE = "study.json"
+CHANGES_NO_NUMBER = (  # how and from where, not what
+    "run.",
+    "jobs",
+    "data.root",
+    "data.download",
+    "evaluation.baselines",
+    "methods",
+)
+
+
+def default_out(profile: str) -> Path:
+    """runs/<profile> in the checkout's top folder, or in the current folder where rddlib is installed without one."""
+    return top_folder() / "runs" / profile
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Dotted names whose values differ."""
+    names = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            names.append(prefix + name)
+    return names
+
+
+def _filled(old: dict, defaults: dict) -> dict:
+    """An earlier version's configuration: fields that it did not have yet stood at what is their default now."""
+    known = {
+        name: _filled(old[name], value)
+        if isinstance(value, dict) and isinstance(old.get(name), dict)
+        else old.get(name, value)
+        for name, value in defaults.items()
+    }
+    return known
+
+
+def _plain(profile: Profile, seed: int) -> dict:
+    return json.loads(json.dumps({**as_dict(profile), "seed": seed}))
+
+
+def _read_record(record: Path) -> dict:
+    try:
+        found = json.loads(record.read_text())
+        if not (isinstance(found["config"], dict) and isinstance(found["overrides"], dict)):
+            raise TypeError
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
+
+
+def prepare_folder(
+    out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool = False, look_only: bool = False
+) -> None:
+    """Make `out` this study's folder, or check that it is (or, look_only, could be); the first of several processes does it.
+
+    Raises UserError where it holds something else, or a study of another configuration (unless update).
+    """
+    join()
+    if rank() == 0:
+        _prepare(out, profile, overrides, seed, update, look_only)
+    wait()
+
+
+def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool, look_only: bool) -> None:
+    config, record = _plain(profile, seed), out / STUDY_FILE
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+    if record.exists():
+        found = _read_record(record)
+        if found["config"] == config and found["overrides"] == overrides:
+            return
+        defaults = _plain(load_profile(profile.name), seed)
+        differences = _differences(_filled(found["config"], defaults), config)
+        differences = [name for name in differences if not name.startswith(CHANGES_NO_NUMBER)]
+        if differences and not update:
+            raise UserError(
+                f"{out} was made by another configuration (it differs in {', '.join(differences[:5])}): choose another "
+                "--out, or add --update to rerun here what depends on the change"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and no study made it: choose another --out")
+    text = json.dumps({"profile": profile.name, "overrides": overrides, "seed": seed, "config": config}, indent=1)
+    if not look_only:
+        write_atomically(record, text + "\n")
+
+
+def study_profile(name: str, overrides: dict[str, str]) -> Profile:
+    """The profile by name with fields replaced, fitted to the models that it is given. Raises UserError as `load_profile`, and
+    where a model does not fit."""
+    profile = load_profile(name, overrides)
+    if profile.pretrained.teacher:
+        _check_brought(
+            "pretrained.teacher", overrides, ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")
+        )
+        profile = fitted(profile, load_model(profile.pretrained.teacher)[0])
+    if profile.pretrained.extractor:
+        _check_brought(
+            "pretrained.extractor",
+            overrides,
+            ("extractor.name", "extractor.train.", "extractor.shift", "extractor.seed", "extractor.classes"),
+        )
+        found = load_classifier(profile.pretrained.extractor)[1]["name"]
+        profile = replace(profile, extractor=replace(profile.extractor, name=found))
+    return profile
+
+
+def fitted(profile: Profile, teacher: Denoiser) -> Profile:
+    """The profile of a study whose base model is this one: its images' shape, classes and steps are the model's.
+
+    unet is its network's configuration, or for a network of another kind than ours a UNetConfig that says the images' shape
+    and classes and nothing else. Raises UserError where its steps do not fit the profile's halvings.
+    """
+    if teacher.guidance:
+        raise UserError(
+            "pretrained.teacher takes a guidance weight: rdd distill --guided halves such models, in the study that made them"
+        )
+    config = teacher.network.config
+    if not isinstance(config, UNetConfig):
+        config = UNetConfig(
+            config.image_size,
+            config.image_channels,
+            channels=1,
+            multipliers=(1,),
+            blocks=1,
+            attention=(),
+            groups=1,
+            num_classes=config.num_classes,
+        )
+    steps = teacher.steps or profile.base.steps
+    if steps < profile.progressive.teacher_steps:
+        if steps == 1:
+            raise UserError("pretrained.teacher is a 1-step model: there is nothing left to halve")
+        raise UserError(
+            f"pretrained.teacher is a {steps}-step model: set progressive.teacher_steps={steps}, and in distill.iterations "
+            "and distill.temperatures a number for each of its halvings"
+        )
+    try:
+        return replace(profile, unet=config, base=replace(profile.base, steps=steps))
+    except ValueError as error:
+        raise UserError(f"pretrained.teacher does not fit the profile: {error}") from error
+
+
+def _check_brought(given: str, overrides: dict[str, str], fields: tuple[str, ...]) -> None:
+    """Raise UserError where an override would have no effect, since a given model brings its own."""
+    if wrong := [name for name in overrides if name.startswith(fields)]:
+        raise UserError(f"--set {wrong[0]} changes nothing, since {given} brings its own: leave it out")
+
+
+def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> Study:
+    """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new.
+
+    Raises UserError where the folder belongs to another profile or seed.
+    """
+    folder = Path(out) if out else default_out(profile)
+    record = folder / STUDY_FILE
+    overrides = _read_record(record)["overrides"] if record.exists() else {}
+    loaded = study_profile(profile, overrides)
+    prepare_folder(folder, loaded, overrides, seed)
+    return Study(loaded, folder, seed)
+
+
+def continue_study(
+    profile: str,
+    overrides: dict[str, str],
+    out: Path,
+    seed: int = 0,
+    update: bool = False,
+    check: Callable[[Study], object] = lambda study: None,
+    look_only: bool = False,
+) -> Study:
+    """The study in `out`, with what was set when it was started and what is set now.
+
+    check(study) may raise UserError too, before anything is written; look_only: nothing is written at all. Raises UserError
+    where the folder holds something else, or something set now would change its numbers (unless update).
+    """
+    record = out / STUDY_FILE
+    before = _read_record(record) if record.exists() else {"overrides": {}}
+    if before.get("profile", profile) != profile:
+        raise UserError(f"{out} holds a study of the profile {before['profile']}: choose another --out")
+    overrides = {**before["overrides"], **overrides}
+    study = Study(study_profile(profile, overrides), out, seed)
+    study.check()
+    check(study)
+    prepare_folder(out, study.profile, overrides, seed, update, look_only)
+    return study

@@ -1,0 +1,392 @@
+"""From a profile to a graph of stages: base model -> teachers -> students, beside the extractor they are taught through.
+
+A plain study starts from a base model that it trains or is given, a guided one from stage one of Meng et al. (2022);
+everything below is the same code. Nothing is trained or read before a stage is asked for its network or its key.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import rddlib
+from rddlib.data import ImageDataset
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.model_file import build_described, describe
+from rddlib.diffusion.samplers import TRAINING_FREE
+from rddlib.diffusion.schedule import make_schedule
+from rddlib.diffusion.unet import UNet
+from rddlib.distillation.extractor import FeatureExtractor, accuracy, build_extractor, extractor_of
+from rddlib.distillation.objectives import PD, Objective
+from rddlib.distillation.train import (
+    distill,
+    distill_guidance,
+    reparametrise,
+    takes_guidance,
+    train_base,
+    train_classifier,
+)
+from rddlib.interop import load_classifier, load_model
+from rddlib.methods import METHODS, build_objective
+from rddlib.study.profiles import Profile, as_dict
+from rddlib.study.stage import Stage, Workplace
+from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
+from rddlib.utils.errors import UserError
+
+STOCHASTIC = "stochastic"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a graph is made from: a profile's numbers, the seed of all but the last halvings, split("train" | "extractor" |
+    "test") -> images, and where stages are made."""
+
+    profile: Profile
+    seed: int
+    split: Callable[[str], ImageDataset]
+    place: Workplace
+
+    def seeded(self, make: Callable[[], nn.Module], *numbers: int) -> nn.Module:
+        """make(), its random weights following from the seed and these numbers."""
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, *numbers))
+            return make()
+
+    def data_facts(self) -> dict:
+        """Which images and labels: by their content, not by where they lie."""
+        data = self.profile.data
+        facts = {"name": data.name, "flip": data.flip, "resize": data.resize}
+        if data.name == "digits":
+            return facts
+        images = self.split("train")
+        return {**facts, "sha256": images.sha256, "labels": images.labels_sha256}
+
+    def stage(self, name, kind, label, parents, config, seed, facts, fit, load=None) -> Stage:
+        """A Stage made here, of a denoiser unless `load` says otherwise; fit may return the trained network alone."""
+
+        def fitted(trainer: Trainer | None, *networks: nn.Module) -> tuple[nn.Module, dict]:
+            made = fit(trainer, *networks)
+            network, extra = made if isinstance(made, tuple) else (made, {})
+            model = {"model": describe(network)} if isinstance(network, Denoiser) else {}
+            return network, model | extra
+
+        return Stage(name, kind, label, parents, config, seed, facts, fitted, load or self._load_denoiser, self.place)
+
+    def _load_denoiser(self, tensors: dict, info: dict) -> Denoiser:
+        denoiser = build_described(info["model"])
+        denoiser.load_state_dict(tensors)
+        return ready(denoiser, self.place.run)
+
+
+def ready(denoiser: Denoiser, run: RunConfig) -> Denoiser:
+    """Move to the training device, set the memory format, freeze."""
+    denoiser = denoiser.to(training_device()).eval().requires_grad_(False)
+    return prepared(denoiser, replace(run, compile="never"), "float32")
+
+
+def build_denoiser(profile: Profile) -> Denoiser:
+    """The profile's U-Net, untrained, with its parametrisation and schedule."""
+    base = profile.base
+    return Denoiser(UNet(profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
+
+
+def new_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:
+    """The profile's classifier, untrained."""
+    config = profile.extractor
+    return build_extractor(config.name, profile.unet.image_channels, num_classes, config.map_at)
+
+
+def halved(first: int, last: int) -> list[int]:
+    """first, first/2, ..., last."""
+    return [first >> k for k in range(first.bit_length()) if first >> k >= last]
+
+
+# the stages that a graph begins with
+
+
+def base_stage(inputs: Inputs) -> Stage:
+    """The base model, trained on data; sampled by DDIM in any number of steps."""
+    p, config = inputs.profile, inputs.profile.base
+
+    def facts() -> dict:
+        base = {name: value for name, value in as_dict(config).items() if name != "steps"}
+        made_by = {"seed": inputs.seed, "version": rddlib.__version__}
+        return {"data": inputs.data_facts(), "unet": as_dict(p.unet), "base": base, **made_by}
+
+    def fit(trainer: Trainer) -> Denoiser:
+        untrained = inputs.seeded(lambda: ready(build_denoiser(p), p.run), 1)
+        return train_base(untrained, inputs.split("train"), trainer, **_as_base(p))
+
+    return inputs.stage("base", "base", "base model", (), config.train, derive_seed(inputs.seed, 2), facts, fit)
+
+
+def _as_base(p: Profile) -> dict:
+    """How the error of a model that draws in any number of steps is weighted, and how its previews are drawn."""
+    return {"snr_max": p.base.snr_max or None, "weight": p.base.weight, "preview_steps": min(p.base.steps, 32)}
+
+
+def pretrained_stage(inputs: Inputs) -> Stage:
+    """The model of pretrained.teacher as base model; one that predicts eps learns to predict v first, or few-step students
+    would learn nothing."""
+    p = inputs.profile
+    denoiser, info = load_model(p.pretrained.teacher)
+    converts = denoiser.prediction == "eps"
+
+    def facts() -> dict:
+        given = {"pretrained": info["sha256"], "data": inputs.data_facts()}
+        how = {"train": as_dict(p.pretrained.convert), "snr_max": p.base.snr_max, "seed": inputs.seed}
+        return {**given, **how, "version": rddlib.__version__} if converts else given
+
+    def fit(trainer: Trainer | None) -> tuple[Denoiser, dict]:
+        source = {"source": info.get("source", {"name": Path(p.pretrained.teacher).name, "made_by": "rddlib"})}
+        if trainer is None:
+            return denoiser, {"seconds": 0.0, "precision": info.get("precision", "not known"), **source}
+        options = {"snr_max": p.base.snr_max or None, "preview_steps": min(p.base.steps, 32)}
+        return reparametrise(denoiser, "v", inputs.split("train"), trainer, **options), source
+
+    config = p.pretrained.convert if converts else None
+    return inputs.stage("base", "convert", "predicting v", (), config, derive_seed(inputs.seed, 12), facts, fit)
+
+
+def stage_one(inputs: Inputs, conditional: Stage) -> Stage:
+    """Guidance distilled into one network that takes its weight w (stage one of Meng et al. 2022)."""
+    p, g = inputs.profile, inputs.profile.guidance
+
+    def facts() -> dict:
+        train = as_dict(g.train)
+        return {"parent": conditional.key, "guidance": list(g.weights), "train": train, "seed": inputs.seed}
+
+    def fit(trainer: Trainer, teacher: Denoiser) -> Denoiser:
+        student = inputs.seeded(lambda: takes_guidance(teacher, g.weights), 9)
+        return distill_guidance(teacher, student, inputs.split("train"), trainer, **_as_base(p))
+
+    seed, label = derive_seed(inputs.seed, 10), "guidance, stage one"
+    return inputs.stage("guided-stage-one", "guidance", label, (conditional,), g.train, seed, facts, fit)
+
+
+def extractor_stage(inputs: Inputs) -> Stage:
+    """The classifier whose features are distilled: trained on the data set's "extractor" split, or the one that is given."""
+    p, config = inputs.profile, inputs.profile.extractor
+    given = load_classifier(p.pretrained.extractor, config.map_at) if p.pretrained.extractor else None
+    other = (config.seed,) if config.seed else ()
+
+    def facts() -> dict:
+        if given:
+            return {"pretrained": given[1]["sha256"], "extractor": {"name": given[1]["name"]}}
+        trained = {name: value for name, value in as_dict(config).items() if name != "map_at"}  # changes no weight
+        made_by = {"seed": inputs.seed, "version": rddlib.__version__}
+        return {"data": inputs.data_facts(), "extractor": trained, **made_by}
+
+    def fit(trainer: Trainer | None) -> tuple[FeatureExtractor, dict]:
+        if given:
+            return given[0], {"seconds": 0.0, "precision": "not known"}
+        images = inputs.split("train")
+        if not images.num_classes:
+            raise UserError(
+                f"{images.name} has no classes to train an extractor with: sort its images into a folder for each class"
+            )
+        untrained = inputs.seeded(lambda: new_extractor(p, images.num_classes), 4, *other).to(training_device())
+        shown, test = inputs.split("extractor").of_classes(config.classes), inputs.split("test")
+        network = train_classifier(untrained, lambda out: out.logits, shown, trainer, shift=config.shift)
+        return network, {"test_accuracy": accuracy(lambda x: network(x).logits, test)}
+
+    def load(tensors: dict, info: dict) -> FeatureExtractor:
+        name = info["facts"]["extractor"]["name"]
+        return extractor_of(name, tensors, config.map_at).to(training_device())
+
+    seed = derive_seed(inputs.seed, 5, *other)
+    train = None if given else config.train
+    return inputs.stage("extractor", "extractor", f"extractor {config.name}", (), train, seed, facts, fit, load)
+
+
+class Graph:
+    """The stages of a study below its base model; each is one object, however often it is asked for.
+
+    Args:
+        inputs: what it is made from.
+        base: what progressive distillation starts from.
+        prefix: how the names of its files begin.
+        conditional: the teacher of stage one, in a guided graph.
+    """
+
+    def __init__(self, inputs: Inputs, base: Stage, prefix: str = "", conditional: Stage | None = None):
+        self.inputs, self.profile, self.prefix = inputs, inputs.profile, prefix
+        self.base, self.conditional = base, conditional
+        self._stages: dict[tuple, Stage] = {}
+
+    @cached_property
+    def extractor(self) -> Stage:
+        return extractor_stage(self.inputs)
+
+    def teacher(self, steps: int | None = None) -> Stage:
+        """The base model halved by PD to `steps` steps, default progressive.teacher_steps.
+
+        Raises UserError for a number of steps that no teacher has.
+        """
+        steps = steps or self.profile.progressive.teacher_steps
+        known = halved(self.profile.base.steps, self.profile.progressive.teacher_steps)
+        if steps not in known:
+            raise UserError(f"no teacher has {steps} steps: there are {', '.join(map(str, known))}")
+        if steps == self.profile.base.steps:
+            return self.base
+        return self._once(("teacher", steps), lambda: self._teacher(steps))
+
+    def _teacher(self, steps: int) -> Stage:
+        parent, config, seed = self.teacher(2 * steps), self.profile.progressive.train, self.inputs.seed
+
+        def facts() -> dict:
+            return {"parent": parent.key, "steps": steps, "train": as_dict(config), "seed": seed}
+
+        def fit(trainer: Trainer, teacher: Denoiser) -> Denoiser:
+            return distill(teacher, self.inputs.split("train"), steps, PD(teacher.schedule), trainer)
+
+        label = f"PD {2 * steps} to {steps} steps"
+        name = f"{self.prefix}pd-{steps}"
+        return self.inputs.stage(name, "halving", label, (parent,), config, derive_seed(seed, 3, steps), facts, fit)
+
+    def student(self, method: str, steps: int, seed: int) -> Stage:
+        """The student of `steps` steps: teacher -> ... -> steps by halvings, every one with this method's objective.
+
+        Every method gets the same images, times and noise for the same seed. Raises UserError where there is none.
+        """
+        return self._once((method, steps, seed), lambda: self._student(method, steps, seed))
+
+    def _student(self, method: str, steps: int, seed: int) -> Stage:
+        p, halving = self.profile, halving_of(self.profile, steps)
+        parent = self.student(method, 2 * steps, seed) if halving else self.teacher()
+        config = replace(p.distill.train, iterations=p.distill.iterations[halving])
+        facts = {"method": method, "steps": steps, "seed": seed, "iterations": config.iterations}
+        label, seeded = f"{METHODS[method].label} {2 * steps} to {steps} steps", derive_seed(seed, 7, steps)
+        return self._distilled(f"{method}-{steps}", label, parent, config, seeded, facts)
+
+    def stochastic(self, method: str, steps: int, seed: int) -> Stage:
+        """The student for `stochastic_sample` of `steps` steps: from the deterministic one of as many, same objective.
+
+        Raises UserError for one step, where both samplers are the same, and for steps that no such student has.
+        """
+        if steps == 1:
+            raise UserError("one stochastic step is a deterministic one: there is no student of its own")
+        return self._once((method, steps, seed, STOCHASTIC), lambda: self._stochastic(method, steps, seed))
+
+    def _stochastic(self, method: str, steps: int, seed: int) -> Stage:
+        p, parent = self.profile, self.drawer(method, steps, seed)
+        config = replace(p.distill.train, iterations=p.guidance.stochastic)
+        facts = {"method": method, "steps": steps, "seed": seed, "stochastic": True, "train": as_dict(config)}
+        label, seeded = f"{METHODS[method].label} {steps} stochastic steps", derive_seed(seed, 11, steps)
+        return self._distilled(f"{method}-{steps}-{STOCHASTIC}", label, parent, config, seeded, facts)
+
+    def _distilled(
+        self, name: str, label: str, parent: Stage, config: TrainConfig, training_seed: int, own: dict
+    ) -> Stage:
+        """A stage whose student minimises own["method"]'s objective."""
+        p, loss, method = self.profile, self.profile.loss, METHODS[own["method"]]
+        steps, seed, stochastic = own["steps"], own["seed"], own.get("stochastic", False)
+        parents = (parent, self.extractor) if method.looks else (parent,)
+
+        def facts() -> dict:
+            numbers = {"numbers": method.arguments(loss, temperature_of(p, steps))}
+            seen = {"extractor": self.extractor.key, "map_at": p.extractor.map_at} if method.looks else {}
+            train = {"train": as_dict(replace(p.distill.train, iterations=1))}
+            return {"parent": parent.key, **train, **own, **numbers, **seen}
+
+        def fit(trainer: Trainer, teacher: Denoiser, extractor: FeatureExtractor | None = None) -> Denoiser:
+            if loss.watch:
+                trainer.run = replace(trainer.run, log_every=loss.watch)
+            objective = self.objective(method.name, steps, seed, teacher, extractor)
+            options = {"watch": loss.watch > 0, "debug": loss.debug, "stochastic": stochastic}
+            return distill(teacher, self.inputs.split("train"), steps, objective, trainer, **options)
+
+        return self.inputs.stage(f"{self.prefix}{name}", method.name, label, parents, config, training_seed, facts, fit)
+
+    def objective(
+        self, method: str, steps: int, seed: int, teacher: Denoiser, extractor: FeatureExtractor | None
+    ) -> Objective:
+        """What a student of `steps` steps minimises, with the profile's numbers, queue empty, its head started by `seed`."""
+        tau = temperature_of(self.profile, steps)
+        make = lambda: build_objective(method, self.profile.loss, tau, teacher.schedule, extractor)  # noqa: E731
+        return self.inputs.seeded(make, 6, steps, seed).to(training_device())
+
+    def drawer(self, method: str, steps: int, seed: int, sampler: str = "") -> Stage:
+        """Whose network draws `method`'s images in `steps` steps.
+
+        Samplers (of TRAINING_FREE) draw with the base model; "pd" at teacher_steps is the teacher; in a guided graph
+        "teacher" is the conditional base model and "stage_one" the base. Raises UserError where there is none.
+        """
+        if method in TRAINING_FREE or method == "stage_one":
+            return self.base
+        if method == "teacher" and self.conditional is not None:
+            return self.conditional
+        if sampler == STOCHASTIC and steps > 1:
+            return self.stochastic(method, steps, seed)
+        if method == "pd" and steps == self.profile.progressive.teacher_steps:
+            return self.teacher()
+        return self.student(method, steps, seed)
+
+    def halvings(self, method: str, start: int, stop: int) -> list[Stage]:
+        """The stages from a teacher of `start` steps to a student of `stop` steps, with the first of profile.seeds.
+
+        Raises UserError where the profile has no such halvings.
+        """
+        p, middle, known = self.profile, self.profile.progressive.teacher_steps, halved(self.profile.base.steps, 1)
+        if start not in known[:-1] or stop not in known or stop >= start:
+            raise UserError(f"--from {start} --to {stop}: choose two of {', '.join(map(str, known))}, the larger first")
+        if start != middle and (start < middle or method != "pd" or stop < middle):
+            raise UserError(
+                f"--from {start} --to {stop} --objective {method}: the {p.name} profile halves by pd from {p.base.steps} "
+                f"to {middle} steps and by the objective from {middle} to 1, so --from is {middle}, or more with "
+                f"--to {middle} --objective pd; progressive.teacher_steps changes where they meet"
+            )
+        wanted = [steps for steps in known if stop <= steps < start]
+        return [self.teacher(n) if n >= middle else self.student(method, n, p.seeds[0]) for n in wanted]
+
+    def _once(self, key: tuple, make: Callable[[], Stage]) -> Stage:
+        if key not in self._stages:
+            self._stages[key] = make()
+        return self._stages[key]
+
+
+def halving_of(profile: Profile, steps: int) -> int:
+    """Which of the last halvings ends at `steps`: 0 for teacher_steps/2. Raises UserError where none does."""
+    if steps not in profile.student_steps:
+        known = ", ".join(map(str, profile.student_steps))
+        raise UserError(f"no student has {steps} steps: the {profile.name} profile's have {known}")
+    return profile.student_steps.index(steps)
+
+
+def temperature_of(profile: Profile, steps: int) -> float:
+    """tau of CFD for a student of `steps` steps; 1 for a teacher, which PD made without one."""
+    return profile.distill.temperatures[halving_of(profile, steps)] if steps in profile.student_steps else 1.0
+
+
+def plain_graph(inputs: Inputs) -> Graph:
+    """Of a study whose base model is trained, or given (pretrained.teacher)."""
+    return Graph(inputs, pretrained_stage(inputs) if inputs.profile.pretrained.teacher else base_stage(inputs))
+
+
+def guided_graph(inputs: Inputs) -> Graph:
+    """Of a study whose base model is stage one of distilled guidance; profile: of `conditional_profile`."""
+    conditional = base_stage(inputs)
+    return Graph(inputs, stage_one(inputs, conditional), "guided-", conditional)
+
+
+def conditional_profile(profile: Profile, num_classes: int) -> Profile:
+    """The profile of a guided study: class-conditional, with the budgets of its section `guidance`.
+
+    Raises UserError for images without classes.
+    """
+    if not num_classes:
+        raise UserError(
+            "guidance is towards a class, and these images have none: sort them into a folder for each class"
+        )
+    g = profile.guidance
+    iterations = tuple(max(1, round(g.budget * n)) for n in profile.distill.iterations)
+    return replace(
+        profile,
+        unet=replace(profile.unet, num_classes=num_classes, label_dropout=g.label_dropout),
+        base=replace(profile.base, train=g.base, steps=g.steps, prediction=g.prediction),
+        distill=replace(profile.distill, iterations=iterations),
+        evaluation=replace(profile.evaluation, samples=g.samples, baselines=()),
+    )

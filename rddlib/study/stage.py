@@ -1,0 +1,139 @@
+"""A stage of a study: one network that is trained once, kept under a key of all it depends on, and found again."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rddlib.training import Checkpoints, RunConfig, TrainConfig, Trainer, chosen_precision, training_device
+from rddlib.training.hardware import peak_memory, release_memory, reset_peak
+from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.utils.distributed import agreed, locked, rank, wait
+
+
+def key_of(facts: object) -> str:
+    """A short name for a configuration: the first 12 hexadecimal digits of the sha256 of its JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and how stages are made: the folder of checkpoints, and how this machine trains."""
+
+    folder: Path
+    run: RunConfig
+    same_noise: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One node of a study's graph.
+
+    Args:
+        name: how its file begins, "rdd-4".
+        kind: which training it is: "base", "extractor", "halving", "guidance", "convert" or a method's name; an
+            iteration of one kind costs the same whatever the steps.
+        label: as people and progress bars read it, "RDD 8 to 4 steps".
+        parents: the stages whose networks it needs.
+        config: how it is trained; None for a network that is taken as it is.
+        seed: of its training.
+        facts: facts() -> what its result depends on, as JSON; the parents' keys among it.
+        fit: fit(trainer, *the parents' networks) -> (network, facts to record besides). It depends on nothing else, so a
+            plan may call it with a trainer of few iterations.
+        load: load(tensors, recorded facts) -> the network, ready to use.
+        place: where it is made.
+    """
+
+    name: str
+    kind: str
+    label: str
+    parents: tuple["Stage", ...]
+    config: TrainConfig | None
+    seed: int
+    facts: Callable[[], dict]
+    fit: Callable[..., tuple[nn.Module, dict]]
+    load: Callable[[Mapping[str, Tensor], dict], nn.Module]
+    place: Workplace
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of its facts, known before it is trained."""
+        return key_of(self.facts())
+
+    @property
+    def path(self) -> Path:
+        """Its checkpoint; beside it lie its facts as JSON and the log of its training."""
+        return self.place.folder / f"{self.name}-{self.key}.safetensors"
+
+    @property
+    def files(self) -> Path:
+        """How the names of its training's files begin."""
+        return self.path.with_suffix("")
+
+    @property
+    def done(self) -> bool:
+        return self.path.exists()
+
+    @property
+    def iterations(self) -> int:
+        return self.config.iterations if self.config else 0
+
+    def lineage(self) -> list["Stage"]:
+        """All that it needs, ancestors first, itself last, each once."""
+        ancestors = [stage for parent in self.parents for stage in parent.lineage()]
+        return [*dict.fromkeys(ancestors), self]
+
+    def trainer(self, config: TrainConfig | None = None, files: Path | None = None) -> Trainer:
+        """A trainer as this stage needs it; config: instead of its own."""
+        config = config or self.config
+        return Trainer(config, self.seed, self.label, files, self.place.run, self.place.same_noise)
+
+    def get(self) -> nn.Module:
+        """Its network: from its file, or made now, what it needs first, by all processes of this run together.
+
+        Two runs never make the same one.
+        """
+        with locked(self.path):
+            if not agreed(self.done):
+                self._make()
+            return self.load(*load_checkpoint(self.path))
+
+    def recorded(self) -> dict:
+        """What is recorded of it: its facts, seconds, precision, peak memory, test accuracy and the like.
+
+        Raises UserError where it is not made yet.
+        """
+        return load_checkpoint(self.path)[1]
+
+    def noted(self) -> dict:
+        """As `recorded`, from the small file beside the checkpoint; {} where that was deleted."""
+        try:
+            return json.loads(self.path.with_suffix(".json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _make(self) -> None:
+        networks = [parent.get() for parent in self.parents]
+        network, extra = self._timed(networks) if self.config else self.fit(None, *networks)
+        if rank() == 0:
+            info = {"kind": self.name, "facts": self.facts(), **extra}
+            save_checkpoint(self.path, network.state_dict(), info)
+            write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
+            Checkpoints(self.files).clear()
+        wait()
+
+    def _timed(self, networks: list[nn.Module]) -> tuple[nn.Module, dict]:
+        """(trained network, facts): how long this took, in which precision, and the bytes that it held at most beside what
+        was held before (of a resumed run, its last stretch)."""
+        device = training_device()
+        release_memory()
+        before, began = reset_peak(str(device)), time.perf_counter()
+        network, extra = self.fit(self.trainer(files=self.files), *networks)
+        precision = str(chosen_precision(self.config.precision, device)).removeprefix("torch.")
+        measured = {"seconds": time.perf_counter() - began, "precision": precision}
+        return network, {**measured, "peak_memory": peak_memory(device) - before, **extra}
