@@ -28,6 +28,7 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import world_size
 from rddlib.utils.errors import Interrupted, UserError
 from rddlib.utils.installation import shipped
+from rddlib.utils.text import say
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
@@ -260,7 +261,7 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
         if not isinstance(error, PapermillExecutionError):
             why = "died, out of memory by the look of it" if isinstance(error, DeadKernelError) else "did not answer"
             raise UserError(f"{notebook.name}: its kernel {why}; see {target}") from error
-        progress.say(failing_cell(notebook.name, error))
+        say(failing_cell(notebook.name, error))
         message = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {message}; see {target}") from error
     if stop.signal:

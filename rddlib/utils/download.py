@@ -9,7 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from rddlib.utils.errors import UserError
-from rddlib.utils.progress import say
+from rddlib.utils.text import say
 
 LONGEST = 3600.0  # seconds that one file may take however steadily it comes
 

@@ -32,11 +32,6 @@ def mode() -> str:
     return "bar" if sys.stderr.isatty() or "ipykernel" in sys.modules else "line"
 
 
-def say(line: str) -> None:
-    """What goes on, beside the results: on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm:
     """A bar with rate and time left on standard error; invisible unless the mode is "bar"."""
     columns = min(shutil.get_terminal_size((100, 24)).columns, 120)  # a kernel has no terminal: the study tells it
