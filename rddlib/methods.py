@@ -89,6 +89,7 @@ class Method:
         arguments: arguments(loss, temperature) -> the keyword arguments of build. The key of a student depends on
             these and on no other field of LossConfig.
         looks: whether the objective looks through the extractor.
+        needs: raises UserError where something that it needs is missing on this machine, before anything is trained.
         cost: rank of its cascade's time, so that the longest start first.
     """
 
@@ -98,6 +99,7 @@ class Method:
     build: Callable[..., Objective] | None = None
     arguments: Callable[[LossConfig, float], dict] = lambda loss, temperature: {}
     looks: bool = False
+    needs: Callable[[], object] = lambda: None
     cost: int = 0
 
 
@@ -145,7 +147,7 @@ _ROWS = (
     Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
     # students
     Method("pd", "PD", _line("#0072B2", "o", "-"), lambda schedule, extractor: PD(schedule), cost=3),
-    Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, cost=8),
+    Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, needs=load_lpips, cost=8),
     Method("pd_stages", "PD + stages", _line("#0072B2", "h", "-."), _pd_stages, _perceptual, looks=True, cost=4),
     Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=5),
     Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),
