@@ -23,6 +23,7 @@ from rddlib.distillation.objectives import (
     PDPerceptual,
 )
 from rddlib.losses import IMPLEMENTATIONS, load_lpips
+from rddlib.utils.checks import above, at_least, check, one_of
 from rddlib.utils.errors import UserError, nearest
 
 
@@ -54,18 +55,12 @@ class LossConfig:
     debug: bool = False  # stop at the first NaN or infinite feature
 
     def __post_init__(self):
-        def check(condition: bool, message: str) -> None:
-            if not condition:
-                raise ValueError(message)
-
-        for name in ("tau_is", "tau_m"):
-            check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("cfd", "alpha", "beta", "rcfd_beta", "perceptual", "watch"):
-            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
-        for name in ("queue_size", "draws", "per_image"):
-            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        for name, known in (("weights", WEIGHTS), ("relation", RELATIONS), ("impl", IMPLEMENTATIONS)):
-            check(getattr(self, name) in known, f"{name} is {getattr(self, name)!r}, expected one of {known}")
+        above(self, 0, "tau_is", "tau_m")
+        at_least(self, 0, "cfd", "alpha", "beta", "rcfd_beta", "perceptual", "watch")
+        at_least(self, 1, "queue_size", "draws", "per_image")
+        one_of(self, WEIGHTS, "weights")
+        one_of(self, RELATIONS, "relation")
+        one_of(self, IMPLEMENTATIONS, "impl")
         balanced = self.weights == "balanced"
         check(not balanced or self.cfd > 0, "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0")
         check(
