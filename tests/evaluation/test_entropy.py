@@ -7,7 +7,8 @@ import torch
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.sampling import ddim_step
 from rddlib.diffusion.schedule import CosineSchedule
-from rddlib.evaluation.entropy import entropy_by_step, entropy_figure
+from rddlib.evaluation.entropy import entropy_by_step
+from rddlib.report.entropy_figure import entropy_figure
 from rddlib.report.figures import to_png
 from rddlib.utils.errors import UserError
 
