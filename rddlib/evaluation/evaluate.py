@@ -14,9 +14,8 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from rddlib.data import ImageDataset
 from rddlib.evaluation.features import Shards, extract
-from rddlib.evaluation.images import Images, open_images
+from rddlib.evaluation.images import Images, Source, open_images
 from rddlib.evaluation.networks import Network, find_network
 from rddlib.evaluation.receipt import Protocol, Receipt, Result, find_protocol, read_record, row_of, write_record
 from rddlib.evaluation.reference import Reference
@@ -37,20 +36,14 @@ VALUES = ("fid", "is", "kid", "precision", "recall", "pfd")  # the scores of the
 MOST_PIXELS = 4096  # values an image may have for pfd: its covariance has an entry for every pair of them
 
 
-def evaluate(
-    images: Images | ImageDataset | Tensor | str | Path,
-    reference: Images | ImageDataset | Tensor | str | Path,
-    *,
-    protocol: str = "torch-fidelity",
-    **options,
-) -> Result:
+def evaluate(images: Source, reference: Source, *, protocol: str = "torch-fidelity", **options) -> Result:
     """Score images against a reference under one protocol; the options are those of `evaluate_all`."""
     return evaluate_all(images, reference, protocols=(protocol,), **options)[0]
 
 
 def evaluate_all(
-    images: Images | ImageDataset | Tensor | str | Path,
-    reference: Reference | Images | ImageDataset | Tensor | str | Path,
+    images: Source,
+    reference: Reference | Source,
     *,
     network: Network | None = None,
     metrics: Sequence[str] = ("fid", "is"),

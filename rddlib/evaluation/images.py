@@ -149,7 +149,10 @@ class NpzImages(Images):
         return pixels.permute(0, 3, 1, 2)
 
 
-def open_images(source: Images | ImageDataset | Tensor | str | Path) -> Images:
+Source = Images | ImageDataset | Tensor | str | Path
+
+
+def open_images(source: Source) -> Images:
     """Turn a data set, a tensor, a folder or an .npz into Images (which pass through); UserError for anything else."""
     if isinstance(source, Images):
         return source

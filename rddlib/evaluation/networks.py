@@ -1,4 +1,4 @@
-"""The networks whose features are compared, as torch-fidelity's extractors: Inception, or the project's own classifiers."""
+"""The networks whose features are compared: torch-fidelity's Inception, or the project's own classifiers."""
 
 import hashlib
 import io
@@ -8,7 +8,6 @@ from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
-import torch_fidelity
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
@@ -67,46 +66,19 @@ class Network:
         return f"FID ({'' if self.published else f'{self.name}, '}{samples} samples)"
 
 
-class ClassifierFeatures(torch_fidelity.FeatureExtractorBase):
-    """A classifier as torch-fidelity's extractor: levels 0..255 [N, C, H, W] -> its features and logits.
+class ClassifierFeatures(nn.Module):
+    """A classifier that takes levels 0..255 [N, C, H, W] and returns (features [N, D], logits [N, K]).
 
-    network: images in [-1, 1] -> (features, logits), or a FeatureExtractor, whose pooled features count. The default is the
-    digits metric network in float64, so that scores do not depend on how images are split into batches.
+    network: images in [-1, 1] -> (features, logits), or a FeatureExtractor, whose pooled features count.
     """
 
-    def __init__(
-        self,
-        name="rddlib-network",
-        features_list=("features", "logits"),
-        feature_extractor_weights_path=None,
-        network: nn.Module | None = None,
-        **_,
-    ):
-        super().__init__(name, list(features_list))
-        weights = feature_extractor_weights_path and Path(feature_extractor_weights_path)
-        self.network = network or load_metric_network(weights).double()
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
 
-    def forward(self, levels: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         dtype = next(self.network.parameters()).dtype
-        features, logits = self.network(levels.to(dtype) / 127.5 - 1)[-2:]  # a FeatureExtractor's map comes first
-        found = {"features": features, "logits": logits}
-        return tuple(found[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list():
-        return "features", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled():
-        return False
-
-
-if "rddlib-network" not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
-    torch_fidelity.register_feature_extractor("rddlib-network", ClassifierFeatures)
+        return self.network(levels.to(dtype) / 127.5 - 1)[-2:]  # a FeatureExtractor's map comes first
 
 
 class InceptionFeatures(FeatureExtractorInceptionV3):
@@ -152,8 +124,9 @@ def network_of_checkpoint(path: Path) -> Network:
     """A network from a checkpoint of `rdd extractor` (its pooled features count) or `rdd metric-network`."""
     tensors, info = load_checkpoint(path)
     if info.get("kind") == "metric network":
-        name, network, features = "metric network", load_metric_network(path).double(), MetricNetwork.features
-        shape = (1, 8, 8)
+        # float64, so that scores do not depend on how images are split into batches
+        name, network = "metric network", load_metric_network(path).double()
+        features, shape = MetricNetwork.features, (1, 8, 8)
     elif info.get("kind") == "extractor":
         kind = info["facts"]["extractor"]["name"]
         name = f"extractor {kind}" + (f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else "")
@@ -161,7 +134,7 @@ def network_of_checkpoint(path: Path) -> Network:
         features, shape = network.channels, (network.image_channels, 0, 0)
     else:
         raise UserError(f"{path} holds no network that scores: use one made by `rdd extractor` or `rdd metric-network`")
-    return Network(name, _file_sha256(path), ClassifierFeatures(network=network), features, shape)
+    return Network(name, _file_sha256(path), ClassifierFeatures(network), features, shape)
 
 
 def inception_weights(download: bool = True, timeout: float = 30.0) -> Path:

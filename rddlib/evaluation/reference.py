@@ -13,7 +13,7 @@ import rddlib
 from rddlib.data import data_folder
 from rddlib.evaluation.drawing import DrawnImages
 from rddlib.evaluation.features import Shards, complete, extract
-from rddlib.evaluation.images import open_images
+from rddlib.evaluation.images import Source, open_images
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.receipt import Protocol
 from rddlib.evaluation.statistics import Gaussian, gaussian_of, holds_statistics, read_statistics, write_statistics
@@ -31,7 +31,7 @@ class Reference:
     precision and recall the features too; both may be deleted at any time. `close` removes what is not kept.
     """
 
-    def __init__(self, source, batch_size: int, device: torch.device | str):
+    def __init__(self, source: Source, batch_size: int, device: torch.device | str):
         path = Path(source) if isinstance(source, (str, Path)) else None
         self.batch_size, self.device, self._temporary = batch_size, device, None
         self.path = path if path and path.is_file() and holds_statistics(path) else None

@@ -23,7 +23,7 @@ from rddlib.evaluation import (
     frechet_distance,
     load_metric_network,
 )
-from rddlib.evaluation.features import Shards, complete
+from rddlib.evaluation.features import complete
 from rddlib.evaluation.statistics import Gaussian, InceptionScore, Moments
 from rddlib.utils.errors import UserError
 
@@ -112,8 +112,25 @@ class Bare(torch.utils.data.Dataset):
         return self.images[index]
 
 
+class DigitsNetwork(torch_fidelity.FeatureExtractorBase):
+    """The digits network as torch-fidelity takes it."""
+
+    def __init__(self, name, features_list, **_):
+        super().__init__(name, features_list)
+        self.module = digits_network().module
+
+    def forward(self, levels):
+        found = dict(zip(self.get_provided_features_list(), self.module(levels), strict=True))
+        return tuple(found[name] for name in self.features_list)
+
+    get_provided_features_list = staticmethod(lambda: ("features", "logits"))
+    get_default_feature_layer_for_metric = staticmethod(lambda metric: "logits" if metric == "isc" else "features")
+    can_be_compiled = staticmethod(lambda: False)
+
+
 def test_all_metrics_equal_torch_fidelity_s_own_whatever_the_batches(data, noisy):
-    sets = dict(input1=Bare(noisy), input2=Bare(data.images), feature_extractor="rddlib-network")
+    torch_fidelity.register_feature_extractor("digits-network", DigitsNetwork)
+    sets = dict(input1=Bare(noisy), input2=Bare(data.images), feature_extractor="digits-network")
     asked = dict(isc=True, fid=True, kid=True, prc=True, kid_subset_size=300)
     theirs = torch_fidelity.calculate_metrics(
         **sets, **asked, cuda=False, cache=False, save_cpu_ram=True, verbose=False
@@ -133,15 +150,6 @@ def test_all_metrics_equal_torch_fidelity_s_own_whatever_the_batches(data, noisy
     for ours, name in names.items():
         assert parts[ours] == pytest.approx(theirs[name], rel=1e-9), name
     assert whole == pytest.approx(parts, rel=1e-6)
-
-
-def test_drawn_scores_do_not_depend_on_batches(few, unet):
-    """Floats, so that no gray level hangs on the last bit of a convolution."""
-    model = unet().double()
-    denoiser = as_denoiser(lambda z, t: model(z.double(), t).float(), CosineSchedule())
-    images = DrawnImages(denoiser, 120, 2, seed=3, shape=(1, 8, 8))
-    whole, parts = (evaluate(images, few, protocol="released", batch_size=n).values["fid"] for n in (120, 37))
-    assert parts == pytest.approx(whole, rel=1e-6)
 
 
 def test_one_set_of_samples_under_both_protocols(few):
@@ -235,11 +243,6 @@ def test_models_without_weights_are_not_kept_on_file(few, tmp_path):
         evaluate(images, few, folder=tmp_path)
     with pytest.raises(UserError, match="is drawn: a reference needs given images"):
         evaluate(grey(), images)
-
-
-def test_shards_cover_every_image_once(tmp_path):
-    shards = Shards(tmp_path, 25, 10, ("features",))
-    assert len(shards) == 3 and [shards.rows(k) for k in range(3)] == [(0, 10), (10, 20), (20, 25)]
 
 
 @pytest.mark.parametrize(
