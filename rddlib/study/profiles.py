@@ -289,11 +289,11 @@ class Profile:
     data: DataConfig
     unet: UNetConfig
     base: BaseConfig
-    halving: ProgressiveConfig
+    progressive: ProgressiveConfig
     extractor: ExtractorConfig
     distill: DistillConfig
     guidance: GuidanceConfig
-    given: PretrainedConfig
+    pretrained: PretrainedConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
