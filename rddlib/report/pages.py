@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from rddlib.evaluation import summarise
-from rddlib.report.figures import NAMES, image_rows, scores_figure, to_png
-from rddlib.report.guidance_figures import weights_figure
+from rddlib.methods import LABELS as NAMES
+from rddlib.report.figures import image_rows, scores_figure, to_png
+from rddlib.report.guidance import weights_figure
 from rddlib.study.guidance import guided_study
 from rddlib.study.guided_results import guided_done, guided_results
 from rddlib.study.study import Study

@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import pandas as pd
 
+from rddlib.methods import LABELS
 from rddlib.report.figures import SCORE_NAMES
-from rddlib.report.guidance_figures import GUIDED_NAMES
 from rddlib.study.guidance import GUIDED_COLUMNS, GuidedStudy, guided_study
 from rddlib.study.study import Study, csv_of
 from rddlib.utils.checkpoint import write_atomically
@@ -49,7 +49,7 @@ def published() -> tuple[pd.DataFrame, str]:
 
 def scores_table(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each sampler of each model, a column for each score at each weight; means over seeds."""
-    named = table.assign(method=table["method"].map(GUIDED_NAMES))
+    named = table.assign(method=table["method"].map(LABELS))
     wide = named.pivot_table(index=["method", "sampler", "steps"], columns="guidance", values=["fid", "is"], sort=False)
     wide.columns = [f"{SCORE_NAMES[score]}*, w = {w:g}" for score, w in wide.columns]
     return wide.sort_index(axis=1).round(2).reset_index()
