@@ -263,7 +263,7 @@ def _watched() -> bool:
 def _panel(run: Run, every: float):
     import ipywidgets
 
-    from rddlib.report.controls import Live
+    from rddlib.report.explorers import Live
 
     bar, text = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30rem")), ipywidgets.Label()
     start, stop = ipywidgets.Button(description="Start"), ipywidgets.Button(description="Save and stop")

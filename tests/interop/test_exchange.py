@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rddlib.study.plan import make_plan
 from safetensors.torch import load_file
 from small_models import GUIDED, Bomb, edit, needs_diffusers, noise_of, ours, quiet, refused, released_file, unet2d
 
@@ -20,7 +21,6 @@ from rddlib.distillation.extractor import build_extractor
 from rddlib.interop import load_released_unet
 from rddlib.study.ablations import ABLATIONS
 from rddlib.study.guidance import guided_study
-from rddlib.study.plan import make_plan
 from rddlib.study.study import Study, continue_study, open_study, study_profile
 from rddlib.study.sweep import Sweep
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
