@@ -3,9 +3,9 @@
 import json
 
 import pytest
-
 from rddlib.bench import Size, bench_losses, format_table, losses, write_json
 from rddlib.bench.export import bench_export, format_export
+
 from rddlib.utils.errors import UserError
 
 TINY = Size("tiny", N=24, A=16, C=8)

@@ -4,9 +4,9 @@ import itertools
 import json
 
 import pytest
-
 from rddlib.bench.stages import KINDS, Stage, config_of, each_step
 from rddlib.bench.step import PARTS, SETTINGS, STEP, PartClock, _few, bench_step, format_steps, seconds_per_part
+
 from rddlib.cli import main
 from rddlib.study.profiles import load_profile
 from rddlib.utils.errors import UserError

@@ -153,7 +153,7 @@ class Absent:
         if name.split(".")[0] in {"papermill", "ipywidgets", "IPython", "diffusers", "lpips", "nbconvert", "jupyterlab"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures, rddlib.bench
+import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
