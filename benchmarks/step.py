@@ -175,9 +175,9 @@ class Subject:
     def fit(self, trainer: Trainer) -> nn.Module:
         return self.stage.fit(trainer, *self.networks)[0]
 
-    def flops(self, precision: str) -> float:
+    def flops(self) -> float:
         """FLOPs of a step's convolutions and matrix products, per image. The second step's: the first has no queue yet."""
-        trainer, seen = self.trainer(2, FEW, precision, compile="never"), []
+        trainer, seen = self.trainer(2, FEW, "float32", compile="never", channels_last="never"), []
         with FlopCounterMode(display=False) as counter, each_step(lambda: seen.append(counter.get_total_flops())):
             self.fit(trainer)
         return (seen[1] - seen[0]) / FEW
@@ -239,11 +239,11 @@ def bench_step(
             progress(f"{one}, {setting}, batch {images}")
             job = {"what": one, "batch": images, "steps": steps}
             done.append({"setting": setting, **job, **run(measure_step, **job, **SETTINGS[setting])})
-        rows += [_with_ratios(row, done[0], peaks) for row in done]
+        rows += [with_ratios(row, done[0], peaks) for row in done]
     return {**common, **machine(), "peaks": peaks.get("peaks", {}), "note": peaks.get("note", ""), "rows": rows}
 
 
-def _with_ratios(row: dict, eager: dict, peaks: dict) -> dict:
+def with_ratios(row: dict, eager: dict, peaks: dict) -> dict:
     """The row with what follows from the others; None where a figure is missing."""
     figures = ("seconds", "peak_mib", "parts", "precision", "channels_last", "compiled", "flops")
     row = {"note": "", **dict.fromkeys(figures), **row}
@@ -261,7 +261,7 @@ def measure_step(job: dict) -> dict:
     run = replace(profile.run, channels_last=job["channels_last"], compile=job["compile"])
     subject = Subject(replace(profile, run=run), job["what"])
     warm_up, steps, batch = 3 if device == "cuda" else 1, job["steps"], job["batch"]
-    flops = subject.flops(precision)
+    flops = subject.flops()
 
     ends, count = [], itertools.count(1)
     release_memory()

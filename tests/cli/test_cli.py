@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from rddlib.study.study import open_study
+from rddlib.study.folder import open_study
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,10 @@ def test_the_metric_network_is_never_overwritten(rdd, tmp_path):
         ["distill", "--help"],
         ["sample", "--help"],
         ["plan", "--help"],
+        ["bench", "losses", "--help"],
+        ["bench", "step", "--help"],
+        ["bench", "export", "--help"],
+        ["bench", "sliders", "--help"],
         [],
     ],
 )
