@@ -10,7 +10,7 @@ import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
 from rddlib.utils.errors import UserError
-from rddlib.utils.progress import say
+from rddlib.utils.text import say
 
 if TYPE_CHECKING:
     from rddlib.study.ablations import Ablation

@@ -11,7 +11,7 @@ import typer
 
 from rddlib.cli.options import ProfileOption, SetOption, parse_overrides
 from rddlib.utils.errors import UserError
-from rddlib.utils.progress import say
+from rddlib.utils.text import say
 
 bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
 JsonOption = Annotated[Path | None, typer.Option(help="Also write the figures as JSON here.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
-from rddlib.utils.progress import say
+from rddlib.utils.text import say
 
 
 def study(

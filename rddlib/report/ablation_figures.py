@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from rddlib.evaluation.entropy import DASHES, MARKERS
+from rddlib.report.entropy_figure import DASHES, MARKERS
 from rddlib.report.figures import NAMES, STYLES
 from rddlib.report.published import figure_values, paper_table
 from rddlib.study.ablations import RCFD_PAPER, RDD_PAPER, Ablation

@@ -137,3 +137,11 @@ def _finish(figure: Figure, table: pd.DataFrame, title: str, *more: tuple[Line2D
     lines, labels = lines + [line for line, _ in more], labels + [label for _, label in more]
     figure.suptitle(title, fontsize=11)
     figure.legend(lines, labels, loc="outside lower center", ncols=min(4, math.ceil(len(labels) / 2)), fontsize=8)
+
+
+def scores_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each sampler of each model, a column for each score at each weight; means over seeds."""
+    named = table.assign(method=table["method"].map(GUIDED_NAMES))
+    wide = named.pivot_table(index=["method", "sampler", "steps"], columns="guidance", values=["fid", "is"], sort=False)
+    wide.columns = [f"{SCORE_NAMES[score]}*, w = {w:g}" for score, w in wide.columns]
+    return wide.sort_index(axis=1).round(2).reset_index()

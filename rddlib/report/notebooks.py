@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import rddlib
+from rddlib.report.pages import write_report
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.folder import continue_study
 from rddlib.study.profiles import load_profile
@@ -28,6 +30,7 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import world_size
 from rddlib.utils.errors import Interrupted, UserError
 from rddlib.utils.installation import shipped
+from rddlib.utils.text import say
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
@@ -222,8 +225,6 @@ def failing_cell(notebook: str, error) -> str:
 
 
 def _execute(notebook: Path, target: Path, parameters: dict) -> None:
-    import logging
-
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -260,7 +261,7 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
         if not isinstance(error, PapermillExecutionError):
             why = "died, out of memory by the look of it" if isinstance(error, DeadKernelError) else "did not answer"
             raise UserError(f"{notebook.name}: its kernel {why}; see {target}") from error
-        progress.say(failing_cell(notebook.name, error))
+        say(failing_cell(notebook.name, error))
         message = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {message}; see {target}") from error
     if stop.signal:
@@ -385,8 +386,6 @@ def run_study(
     jobs: notebooks that run at the same time. Raises UserError for bad input (nothing is written then) and for a failing
     notebook.
     """
-    from rddlib.report.pages import write_report
-
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
     load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer

@@ -8,10 +8,9 @@ from rddlib.report.figures import to_png
 from rddlib.study.ablations import ABLATIONS
 from rddlib.study.engines import Engine, Outcome, Task
 from rddlib.study.sweep import Sweep, mark_version
-from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import human_time
+from rddlib.utils.text import human_time, say
 
 
 def shard_of(tasks: Sequence[Task], text: str) -> list[Task]:
@@ -50,7 +49,7 @@ def _perform(engine: Engine, tasks: list[Task], what: str) -> list[Outcome]:
         ended += 1
         left = (time.monotonic() - began) / ended * (len(tasks) - ended)
         word = "FAILED, " if outcome.failed else ""
-        progress.say(
+        say(
             f"{what} {ended} of {len(tasks)}, {human_time(left)} left | {outcome.task.label}: {word}{outcome.said} "
             f"({outcome.seconds:.0f} s)"
         )

@@ -1,6 +1,12 @@
-"""Numbers and tables as plain text: what commands print."""
+"""Lines, numbers and tables as plain text: what commands print."""
 
+import sys
 from collections.abc import Collection, Sequence
+
+
+def say(line: str) -> None:
+    """What goes on, beside the results: on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def aligned(heads: Sequence[str], body: Sequence[Sequence[str]], words: Collection[int]) -> str:
