@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from rddlib.study.study import open_study
+from rddlib.study.folder import open_study
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,10 @@ def test_the_metric_network_is_never_overwritten(rdd, tmp_path):
         ["distill", "--help"],
         ["sample", "--help"],
         ["plan", "--help"],
+        ["bench", "losses", "--help"],
+        ["bench", "step", "--help"],
+        ["bench", "export", "--help"],
+        ["bench", "sliders", "--help"],
         [],
     ],
 )
@@ -153,7 +157,7 @@ class Absent:
         if name.split(".")[0] in {"papermill", "ipywidgets", "IPython", "diffusers", "lpips", "nbconvert", "jupyterlab"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures, rddlib.bench
+import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
