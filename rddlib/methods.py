@@ -141,6 +141,7 @@ def _through_extractor(kind: type[Objective]) -> Callable[..., Objective]:
 _ROWS = (
     # samplers of the base model, which train nothing
     Method("ddim", "DDIM", _line("0.35", "s", ":"), cost=7),
+    Method("diffusers-ddim", "DDIM of diffusers", _line("0.5", "d", ":")),
     Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
     Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
     # students
