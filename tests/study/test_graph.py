@@ -40,7 +40,9 @@ def stages_of(graph):
 
 def guided_stages_of(graph):
     found = {"conditional": graph.conditional, **stages_of(graph)}
-    return found | {f"stochastic {method}": graph.stochastic(method, 8 if method == "pd" else 2, 0) for method in METHODS}
+    return found | {
+        f"stochastic {method}": graph.stochastic(method, 8 if method == "pd" else 2, 0) for method in METHODS
+    }
 
 
 def changed(stages, others):
@@ -165,7 +167,11 @@ def test_an_arm_needs_its_ancestors_and_no_other():
     halved = [*one, "guided-pd-8"]
     assert names(guided.drawer("pd", 8, 0, "stochastic").lineage()) == [*halved, "guided-pd-8-stochastic"]
     assert names(guided.drawer("rdd", 2, 0, "stochastic").lineage()) == [
-        *halved, "extractor", "guided-rdd-4", "guided-rdd-2", "guided-rdd-2-stochastic",
+        *halved,
+        "extractor",
+        "guided-rdd-4",
+        "guided-rdd-2",
+        "guided-rdd-2-stochastic",
     ]
     assert guided.drawer("pd", 1, 0, "stochastic") is guided.student("pd", 1, 0)  # one step is deterministic
 
@@ -173,8 +179,12 @@ def test_an_arm_needs_its_ancestors_and_no_other():
 def test_stages_have_the_iterations_and_labels_of_their_halving():
     rows = [(stage.label, stage.kind, stage.iterations) for stage in graph_of().student("rdd", 1, 0).lineage()]
     assert rows == [
-        ("base model", "base", 60), ("PD 16 to 8 steps", "halving", 4), ("extractor small_resnet", "extractor", 40),
-        ("RDD 8 to 4 steps", "rdd", 4), ("RDD 4 to 2 steps", "rdd", 4), ("RDD 2 to 1 steps", "rdd", 6),
+        ("base model", "base", 60),
+        ("PD 16 to 8 steps", "halving", 4),
+        ("extractor small_resnet", "extractor", 40),
+        ("RDD 8 to 4 steps", "rdd", 4),
+        ("RDD 4 to 2 steps", "rdd", 4),
+        ("RDD 2 to 1 steps", "rdd", 6),
     ]
     longer = graph_of({"guidance.budget": "2"}, guided=True)
     assert (longer.student("rdd", 1, 0).iterations, longer.stochastic("rdd", 2, 0).iterations) == (12, 4)
@@ -222,7 +232,9 @@ def test_who_takes_which_guidance(guided):
     for stage in (stages.base, stages.teacher(), stages.student("rdd", 1, 0), stages.stochastic("pd", 8, 0)):
         denoiser = stage.get()
         assert denoiser.guidance == (0.0, 4.0) and denoiser.evaluations == 1
-    pairs = zip(guided.student("pd", 4).parameters(), guided.denoiser("pd", 4, 0, "stochastic").parameters(), strict=True)
+    pairs = zip(
+        guided.student("pd", 4).parameters(), guided.denoiser("pd", 4, 0, "stochastic").parameters(), strict=True
+    )
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
@@ -267,4 +279,6 @@ def test_eps_prediction_on_the_released_grid_trains_draws_and_is_read_back(tiny)
     study = Study(load_profile("smoke", eps), tiny.out)
     assert study.images("ddim", 4, study.noise(4)).isfinite().all()
     read, info = load_denoiser(study.stages.base.path)
-    assert study.base().schedule == read.schedule == DiscreteCosineSchedule() and info["model"]["schedule"] == "discrete"
+    assert (
+        study.base().schedule == read.schedule == DiscreteCosineSchedule() and info["model"]["schedule"] == "discrete"
+    )
