@@ -23,6 +23,7 @@ from rddlib.distillation.objectives import (
     PDPerceptual,
 )
 from rddlib.losses import IMPLEMENTATIONS, load_lpips
+from rddlib.utils.checks import above, at_least, check, one_of
 from rddlib.utils.errors import UserError, nearest
 
 
@@ -54,18 +55,12 @@ class LossConfig:
     debug: bool = False  # stop at the first NaN or infinite feature
 
     def __post_init__(self):
-        def check(condition: bool, message: str) -> None:
-            if not condition:
-                raise ValueError(message)
-
-        for name in ("tau_is", "tau_m"):
-            check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("cfd", "alpha", "beta", "rcfd_beta", "perceptual", "watch"):
-            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
-        for name in ("queue_size", "draws", "per_image"):
-            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        for name, known in (("weights", WEIGHTS), ("relation", RELATIONS), ("impl", IMPLEMENTATIONS)):
-            check(getattr(self, name) in known, f"{name} is {getattr(self, name)!r}, expected one of {known}")
+        above(self, 0, "tau_is", "tau_m")
+        at_least(self, 0, "cfd", "alpha", "beta", "rcfd_beta", "perceptual", "watch")
+        at_least(self, 1, "queue_size", "draws", "per_image")
+        one_of(self, WEIGHTS, "weights")
+        one_of(self, RELATIONS, "relation")
+        one_of(self, IMPLEMENTATIONS, "impl")
         balanced = self.weights == "balanced"
         check(not balanced or self.cfd > 0, "weights=balanced are shares of CFD's gradient: loss.cfd must be above 0")
         check(
@@ -89,6 +84,7 @@ class Method:
         arguments: arguments(loss, temperature) -> the keyword arguments of build. The key of a student depends on
             these and on no other field of LossConfig.
         looks: whether the objective looks through the extractor.
+        needs: raises UserError where something that it needs is missing on this machine, before anything is trained.
         cost: rank of its cascade's time, so that the longest start first.
     """
 
@@ -98,6 +94,7 @@ class Method:
     build: Callable[..., Objective] | None = None
     arguments: Callable[[LossConfig, float], dict] = lambda loss, temperature: {}
     looks: bool = False
+    needs: Callable[[], object] = lambda: None
     cost: int = 0
 
 
@@ -146,7 +143,7 @@ _ROWS = (
     Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
     # students
     Method("pd", "PD", _line("#0072B2", "o", "-"), lambda schedule, extractor: PD(schedule), cost=3),
-    Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, cost=8),
+    Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, needs=load_lpips, cost=8),
     Method("pd_stages", "PD + stages", _line("#0072B2", "h", "-."), _pd_stages, _perceptual, looks=True, cost=4),
     Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=5),
     Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),

@@ -29,8 +29,9 @@ from rddlib.study.profiles import PROFILES, Profile, changed, load_profile
 from rddlib.study.stage import Stage, Workplace
 from rddlib.study.study import Arm, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
-from rddlib.training import TrainConfig, training_device
+from rddlib.training import TrainConfig, Trainer, training_device
 from rddlib.training.hardware import free_memory, peak_memory, release_memory, reset_peak
+from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import locked
 from rddlib.utils.errors import UserError
@@ -105,12 +106,13 @@ class Prober:
                 self._networks[stage], _ = self._fit(stage, stage.trainer(_short(stage.config, 1, FIRST)))
         return self._networks[stage]
 
-    def _fit(self, stage: Stage, trainer) -> tuple[nn.Module, dict]:
-        return stage.fit(trainer, *(self.network(parent) for parent in stage.parents))
+    def _fit(self, stage: Stage, trainer: Trainer) -> tuple[nn.Module, dict]:
+        networks = [self.network(parent) for parent in stage.parents]
+        with progress.silent():
+            return stage.fit(trainer, *networks)
 
     def cost(self, stage: Stage, seconds: float) -> Cost:
         """Of an iteration of a stage, measured for about so many seconds."""
-        self.network(stage.parents[0]) if stage.parents else None
         seen: dict = {}
 
         def timed(batch: int, iterations: int) -> Point:
@@ -314,13 +316,19 @@ def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[
             same += [stage] * (stage not in same)
     names = {kind: stages[0].label for kind, stages in found.items()}
     names |= {
-        kind: f"{METHODS[kind].label}, {len(stages)} students" for kind, stages in found.items() if kind in METHODS
+        kind: f"{METHODS[kind].label}, {_counted(len(stages), 'student')}"
+        for kind, stages in found.items()
+        if kind in METHODS
     }
     if "halving" in found:
-        names["halving"] = f"PD, {len(found['halving'])} halvings"
+        names["halving"] = f"PD, {_counted(len(found['halving']), 'halving')}"
     # a guided study of the first seed finds the extractor there
     repeated = {kind: times - 1 if prefix and kind == "extractor" else times for kind in found}
     return [(prefix + names[kind], stages, repeated[kind]) for kind, stages in found.items()]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost]) -> Row:

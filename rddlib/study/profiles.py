@@ -17,190 +17,148 @@ from rddlib.distillation.extractor import EXTRACTORS, MAPS
 from rddlib.losses import LOSS_WEIGHTS
 from rddlib.methods import COMPETING, OBJECTIVES, LossConfig
 from rddlib.training import RunConfig, TrainConfig
+from rddlib.utils.checks import above, at_least, check, different, one_of
 from rddlib.utils.errors import UserError, nearest
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_prediction(prediction: str, schedule: str) -> None:
-    _check(prediction in PREDICTIONS, f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
-    _check(
-        prediction != "eps" or schedule != "continuous",
+def _check_prediction(config, schedule: str) -> None:
+    one_of(config, PREDICTIONS, "prediction")
+    check(
+        config.prediction != "eps" or schedule != "continuous",
         "prediction eps needs schedule discrete: the continuous one has alpha(1) = 0, by which it divides",
     )
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The base model: how it is trained, and on which grid its teacher role starts.
-
-    train; prediction: what the network outputs, "x", "eps" or "v"; weight: of the squared error of x, of
-    rddlib.losses.LOSS_WEIGHTS; snr_max: upper clip of that weight (0: none); steps: of the DDIM sampler that progressive
-    distillation starts from; schedule: one of SCHEDULES, "continuous" as in the papers or "discrete" as in
-    the released code; schedule_offset: s of the cosine.
-    """
+    """The base model: how it is trained, and on which grid its teacher role starts."""
 
     train: TrainConfig
-    prediction: str = "x"
-    weight: str = "truncated"
-    snr_max: float = 0.0
-    steps: int = 1024
-    schedule: str = "continuous"
-    schedule_offset: float = 0.008
+    prediction: str = "x"  # what the network outputs: "x", "eps" or "v"
+    weight: str = "truncated"  # of the squared error of x, of rddlib.losses.LOSS_WEIGHTS
+    snr_max: float = 0.0  # upper bound of that weight, 0: none
+    steps: int = 1024  # of the DDIM sampler that progressive distillation starts from
+    schedule: str = "continuous"  # as in the papers, or "discrete" as in the released code
+    schedule_offset: float = 0.008  # s of the cosine
 
     def __post_init__(self):
-        _check_prediction(self.prediction, self.schedule)
-        _check(self.weight in LOSS_WEIGHTS, f"weight is {self.weight!r}, expected one of {', '.join(LOSS_WEIGHTS)}")
-        _check(self.snr_max == 0 or self.snr_max >= 1, f"snr_max is {self.snr_max}, expected 0 (none) or at least 1")
-        _check(self.steps >= 2, f"steps is {self.steps}, expected at least 2")
-        _check(self.schedule in SCHEDULES, f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
-        _check(self.schedule_offset >= 0, f"schedule_offset is {self.schedule_offset}, expected at least 0")
+        _check_prediction(self, self.schedule)
+        one_of(self, LOSS_WEIGHTS, "weight")
+        one_of(self, SCHEDULES, "schedule")
+        check(self.snr_max == 0 or self.snr_max >= 1, f"snr_max is {self.snr_max}, expected 0 (none) or at least 1")
+        at_least(self, 2, "steps")
+        at_least(self, 0, "schedule_offset")
 
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
-    """Progressive distillation from base.steps down to teacher_steps: train, for each halving."""
+    """Progressive distillation (PD) from base.steps down to teacher_steps."""
 
-    train: TrainConfig
+    train: TrainConfig  # of each halving
     teacher_steps: int = 8
 
     def __post_init__(self):
-        _check(self.teacher_steps >= 2, f"teacher_steps is {self.teacher_steps}, expected at least 2")
+        at_least(self, 2, "teacher_steps")
 
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """The classifier whose features are distilled: name, train, shift (augmentation, pixels), map_at (which map).
-
-    seed: another one gives another classifier of the same kind; classes: it is shown no images of others (empty: all).
-    """
+    """The classifier whose features are distilled."""
 
     train: TrainConfig
-    name: str = "densenet201"
-    shift: int = 1
-    map_at: str = "conv"
-    seed: int = 0
-    classes: tuple[int, ...] = ()
+    name: str = "densenet201"  # of rddlib.distillation.extractor.EXTRACTORS
+    shift: int = 1  # pixels by which its images are shifted at most
+    map_at: str = "conv"  # which map relations see, of MAPS
+    seed: int = 0  # another one gives another classifier of the same kind
+    classes: tuple[int, ...] = ()  # it is shown no images of others; empty: all
 
     def __post_init__(self):
-        _check(self.name in EXTRACTORS, f"name is {self.name!r}, expected one of {EXTRACTORS}")
-        _check(self.map_at in MAPS, f"map_at is {self.map_at!r}, expected one of {MAPS}")
-        _check(self.shift >= 0, f"shift is {self.shift}, expected at least 0")
-        _check(
-            len(set(self.classes)) == len(self.classes) and min(self.classes, default=0) >= 0,
-            f"classes is {self.classes}, expected different ones, from 0 on",
-        )
+        one_of(self, EXTRACTORS, "name")
+        one_of(self, MAPS, "map_at")
+        at_least(self, 0, "shift")
+        different(self, "classes")
+        check(min(self.classes, default=0) >= 0, f"classes is {self.classes}, expected whole numbers from 0 on")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The last halvings, which the methods compete in, all with the same budget.
+    """The last halvings, which the methods compete in, all with the same budget; one entry for each from teacher_steps to 1."""
 
-    train: of a halving, its `iterations` replaced by those of the stage; iterations and temperatures (tau of CFD): one
-    for each halving from teacher_steps to 1.
-    """
-
-    train: TrainConfig
+    train: TrainConfig  # of a halving, but for its iterations
     iterations: tuple[int, ...]
-    temperatures: tuple[float, ...]
+    temperatures: tuple[float, ...]  # tau of CFD
 
     def __post_init__(self):
-        _check(len(self.iterations) == len(self.temperatures), "iterations and temperatures must have the same length")
-        _check(min(self.iterations) >= 1, f"iterations is {self.iterations}, expected at least 1 each")
-        _check(min(self.temperatures) > 0, f"temperatures is {self.temperatures}, expected above 0")
+        check(len(self.iterations) == len(self.temperatures), "iterations and temperatures must have the same length")
+        check(min(self.iterations) >= 1, f"iterations is {self.iterations}, expected at least 1 each")
+        check(min(self.temperatures) > 0, f"temperatures is {self.temperatures}, expected above 0")
 
 
 @dataclass(frozen=True)
 class GuidanceConfig:
     """Distilling classifier-free guidance, with a class-conditional base model of its own (Meng et al. 2022).
 
-    label_dropout: share of labels that base training leaves out; weights: (w_min, w_max) that stage one learns; base,
-    train: of the base model and of stage one; prediction: what their networks output, "x", "eps" or "v"; steps: of the DDIM
-    sampler that stage two starts from (it ends at 1, as the profile's halvings do: by pd down to progressive.teacher_steps,
-    below by each objective); budget: iterations of those below, as a multiple of distill.iterations; stochastic: those of each
-    student for the stochastic sampler; objectives: of OBJECTIVES, those that are scored; at: the weights w they are scored at;
-    samples: for each score.
+    Stage two ends at 1 step, as the profile's halvings do: by pd down to progressive.teacher_steps, below by each objective.
     """
 
-    base: TrainConfig
-    train: TrainConfig
-    stochastic: int
-    budget: float = 1.0
-    label_dropout: float = 0.1
-    weights: tuple[float, ...] = (0.0, 4.0)
-    prediction: str = "v"
-    steps: int = 1024
-    objectives: tuple[str, ...] = ("pd", "rdd")
-    at: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
-    samples: int = 5000
+    base: TrainConfig  # of the conditional base model
+    train: TrainConfig  # of stage one
+    stochastic: int  # iterations of each student for the stochastic sampler
+    budget: float = 1.0  # iterations of the last halvings, as a multiple of distill.iterations
+    label_dropout: float = 0.1  # share of labels that base training leaves out
+    weights: tuple[float, ...] = (0.0, 4.0)  # w_min and w_max that stage one learns
+    prediction: str = "v"  # what the networks output: "x", "eps" or "v"
+    steps: int = 1024  # of the DDIM sampler that stage two starts from
+    objectives: tuple[str, ...] = ("pd", "rdd")  # those that are scored
+    at: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)  # the weights w they are scored at
+    samples: int = 5000  # for each score
 
     def __post_init__(self):
-        _check(0 < self.label_dropout < 1, f"label_dropout is {self.label_dropout}, expected above 0 and below 1")
-        _check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
+        check(0 < self.label_dropout < 1, f"label_dropout is {self.label_dropout}, expected above 0 and below 1")
+        check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
         check_guidance_range(self.weights)
         low, high = self.weights
-        _check(
-            bool(self.at) and all(low <= w <= high for w in self.at),
-            f"at is {self.at}, expected weights between {low:g} and {high:g}",
-        )
-        _check(self.stochastic >= 1, f"stochastic is {self.stochastic}, expected at least 1")
-        _check(self.budget > 0, f"budget is {self.budget}, expected above 0")
-        _check(
-            bool(self.objectives) and set(self.objectives) <= set(OBJECTIVES),
-            f"objectives is {self.objectives}, expected some of {', '.join(OBJECTIVES)}",
-        )
-        for name in ("at", "objectives"):
-            values = getattr(self, name)
-            _check(len(set(values)) == len(values), f"{name} is {values}, expected different ones")
-        _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
+        inside = bool(self.at) and all(low <= w <= high for w in self.at)
+        check(inside, f"at is {self.at}, expected weights between {low:g} and {high:g}")
+        at_least(self, 1, "stochastic")
+        at_least(self, 2, "samples")
+        above(self, 0, "budget")
+        _check_methods("objectives", self.objectives)
+        different(self, "at")
 
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """Models made elsewhere, in the place of those that a study trains.
+    """Models made elsewhere, in the place of those that a study trains; "": none."""
 
-    teacher: of any file that rddlib.interop.load_model reads, instead of the base model; it brings its network, schedule,
-    prediction and classes, and, where it was distilled already, base.steps. extractor: of any that
-    rddlib.interop.load_classifier reads. convert: how a teacher that predicts eps learns to predict v first
-    (rddlib.distillation.train.reparametrise).
-    """
-
-    convert: TrainConfig
-    teacher: str = ""
-    extractor: str = ""
+    convert: TrainConfig  # how a teacher that predicts eps learns to predict v first (train.reparametrise)
+    teacher: str = (
+        ""  # of any file that rddlib.interop.load_model reads; it brings network, schedule, classes and steps
+    )
+    extractor: str = ""  # of any file that rddlib.interop.load_classifier reads
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """samples: generated for each score; batch_size: of sampling; seed: of the common noise, the same for every method;
-    clip: hold x in [-1, 1] at each sampling step. network: whose features are compared: "" for digits' own on digits and
-    Inception on colour images, "extractor" for the profile's own, or a file. metrics: of rddlib.evaluation.METRICS, "fid"
-    and "is" among them. protocol: of rddlib.evaluation.PROTOCOLS. baselines: training-free samplers of the base model
-    beside DDIM, each with its number of steps, such as "pndm-10".
-    """
+    """How results are scored."""
 
-    samples: int = 5000
-    batch_size: int = 500
-    seed: int = 1234
-    clip: bool = True
-    network: str = ""
-    metrics: tuple[str, ...] = ("fid", "is")
-    protocol: str = "torch-fidelity"
-    baselines: tuple[str, ...] = ("pndm-10", "dpm-solver-12")  # Table 1 of the RDD paper
+    samples: int = 5000  # for each score
+    batch_size: int = 500  # of sampling
+    seed: int = 1234  # of the common noise, the same for every method
+    clip: bool = True  # hold x in [-1, 1] at each sampling step
+    network: str = ""  # "": digits' own on digits and Inception on colour; "extractor": the profile's own; or a file
+    metrics: tuple[str, ...] = ("fid", "is")  # of rddlib.evaluation.METRICS
+    protocol: str = "torch-fidelity"  # of rddlib.evaluation.PROTOCOLS
+    baselines: tuple[str, ...] = ("pndm-10", "dpm-solver-12")  # samplers and their steps: Table 1 of the RDD paper
 
     def __post_init__(self):
-        _check(self.samples >= 2, f"samples is {self.samples}, expected at least 2")
-        _check(self.batch_size >= 1, f"batch_size is {self.batch_size}, expected at least 1")
-        _check({"fid", "is"} <= set(self.metrics), f"metrics is {self.metrics}, expected fid and is among them")
+        at_least(self, 2, "samples")
+        at_least(self, 1, "batch_size")
+        check({"fid", "is"} <= set(self.metrics), f"metrics is {self.metrics}, expected fid and is among them")
         for baseline in self.baselines:
             name, _, steps = baseline.rpartition("-")
-            _check(
-                bool(name) and steps.isdigit() and int(steps) > 0,
-                f"baselines has {baseline!r}, expected a sampler and its steps, such as pndm-10",
-            )
+            whole = bool(name) and steps.isdigit() and int(steps) > 0
+            check(whole, f"baselines has {baseline!r}, expected a sampler and its steps, such as pndm-10")
 
     @property
     def baseline_arms(self) -> tuple[tuple[str, int], ...]:
@@ -211,21 +169,20 @@ class EvaluationConfig:
 
 def _check_halvings(name: str, steps: int, teacher: int) -> None:
     ratio = steps / teacher
-    _check(
-        ratio >= 1 and ratio.is_integer() and int(ratio).bit_count() == 1,
-        f"{name} {steps} must be progressive.teacher_steps {teacher} times a power of two",
-    )
+    powers = ratio >= 1 and ratio.is_integer() and int(ratio).bit_count() == 1
+    check(powers, f"{name} {steps} must be progressive.teacher_steps {teacher} times a power of two")
+
+
+def _check_methods(field: str, names: tuple[str, ...]) -> None:
+    check(len(set(names)) == len(names) > 0, f"{field} is {names}, expected different ones")
+    for name in names:
+        known = ", ".join(OBJECTIVES)
+        check(name in OBJECTIVES, f"{field} has {name!r}{nearest(name, OBJECTIVES)}, known are {known}")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A whole study. Each field is a section; `rdd study --set section.field=value` changes one number.
-
-    run: how this machine trains (checkpoints, logs, memory format, compilation). methods: which compete, of
-    rddlib.methods.OBJECTIVES. seeds: of the distillation, one cascade
-    for each (and of all that guidance distils); jobs: independent cascades trained at a time, a process and an
-    equal share of the cores each.
-    """
+    """A whole study. Each field is a section; `rdd study --set section.field=value` changes one number."""
 
     name: str
     data: DataConfig
@@ -238,33 +195,26 @@ class Profile:
     pretrained: PretrainedConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    methods: tuple[str, ...] = COMPETING
-    seeds: tuple[int, ...] = (0,)
-    jobs: int = 2
+    run: RunConfig = field(default_factory=RunConfig)  # how this machine trains: checkpoints, logs, compilation
+    methods: tuple[str, ...] = COMPETING  # which compete, of rddlib.methods.OBJECTIVES
+    seeds: tuple[int, ...] = (0,)  # of the last halvings, one cascade for each, and of all that guidance distils
+    jobs: int = 2  # cascades trained at a time, a process and an equal share of the cores each
 
     def __post_init__(self):
-        teacher = self.progressive.teacher_steps
+        teacher, halvings = self.progressive.teacher_steps, self.distill.iterations
         _check_halvings("base.steps", self.base.steps, teacher)
-        _check(
-            teacher == 2 ** len(self.distill.iterations),
-            f"progressive.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
-            f"distill.iterations lists {len(self.distill.iterations)}",
-        )
-        _check(
-            len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
-            f"seeds is {self.seeds}, expected at least one, all different",
-        )
-        for name in self.methods:
-            _check(
-                name in OBJECTIVES,
-                f"methods has {name!r}{nearest(name, OBJECTIVES)}, known are {', '.join(OBJECTIVES)}",
-            )
-        _check(len(set(self.methods)) == len(self.methods) > 0, f"methods is {self.methods}, expected different ones")
-        _check(self.jobs >= 1, f"jobs is {self.jobs}, expected at least 1")
-        _check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_halvings("guidance.steps", self.guidance.steps, teacher)
-        _check_prediction(self.guidance.prediction, self.base.schedule)
+        check(
+            teacher == 2 ** len(halvings),
+            f"progressive.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
+            f"distill.iterations lists {len(halvings)}",
+        )
+        check(len(self.seeds) >= 1, f"seeds is {self.seeds}, expected at least one")
+        different(self, "seeds")
+        _check_methods("methods", self.methods)
+        at_least(self, 1, "jobs")
+        check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
+        _check_prediction(self.guidance, self.base.schedule)
 
     @property
     def student_steps(self) -> tuple[int, ...]:
@@ -459,18 +409,6 @@ def changed(profile: Profile, overrides: dict[str, str]) -> Profile:
     except ValueError as error:
         given = " ".join(f"{key}={text}" for key, text in overrides.items())
         raise UserError(f"--set {given}: {error}") from error
-
-
-def set_apart(profile: Profile) -> dict[str, str]:
-    """The overrides that make this profile of the one whose name it has."""
-
-    def leaves(config, path: str = ""):
-        for f in fields(config):
-            value = getattr(config, f.name)
-            yield from leaves(value, f"{path}{f.name}.") if is_dataclass(value) else [(path + f.name, value)]
-
-    own = dict(leaves(PROFILES[profile.name]()))
-    return overrides_of(profile, {key: value for key, value in leaves(profile) if value != own[key]})
 
 
 def parse_value(profile: Profile, key: str, text: str):

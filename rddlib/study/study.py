@@ -386,6 +386,8 @@ class Study:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
         p, known = self.profile, self.dataset.num_classes
         classes = p.unet.num_classes
+        for method in p.methods:
+            METHODS[method].needs()
         if p.pretrained.teacher and classes not in (0, known):
             raise UserError(
                 f"pretrained.teacher is conditional on {classes} classes and {self.dataset.name} has "

@@ -5,12 +5,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from rddlib.utils.distributed import rank
 
 MODE_VARIABLE = "RDD_PROGRESS"  # "bar" or "line"; a study sets it for the notebooks' kernels, which have no terminal
+_silent = False
 _shared_count = None  # in a worker process: counts iterations for the bar of the process that started it
 
 
@@ -20,8 +22,21 @@ def report_to(count) -> None:
     _shared_count = count
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Inside, no bar and no line is shown."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 def mode() -> str:
     """ "bar", "line"; in a worker process "count"; in all but the first of several processes of one run "none"."""
+    if _silent:
+        return "none"
     if _shared_count is not None:
         return "count"
     if rank() > 0:
