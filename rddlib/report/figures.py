@@ -16,17 +16,10 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from rddlib.diffusion.schedule import Schedule
+from rddlib.methods import COMPETING, STYLES
+from rddlib.methods import LABELS as NAMES
 
-# Distinguishable in gray too: each method has its own marker and dash besides its colour.
-STYLES = {
-    "ddim": dict(color="0.35", marker="s", linestyle=":"),
-    "pd": dict(color="#0072B2", marker="o", linestyle="-"),
-    "cfd": dict(color="#E69F00", marker="^", linestyle="--"),
-    "rcfd": dict(color="#009E73", marker="v", linestyle="-."),
-    "rdd": dict(color="#D55E00", marker="D", linestyle="-"),
-    "pndm": dict(color="#CC79A7", marker="p", linestyle=":"),
-    "dpm-solver": dict(color="#56B4E9", marker="X", linestyle=":"),
-}
+_IN_TURN = [STYLES[name] for name in ("ddim", *COMPETING, "pndm", "dpm-solver")]  # of curves that are no method's
 SCORE_NAMES = {
     "fid": "FID",
     "is": "IS",
@@ -34,15 +27,6 @@ SCORE_NAMES = {
     "kid": "KID",
     "precision": "precision",
     "recall": "recall",
-}
-NAMES = {
-    "ddim": "DDIM",
-    "pd": "PD",
-    "cfd": "CFD",
-    "rcfd": "RCFD",
-    "rdd": "RDD",
-    "pndm": "PNDM",
-    "dpm-solver": "DPM-Solver",
 }
 
 
@@ -135,7 +119,7 @@ def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tenso
 def error_figure(steps: Sequence[int], errors: dict[str, Sequence[float]], title: str) -> Figure:
     """Errors against step counts on log axes, with a line of slope -1 to compare with."""
     figure, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for (label, values), style in zip(errors.items(), STYLES.values(), strict=False):
+    for (label, values), style in zip(errors.items(), _IN_TURN, strict=False):
         ax.loglog(steps, values, label=label, **style)
     first = next(iter(errors.values()))
     ax.loglog(steps, [first[0] * steps[0] / n for n in steps], color="0.7", label="slope -1 (first order)")
@@ -217,7 +201,7 @@ def lines_figure(
     """
     figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
     every = max(1, len(x) // 12)
-    for (label, values), style in zip(curves.items(), STYLES.values(), strict=False):
+    for (label, values), style in zip(curves.items(), _IN_TURN, strict=False):
         values = [math.nan if v is None else float(v) for v in values]
         ax.plot(x, values, label=NAMES.get(label, label), markersize=4, markevery=every, **STYLES.get(label, style))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
