@@ -136,10 +136,7 @@ def _through_extractor(kind: type[Objective]) -> Callable[..., Objective]:
 
 
 _ROWS = (
-    # samplers of the base model, which train nothing
     Method("ddim", "DDIM", _line("0.35", "s", ":"), cost=7),
-    Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
-    Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
     # students
     Method("pd", "PD", _line("#0072B2", "o", "-"), lambda schedule, extractor: PD(schedule), cost=3),
     Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, needs=load_lpips, cost=8),
@@ -147,6 +144,10 @@ _ROWS = (
     Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=5),
     Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),
     Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=9),
+    # other samplers of the base model, which train nothing
+    Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
+    Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
+    Method("diffusers-ddim", "DDIM of diffusers", _line("0.5", "d", ":")),
     # models that guided students are compared with
     Method("teacher", "teacher", _line("0.55", "s", ":")),
     Method("stage_one", "stage one", _line("#56B4E9", "P", ":")),

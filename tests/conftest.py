@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: a seeded generator and a smoke study made once for all of them."""
+"""Fixtures shared by the tests: a seeded generator, and a smoke and a tiny study made once for all of them."""
 
 import json
 import os
@@ -12,6 +12,22 @@ from filelock import FileLock
 from rddlib.cli import main
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+TINY = {  # of the smoke profile: every training takes a second at most, the numbers mean nothing
+    "base.train.iterations": "2",
+    "progressive.train.iterations": "1",
+    "extractor.train.iterations": "2",
+    "distill.iterations": "[1, 1, 1]",
+    "evaluation.samples": "80",
+    "evaluation.batch_size": "80",
+    "evaluation.baselines": "[pndm-10]",
+    "guidance.base.iterations": "2",
+    "guidance.train.iterations": "3",
+    "guidance.stochastic": "3",
+    "guidance.samples": "80",
+    "methods": "[pd, rdd]",
+    "jobs": "1",
+}
 
 
 @pytest.fixture
@@ -71,6 +87,35 @@ def smoke_run(shared, tmp_path_factory, watched_kernels):
 def smoke_figures(smoke_run, watched_kernels):
     """One {"cell": source, "faults": [line, ...]} for each figure that the smoke study's notebooks drew."""
     return [json.loads(line) for file in watched_kernels[1].iterdir() for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(shared):
+    """Of the tiny study, all its results and all that its guided study trains; to be read only."""
+    from rddlib.study.folder import continue_study
+    from rddlib.study.study import guided_study
+
+    with FileLock(shared / "tiny.lock"):
+        study = continue_study("smoke", TINY, shared / "tiny")
+        study.results()
+        for stage in guided_study(study).lineage():
+            stage.get()
+    return shared / "tiny"
+
+
+@pytest.fixture
+def tiny(tiny_folder, tmp_path):
+    """The tiny study in a copy of its folder, to write in."""
+    from rddlib.study.folder import open_study
+
+    return open_study("smoke", shutil.copytree(tiny_folder, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def guided(tiny):
+    from rddlib.study.study import guided_study
+
+    return guided_study(tiny)
 
 
 @pytest.fixture
