@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rddlib.distillation.objectives import RELEASED_SWITCHES
-from rddlib.methods import METHODS
 from rddlib.study.profiles import Profile, overrides_of, parse_value
 from rddlib.study.stage import key_of
 from rddlib.utils.errors import UserError, nearest
@@ -135,8 +134,7 @@ def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whol
 
     Raises UserError for an unknown method or field, a value of the wrong type and an empty grid.
     """
-    if method not in METHODS:
-        raise UserError(f"unknown --method {method}{nearest(method, METHODS)}: known are {', '.join(METHODS)}")
+    profile.method(method, "--method")
     if not given:
         raise UserError("custom has an empty grid: give it at least one --axis FIELD=VALUE,VALUE")
     axes = tuple(Axis(name, name, _values(name, text, profile)) for name, text in given.items())

@@ -13,7 +13,6 @@ import pandas as pd
 
 import rddlib
 from rddlib.evaluation import read_record
-from rddlib.methods import OBJECTIVES
 from rddlib.study.ablations import Ablation, Setting
 from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
 from rddlib.study.profiles import Profile, changed
@@ -290,7 +289,7 @@ class Sweep:
     def _training(self, point: Point, steps: int) -> dict:
         """What the halvings from the teacher to this student took."""
         study, run = point.study, point.run
-        if run.method not in OBJECTIVES:
+        if run.method not in study.profile.objectives:
             return {}
         shared = {*study.stages.teacher().lineage(), study.stages.extractor}
         stages = [
