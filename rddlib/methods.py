@@ -161,9 +161,25 @@ METHODS = {method.name: method for method in _ROWS}
 OBJECTIVES = tuple(name for name, method in METHODS.items() if method.build)  # methods that train students
 COMPETING = ("pd", "cfd", "rcfd", "rdd")  # by default
 SAMPLERS = TRAINING_FREE  # of the base model
-LABELS = {name: method.label for name, method in METHODS.items()}
-STYLES = {name: dict(method.style) for name, method in METHODS.items()}
-_OWN_COLORS = ("#7A4FBF", "#B5651D", "#1B7F79", "#A61E4D", "#5B6B1E", "#3B3B98")
+
+
+class _Labels(dict):
+    def __missing__(self, name: str) -> str:
+        """Of a profile's own method: its name."""
+        return name
+
+
+class _Styles(dict):
+    def __missing__(self, name: str) -> dict[str, str]:
+        """Of a profile's own method: one that follows from its name."""
+        place = sum(name.encode())
+        return _line(_OWN_COLORS[place % len(_OWN_COLORS)], _OWN_MARKERS[place % len(_OWN_MARKERS)], "--")
+
+
+_OWN_COLORS = ("#7A4FBF", "#B5651D", "#1B7F79", "#A61E4D", "#5B6B1E")
+_OWN_MARKERS = "*<>dH8"
+LABELS = _Labels({name: method.label for name, method in METHODS.items()})
+STYLES = _Styles({name: dict(method.style) for name, method in METHODS.items()})
 
 
 def find_method(name: str, option: str = "method", known: Iterable[str] = OBJECTIVES) -> Method:
@@ -180,13 +196,12 @@ def own_methods(sums: tuple[str, ...]) -> dict[str, Method]:
     Raises ValueError where one reads otherwise, or its name is taken.
     """
     found: dict[str, Method] = {}
-    for place, text in enumerate(sums):
+    for text in sums:
         name, terms = parse_sum(text)
         if name in METHODS or name in found:
             raise ValueError(f"sums names {name!r}, which is taken: choose another name")
         looks = any(term.loss not in PIXEL_TERMS for term in terms)
-        style = _line(_OWN_COLORS[place % len(_OWN_COLORS)], "*<>dH8"[place % 6], "--")
-        found[name] = Method(name, name, style, _build_sum, partial(_sum_numbers, terms), looks, cost=8)
+        found[name] = Method(name, name, STYLES[name], _build_sum, partial(_sum_numbers, terms), looks, cost=8)
     return found
 
 

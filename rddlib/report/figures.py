@@ -16,17 +16,9 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from rddlib.diffusion.schedule import Schedule
+from rddlib.methods import LABELS as NAMES
+from rddlib.methods import STYLES
 
-# Distinguishable in gray too: each method has its own marker and dash besides its colour.
-STYLES = {
-    "ddim": dict(color="0.35", marker="s", linestyle=":"),
-    "pd": dict(color="#0072B2", marker="o", linestyle="-"),
-    "cfd": dict(color="#E69F00", marker="^", linestyle="--"),
-    "rcfd": dict(color="#009E73", marker="v", linestyle="-."),
-    "rdd": dict(color="#D55E00", marker="D", linestyle="-"),
-    "pndm": dict(color="#CC79A7", marker="p", linestyle=":"),
-    "dpm-solver": dict(color="#56B4E9", marker="X", linestyle=":"),
-}
 SCORE_NAMES = {
     "fid": "FID",
     "is": "IS",
@@ -34,15 +26,6 @@ SCORE_NAMES = {
     "kid": "KID",
     "precision": "precision",
     "recall": "recall",
-}
-NAMES = {
-    "ddim": "DDIM",
-    "pd": "PD",
-    "cfd": "CFD",
-    "rcfd": "RCFD",
-    "rdd": "RDD",
-    "pndm": "PNDM",
-    "dpm-solver": "DPM-Solver",
 }
 
 

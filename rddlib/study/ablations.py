@@ -251,6 +251,41 @@ def _budget(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
     return equal + longer
 
 
+_BALANCES = {
+    "IS_P2P, share 0.3": "cfd + is_p2p(share=0.3 tau=0.1)",
+    "IS_P2P, share 1": "cfd + is_p2p(share=1 tau=0.1)",
+    "IS_P2P, share 3": "cfd + is_p2p(share=3 tau=0.1)",
+    "IS_P2P, share 1, tau 1": "cfd + is_p2p(share=1 tau=1)",
+    "IS_P2P, share 1, tau 0.3": "cfd + is_p2p(share=1 tau=0.3)",
+    "IS_P2P, share 1, tau 0.05": "cfd + is_p2p(share=1 tau=0.05)",
+    "II_P2P, share 1": "cfd + ii_p2p(share=1 tau=0.1)",
+    "M_P2P, share 1, paper's head": "cfd + m_p2p(share=1 tau=0.1)",
+    "M_P2P, share 1, identity head": "cfd + m_p2p(share=1 tau=0.1 head=identity)",
+    "M_P2P, share 1, no head": "cfd + m_p2p(share=1 tau=0.1 head=none)",
+    "PD, share 0.1": "cfd + pd(share=0.1)",
+    "PD, share 0.3": "cfd + pd(share=0.3)",
+    "PD, share 1": "cfd + pd(share=1)",
+    "PD, share 0.3, CFD's tau 1": "cfd(tau=1) + pd(share=0.3)",
+    "IS_P2P, share 0.3, PD, share 0.3": "cfd + is_p2p(share=0.3 tau=0.1) + pd(share=0.3)",
+    "IS_P2P, share 1, PD, share 0.3": "cfd + is_p2p(share=1 tau=0.1) + pd(share=0.3)",
+    "IS_P2P, share 1, PD, share 0.1": "cfd + is_p2p(share=1 tau=0.1) + pd(share=0.1)",
+    "Fréchet, share 0.3": "cfd + frechet(share=0.3)",
+    "Fréchet, share 0.3, PD, share 0.3": "cfd + frechet(share=0.3) + pd(share=0.3)",
+    "kernel, share 0.3": "cfd + kernel(share=0.3)",
+    "kernel, share 0.3, PD, share 0.3": "cfd + kernel(share=0.3) + pd(share=0.3)",
+}
+
+
+def _balances(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    """Sums of terms whose gradients are held at a share of CFD's."""
+
+    def balanced(name: str, terms: str) -> Setting:
+        return Setting(f"CFD + {name}", "balanced", overrides_of(profile, {"sums": (f"balanced = {terms}",)}))
+
+    rdd = Setting("RDD, the paper's weights", "rdd")
+    return [*_pd_and_cfd(profile, costs), rdd, *(balanced(*entry) for entry in _BALANCES.items())]
+
+
 def _of(name: str, *shares: float) -> Callable[[Profile], list[int]]:
     """Shares of the profile's own number of that name."""
     return lambda profile: [max(1, round(share * getattr(profile.loss, name))) for share in shares]
@@ -384,6 +419,14 @@ ABLATIONS = {
             "Paper against released code",
             "Nothing is claimed: the code departs from its paper in many places, each of which is switched on alone.",
             beside=_released,
+        ),
+        Ablation(
+            "balance",
+            "ours",
+            "Relations and pixels as loud as CFD",
+            "Nothing is claimed: at the paper's weights the relations' gradient is a hundredth of CFD's.",
+            beside=_balances,
+            whole=True,
         ),
         Ablation(
             "budget",

@@ -490,7 +490,7 @@ class Cascade:
 
     @property
     def label(self) -> str:
-        return f"{LABELS.get(self.method, self.method)}, seed {self.seed}"
+        return f"{LABELS[self.method]}, seed {self.seed}"
 
     @property
     def iterations(self) -> int:

@@ -166,7 +166,9 @@ class Sweep:
         study = self._study(setting)
         run = self._run(study, ablation, setting, seed)
         names = [path.name for path in run.paths(study)]
-        if study is not self.base:  # what the change does not touch has the study's own numbers
+        if (
+            study is not self.base and "sums" not in setting.changes
+        ):  # what the change does not touch has the study's own numbers
             own = self._run(self.base, ablation, setting, seed)
             if [path.name for path in own.paths(self.base)] == names:
                 study, run = self.base, own
