@@ -289,8 +289,9 @@ def test_what_the_readme_says_in_words_of_the_ablations_is_in_the_rows():
 
 def guided_table() -> str:
     """The published scores of guidance as the README shows them: mean ± spread over seeds."""
-    from rddlib.report.guidance_figures import GUIDED_NAMES
     from rddlib.study.guided_results import published
+
+    from rddlib.report.guidance_figures import GUIDED_NAMES
 
     table, _ = published()
     weights = sorted(table["guidance"].unique())
@@ -311,8 +312,9 @@ def test_readmes_table_of_guidance_is_the_published_one():
 def test_published_guidance_is_whole_and_has_receipts():
     import json
 
-    from rddlib.study.guidance import GUIDED_COLUMNS
     from rddlib.study.guided_results import published
+
+    from rddlib.study.guidance import GUIDED_COLUMNS
 
     table, metric = published()
     receipts = json.loads((TOP / "data/results/digits_guided_receipts.json").read_text())

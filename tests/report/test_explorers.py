@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from ipywidgets import Dropdown, SelectionSlider
 from matplotlib.figure import Figure
+from rddlib.study.assembly import build_denoiser, build_extractor
 
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import as_denoiser
@@ -19,7 +20,6 @@ from rddlib.report import figures as plots
 from rddlib.report.controls import explore
 from rddlib.report.tables import comparison, panels
 from rddlib.report.views import between, paths_view, queue_view, relations_view, same_noise_view, scores_view
-from rddlib.study.assembly import build_denoiser, build_extractor
 from rddlib.study.profiles import METHODS, digits
 from rddlib.study.study import Study
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from rddlib.study.assembly import build_extractor, build_objective
+from rddlib.study.run_sweep import run_sweep, shard_of
 
 from rddlib.distillation.objectives import RELEASED_SWITCHES
 from rddlib.evaluation import common_noise
@@ -22,12 +24,10 @@ from rddlib.study.ablations import (
     custom,
     find_ablation,
 )
-from rddlib.study.assembly import build_extractor, build_objective
 from rddlib.study.costs import catalogue, format_plan, measured_costs, plan_of
 from rddlib.study.engines import in_turn
 from rddlib.study.entropy import entropy_record
 from rddlib.study.profiles import PROFILES, changed, load_profile
-from rddlib.study.run_sweep import run_sweep, shard_of
 from rddlib.study.study import Study, continue_study
 from rddlib.study.sweep import COLUMNS, Sweep
 from rddlib.utils.errors import UserError

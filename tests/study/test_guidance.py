@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from rddlib.study.assembly import conditional_profile, objective_numbers
+from rddlib.study.guided_results import published, scores_table
 
 from rddlib.cli import main
 from rddlib.data import ImageDataset
@@ -19,9 +21,7 @@ from rddlib.distillation import train as recipes
 from rddlib.report.guidance_figures import series_of, tradeoff_figure, weights_figure
 from rddlib.report.guidance_findings import findings
 from rddlib.report.views import guidance_view
-from rddlib.study.assembly import conditional_profile, objective_numbers
 from rddlib.study.guidance import GUIDED_COLUMNS, GUIDED_METHODS, GuidedStudy, guided_study
-from rddlib.study.guided_results import published, scores_table
 from rddlib.study.profiles import load_profile
 from rddlib.study.study import Study, open_study
 from rddlib.utils.checkpoint import load_checkpoint

@@ -3,12 +3,7 @@
 import math
 
 import pytest
-
-from rddlib.bench.stages import Stage
-from rddlib.cli import main
-from rddlib.study import plan
 from rddlib.study.assembly import conditional_profile
-from rddlib.study.guidance import GuidedStudy
 from rddlib.study.plan import (
     Job,
     Plan,
@@ -26,6 +21,11 @@ from rddlib.study.plan import (
     warnings_of,
     with_relations,
 )
+
+from rddlib.bench.stages import Stage
+from rddlib.cli import main
+from rddlib.study import plan
+from rddlib.study.guidance import GuidedStudy
 from rddlib.study.profiles import PROFILES, load_profile
 from rddlib.study.study import Study
 from rddlib.utils.errors import UserError

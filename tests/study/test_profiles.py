@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rddlib.study.assembly import build_denoiser, build_extractor, build_objective
 
 import rddlib
 from rddlib.data import ImageDataset
 from rddlib.distillation.objectives import CFD, PD, RCFD, RDD
 from rddlib.distillation.train import distill, train_base, train_classifier
-from rddlib.study.assembly import build_denoiser, build_extractor, build_objective
 from rddlib.study.profiles import METHODS, PROFILES, as_dict, changed, load_profile, overrides_of, set_apart
 from rddlib.study.study import Study
 from rddlib.utils.errors import UserError
