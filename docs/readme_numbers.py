@@ -14,7 +14,7 @@ import pandas as pd
 
 from rddlib.methods import LABELS
 from rddlib.report.claims import VERDICTS, verdicts
-from rddlib.study import ablation_results, guided_results
+from rddlib.study import ablation_results, guidance
 from rddlib.study.ablations import ABLATIONS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -55,7 +55,8 @@ def digits_table() -> str:
 def ablations_table() -> str:
     """What became of each ablation's claims."""
     table, body = ablation_results.published(), []
-    for name, ablation in ABLATIONS.items():
+    for name in table["ablation"].unique():
+        ablation = ABLATIONS[name]
         found = verdicts(name, table[table["ablation"] == name])
         found = found[~found["score"].str.startswith("peak memory")]
         cells = []
@@ -68,7 +69,7 @@ def ablations_table() -> str:
 
 def guided_table() -> str:
     """FID at every guidance weight, mean ± standard deviation over seeds, and IS at two."""
-    table, _ = guided_results.published()
+    table, _ = guidance.published()
     weights, body = sorted(table["guidance"].unique()), []
     for (method, steps, sampler), rows in table.groupby(["method", "steps", "sampler"], sort=False):
         by_weight = {w: group for w, group in rows.groupby("guidance")}
@@ -219,7 +220,7 @@ def ablation_sentences() -> list[str]:
 
 
 def guided_sentences() -> list[str]:
-    table, _ = guided_results.published()
+    table, _ = guidance.published()
     mean = table.groupby(["method", "sampler", "steps", "guidance"])["fid"].mean()
     arms = table.pivot_table(index=["steps", "guidance", "seed"], columns=["method", "sampler"], values="fid")
 

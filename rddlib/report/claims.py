@@ -141,6 +141,31 @@ def _budget(settings: pd.DataFrame) -> list[Claim]:
     return [Claim(f"RDD is better than {name}", [("RDD, equal iterations", name)]) for name in rivals]
 
 
+def _balance(settings: pd.DataFrame) -> list[Claim]:
+    best = "CFD + PD, share 0.3"
+    return [
+        Claim("relations as loud as CFD are better than CFD alone", (("CFD + IS_P2P, share 1", "CFD"),)),
+        Claim(
+            "relations as loud as CFD are better than RDD at the paper's weights",
+            (("CFD + IS_P2P, share 1", "RDD, the paper's weights"),),
+        ),
+        Claim(
+            "across images (IS) they are better than within (II)", (("CFD + IS_P2P, share 1", "CFD + II_P2P, share 1"),)
+        ),
+        Claim(
+            "M_P2P is better without a head than with the paper's",
+            (("CFD + M_P2P, share 1, no head", "CFD + M_P2P, share 1, paper's head"),),
+        ),
+        Claim("a small pixel term beside CFD is better than CFD and than PD", ((best, "CFD"), (best, "PD"))),
+        Claim("and better than relations", ((best, "CFD + IS_P2P, share 1"),)),
+        Claim("relations beside it improve it", (("CFD + IS_P2P, share 1, PD, share 0.3", best),)),
+        Claim(
+            "a Fréchet or a kernel term beside CFD is better than CFD alone",
+            (("CFD + Fréchet, share 0.3", "CFD"), ("CFD + kernel, share 0.3", "CFD")),
+        ),
+    ]
+
+
 CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "losses": _losses,
     "batch": _batch,
@@ -156,6 +181,7 @@ CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "cfd_tau_dual": _dual,
     "released": _released,
     "budget": _budget,
+    "balance": _balance,
 }
 
 
