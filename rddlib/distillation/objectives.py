@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rddlib.diffusion.schedule import Schedule
 from rddlib.distillation.extractor import FeatureExtractor, Features, MapExtractor
-from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue
+from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue, check_released
 from rddlib.losses import (
     cfd_loss,
     diversity_loss,
@@ -43,22 +43,27 @@ class Loss(NamedTuple):
 
 
 class Objective(nn.Module, ABC):
-    """A weighted sum of losses.
+    """A weighted sum of losses between a student's image and its teacher's.
 
-    Subclasses return their terms from `terms(x_student, x_teacher, t, generator)`: images [N, C, H, W] in [-1, 1], t [N],
-    a generator that is the same on every rank. Calling the objective gives Loss(total, terms); `after_step(generator)`
-    runs once its gradient has been taken. Trainable parameters of an objective are trained along with the student.
+    Subclasses set `weights` and return their losses from `terms`. Trainable parameters of an objective, such as a
+    projection head, are trained along with the student.
 
-    weights: of each term by name. shares: instead of fixed weights, the size that a term's gradient at the student's
-    image should have, as a share of the first term's; terms without a share keep their weight. One more backward pass
-    through the extractor for each balanced term.
-
-    released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
+    Attributes:
+        weights: of each term by name.
+        shares: instead of fixed weights, the size that a term's gradient at the student's image should have, as a share
+            of the first term's; terms without a share keep their weight. One more backward pass through the network for
+            each balanced term.
+        released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
     """
 
     weights: dict[str, float]
     shares: Mapping[str, float] = {}
     released: Collection[str] = frozenset()
+    _frozen: tuple[nn.Module, ...] = ()
+
+    def look_through(self, network: nn.Module) -> None:
+        """Freeze a network to compare images through: it moves along with the objective and is no part of its state."""
+        self._frozen = (network.eval().requires_grad_(False),)  # in a tuple nn.Module does not see it
 
     def wants(self, name: str) -> bool:
         """Whether a term counts: one of weight 0 need not be computed."""
@@ -66,14 +71,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Each loss before its weight, by name."""
+        """Each loss before its weight, a scalar, by name. Arguments as in `forward`."""
 
     def forward(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> Loss:
+        """The losses and their weighted sum.
+
+        Args:
+            x_student: images [N, C, H, W] in [-1, 1], differentiable.
+            x_teacher: the teacher's, of the same shape, without gradient.
+            t: [N] in [0, 1], the time of the noised image that both denoised.
+            generator: for random draws; in the same state on every process.
+        """
         terms = self.terms(x_student, x_teacher, t, generator)
         weights = {**self.weights, **self._balanced(terms, x_student)}
         return Loss(sum(weights[name] * value for name, value in terms.items()), terms)
 
     def _balanced(self, terms: dict[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
+        """The weights that give terms with a share its size."""
         wanted = [name for name in terms if name in self.shares]
         if not wanted or not x_student.requires_grad:
             return {}
@@ -84,15 +98,20 @@ class Objective(nn.Module, ABC):
         return {name: self.shares[name] * norms[first] / norms[name].clamp(min=tiny) for name in wanted}
 
     def after_step(self, generator: torch.Generator) -> None:
-        """Nothing to do, unless the objective keeps a memory."""
+        """Called once the gradient has been taken; generator as in `forward`. For objectives that keep a memory."""
 
     def status(self) -> dict[str, Tensor]:
-        """What else to log with the terms."""
+        """Scalars to log beside the terms."""
         return {}
 
-    def frozen(self) -> list[nn.Module]:
+    def frozen(self) -> tuple[nn.Module, ...]:
         """The networks it looks through, which training leaves as they are."""
-        return []
+        return self._frozen
+
+    def _apply(self, fn, *arguments, **options):  # what .to(), .double() and the like go through
+        for network in self._frozen:
+            network._apply(fn, *arguments, **options)
+        return super()._apply(fn, *arguments, **options)
 
 
 def _gradient(term: Tensor, x_student: Tensor) -> Tensor:
@@ -124,21 +143,6 @@ def gradient_report(terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str,
     return report
 
 
-class _Frozen:
-    """A module held outside the module tree: moved along with its holder, but no part of what training changes."""
-
-    def _hold(self, name: str, module: nn.Module) -> None:
-        object.__setattr__(self, name, module.eval().requires_grad_(False))
-        object.__setattr__(self, "_held", module)
-
-    def frozen(self) -> list[nn.Module]:
-        return [self._held]
-
-    def _apply(self, fn, *arguments, **options):
-        self._held._apply(fn, *arguments, **options)
-        return super()._apply(fn, *arguments, **options)
-
-
 class PD(Objective):
     """Progressive distillation: w_t ||x^T - x^S||^2, w_t = max(alpha^2/sigma^2, 1)  (Eq. 2, Feng et al. 2024)."""
 
@@ -150,7 +154,7 @@ class PD(Objective):
         return {"pd": pd_loss(x_student, x_teacher, t, self.schedule)}
 
 
-class PDPerceptual(_Frozen, PD):
+class PDPerceptual(PD):
     """PD with a perceptual distance beside it: "PD + LPIPS" of Tables 1 and 2, Feng et al. 2024.
 
     network: LPIPS, from `rddlib.losses.load_lpips()`; or a FeatureExtractor, whose stages are then compared in LPIPS's
@@ -160,20 +164,21 @@ class PDPerceptual(_Frozen, PD):
 
     def __init__(self, schedule: Schedule, network: nn.Module, weight: float = 1.0):
         super().__init__(schedule)
-        self._hold("network", network)
+        self.look_through(network)
         self.name = "stages" if isinstance(network, FeatureExtractor) else "lpips"
         self.weights = {"pd": 1.0, self.name: weight}
 
     def _distance(self, x_student: Tensor, x_teacher: Tensor) -> Tensor:
+        (network,) = self.frozen()
         if self.name == "lpips":
-            return perceptual_loss(x_student, x_teacher, self.network)
+            return perceptual_loss(x_student, x_teacher, network)
         with torch.no_grad():
-            stages_teacher = self.network.stages(x_teacher)
-        return stage_perceptual_loss(self.network.stages(x_student), stages_teacher)
+            stages_teacher = network.stages(x_teacher)
+        return stage_perceptual_loss(network.stages(x_student), stages_teacher)
 
     def terms(self, x_student, x_teacher, t, generator):
-        pd = pd_loss(x_student, x_teacher, t, self.schedule)
-        return {"pd": pd, self.name: self._distance(x_student, x_teacher)}
+        pd = super().terms(x_student, x_teacher, t, generator)
+        return {**pd, self.name: self._distance(x_student, x_teacher)}
 
 
 def check_predicts(extractor: nn.Module) -> None:
@@ -184,34 +189,43 @@ def check_predicts(extractor: nn.Module) -> None:
         )
 
 
-class CFD(_Frozen, Objective):
+class CFD(Objective):
     """Classifier-based feature distillation: KL(softmax(F^T/tau) || softmax(F^S))  (Eq. 4, Feng et al. 2024).
 
-    extractor: a FeatureExtractor, or any network through as_extractor; frozen here, and no part of this
-    module's state; temperature: tau of the teacher's features, in (0, 1] as
-    the papers have it; dual: tau on both sides, times tau^2 (Eq. 8, Sun et al. 2023); predictions: compare the
-    classifier's logits instead of its pooled features (Figures 4 and 5 there); cfd: weight, for subclasses with more terms.
+    Args:
+        extractor: a FeatureExtractor, or any network through as_extractor.
+        temperature: tau of the teacher's features, in (0, 1] as the papers have it.
+        dual: tau on both sides, times tau^2 (Eq. 8, Sun et al. 2023).
+        predictions: compare the classifier's logits instead of its pooled features (Figures 4 and 5 there).
+        cfd: weight, for subclasses with more terms.
+
+    Raises ValueError for a bare module, and for predictions of an extractor that makes none.
     """
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | MapExtractor,
         temperature: float,
         *,
         dual: bool = False,
         predictions: bool = False,
         cfd: float = 1.0,
     ):
-        super().__init__()
         if not hasattr(extractor, "channels"):
             raise ValueError(
                 "the extractor is a bare module: make it one with rddlib.as_extractor(module, image_shape)"
             )
         if predictions:
             check_predicts(extractor)
-        self._hold("extractor", extractor)
+        super().__init__()
+        self.look_through(extractor)
         self.temperature, self.dual, self.predictions = temperature, dual, predictions
         self.weights = {"cfd": cfd}
+
+    @property
+    def extractor(self) -> FeatureExtractor | MapExtractor:
+        """What it looks through."""
+        return self.frozen()[0]
 
     def features(self, x_student: Tensor, x_teacher: Tensor) -> tuple[Features, Features]:
         """The student's features, differentiable, and the teacher's."""
@@ -219,40 +233,45 @@ class CFD(_Frozen, Objective):
             teacher = self.extractor(x_teacher)
         return self.extractor(x_student), teacher
 
-    def cfd(self, student: Features, teacher: Features) -> Tensor:
-        chosen = "logits" if self.predictions else "pooled"
-        return cfd_loss(getattr(student, chosen), getattr(teacher, chosen), self.temperature, dual=self.dual)
-
-    def _terms(self, **makers: Callable[[], Tensor]) -> dict[str, Tensor]:
-        """Those that count, made in order."""
-        return {name: make() for name, make in makers.items() if self.wants(name)}
-
     def terms(self, x_student, x_teacher, t, generator):
-        student, teacher = self.features(x_student, x_teacher)
-        return self._terms(cfd=lambda: self.cfd(student, teacher))
+        return self.compare(*self.features(x_student, x_teacher), generator)
+
+    def compare(self, student: Features, teacher: Features, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms that count, of the features of both images."""
+        if not self.wants("cfd"):
+            return {}
+        chosen = "logits" if self.predictions else "pooled"
+        cfd = cfd_loss(getattr(student, chosen), getattr(teacher, chosen), self.temperature, dual=self.dual)
+        return {"cfd": cfd}
 
 
 class RCFD(CFD):
-    """CFD + beta [gamma entropy + (1 - gamma) diversity] of the student's predictions (Eq. 7, Sun et al. 2023)."""
+    """CFD + beta [gamma entropy + (1 - gamma) diversity] of the student's predictions (Eq. 7, Sun et al. 2023).
+
+    Raises ValueError for an extractor without predictions, and where all weights are 0.
+    """
 
     def __init__(self, extractor: FeatureExtractor, temperature: float, beta: float, gamma: float, **options):
-        super().__init__(extractor, temperature, **options)
         check_predicts(extractor)
+        super().__init__(extractor, temperature, **options)
         self.weights |= {"entropy": beta * gamma, "diversity": beta * (1 - gamma)}
         if not any(self.weights.values()):
             raise ValueError("all weights are 0: nothing would be learnt")
 
-    def terms(self, x_student, x_teacher, t, generator):
-        student, teacher = self.features(x_student, x_teacher)
-        return self._terms(
-            cfd=lambda: self.cfd(student, teacher),
-            entropy=lambda: entropy_loss(student.logits),
-            diversity=lambda: diversity_loss(all_gather_grad(student.logits)),
-        )
+    def compare(self, student, teacher, generator):
+        terms = super().compare(student, teacher, generator)
+        if self.wants("entropy"):
+            terms["entropy"] = entropy_loss(student.logits)
+        if self.wants("diversity"):
+            terms["diversity"] = diversity_loss(all_gather_grad(student.logits))
+        return terms
 
 
 def projection_head(channels: int) -> nn.Sequential:
-    """Two 1x1 convolutions with batch normalisation and ReLU between (Section 4.3, Feng et al. 2024)."""
+    """Two 1x1 convolutions with batch normalisation and ReLU between, [N, channels, H, W] to the same shape.
+
+    Section 4.3, Feng et al. 2024.
+    """
     return nn.Sequential(
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels),
@@ -264,20 +283,29 @@ def projection_head(channels: int) -> nn.Sequential:
 class RDD(CFD):
     """Relational Diffusion Distillation: L_CFD + alpha L_IS_P2P + beta L_M_P2P  (Eq. 10, Feng et al. 2024).
 
-    alpha, beta: weights; temperature: tau of CFD; tau_is, tau_m: of the relations; queue_size: N_q rows; draws: V rows
-    compared with; per_image: K pixels pushed of each map. The queue is filled after each update, so the first iteration
-    has none and leaves M_P2P out. Over several processes the relations span all of them. A term of weight 0 is left out,
-    and without M_P2P there is neither projection head nor queue. relation: "ii_p2p" puts L_II_P2P (Eq. 6) in the place of
-    L_IS_P2P; impl: of rddlib.losses.is_p2p_loss.
+    The queue is filled after each update, so the first iteration has none and leaves M_P2P out. Over several processes
+    the relations span all of them. A term of weight 0 is left out, and without M_P2P there is neither projection head
+    nor queue.
 
-    weights: "fixed", alpha and beta multiply the losses; "balanced", they say how large the gradients of IS_P2P and M_P2P
-    at the student's image should be as a share of CFD's. released: names of RELEASED_SWITCHES to follow instead of the
-    paper. Raises ValueError for unknown names of either.
+    Args:
+        extractor, temperature, options: of CFD.
+        alpha, beta: weights of IS_P2P and M_P2P.
+        tau_is, tau_m: temperatures of the relations.
+        queue_size: N_q, rows of the pixel queue.
+        draws: V, rows compared with in each iteration.
+        per_image: K, pixels of each of the teacher's maps that are pushed.
+        relation: "is_p2p", or "ii_p2p" for L_II_P2P (Eq. 6) in its place.
+        impl: how the relations are computed, of rddlib.losses.is_p2p_loss.
+        weights: "fixed", alpha and beta multiply the losses; "balanced", they say how large the gradients of IS_P2P and
+            M_P2P at the student's image should be as a share of CFD's.
+        released: names of RELEASED_SWITCHES to follow instead of the paper.
+
+    Raises ValueError for unknown names of the last four, and for weights with which nothing would be learnt.
     """
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | MapExtractor,
         temperature: float,
         *,
         alpha: float = 1.0,
@@ -297,11 +325,8 @@ class RDD(CFD):
         for name, value, known in (("weights", weights, WEIGHTS), ("relation", relation, RELATIONS)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {known}")
-        unknown = set(released) - RELEASED_SWITCHES.keys()
-        if unknown:
-            raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_SWITCHES)}")
         self.tau_is, self.tau_m, self.draws, self.per_image = tau_is, tau_m, draws, per_image
-        self.relation, self.impl, self.released = relation, impl, frozenset(released)
+        self.relation, self.impl, self.released = relation, impl, check_released(released, RELEASED_SWITCHES)
         relational = {relation: alpha, "m_p2p": beta}
         self.weights |= relational
         if not self.weights["cfd"] and not alpha:
@@ -313,23 +338,22 @@ class RDD(CFD):
             self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
         self._map_teacher: Tensor | None = None
 
-    def terms(self, x_student, x_teacher, t, generator):
-        student, teacher = self.features(x_student, x_teacher)
+    def compare(self, student, teacher, generator):
+        terms = super().compare(student, teacher, generator)
         # The head too sees every rank's maps: one batch statistic, and the same gradient for its weights everywhere.
         map_student, map_teacher = all_gather_grad(student.map), all_gather_grad(teacher.map)
-        related = (student.map, teacher.map) if "local_batch" in self.released else (map_student, map_teacher)
-        terms = self._terms(
-            cfd=lambda: self.cfd(student, teacher), **{self.relation: lambda: self._relations(*related)}
-        )
+        if self.wants(self.relation):
+            local = "local_batch" in self.released
+            related = (student.map, teacher.map) if local else (map_student, map_teacher)
+            terms[self.relation] = self._relations(*related)
         if self.queue is None:
             return terms
         self._map_teacher = map_teacher
         if "queue_push" in self.released:
-            self._push(generator)
+            self.after_step(generator)
         if len(self.queue):
             embeddings = self.queue.sample(self.draws, generator)  # [V, C]
-            head = self.head(map_student)
-            terms["m_p2p"] = m_p2p_loss(head, map_teacher, embeddings, self.tau_m, impl=self.impl)
+            terms["m_p2p"] = m_p2p_loss(self.head(map_student), map_teacher, embeddings, self.tau_m, impl=self.impl)
         return terms
 
     def _relations(self, map_student: Tensor, map_teacher: Tensor) -> Tensor:
@@ -337,14 +361,11 @@ class RDD(CFD):
             return ii_p2p_loss(map_student, map_teacher, self.tau_is)
         return is_p2p_loss(map_student, map_teacher, self.tau_is, impl=self.impl)
 
-    def _push(self, generator: torch.Generator) -> None:
+    def after_step(self, generator: torch.Generator) -> None:
+        """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
         if self._map_teacher is not None:
             self.queue.push(self._map_teacher, self.per_image, generator)
             self._map_teacher = None
-
-    def after_step(self, generator: torch.Generator) -> None:
-        """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
-        self._push(generator)
 
     def status(self) -> dict[str, Tensor]:
         """Rows in the queue when the terms were made: 0 says why they lack M_P2P."""
