@@ -13,7 +13,9 @@ QUEUE = {"queue_size": 50, "draws": 16, "per_image": 2}  # of an RDD objective
 def tiny_denoiser(channels=1, width=8, **options):
     """A U-Net for 8x8 images that predicts v, always with the same weights; options: of UNetConfig."""
     torch.manual_seed(0)
-    return Denoiser(UNet(UNetConfig(8, channels, width, (1,), 1, attention=(), groups=4, **options)), CosineSchedule(), "v")
+    return Denoiser(
+        UNet(UNetConfig(8, channels, width, (1,), 1, attention=(), groups=4, **options)), CosineSchedule(), "v"
+    )
 
 
 def conditional_denoiser(**options):
