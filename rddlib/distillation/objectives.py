@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rddlib.diffusion.schedule import Schedule
 from rddlib.distillation.extractor import FeatureExtractor, Features, MapExtractor
-from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue
+from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue, check_released
 from rddlib.losses import (
     cfd_loss,
     diversity_loss,
@@ -54,15 +54,18 @@ class Loss(NamedTuple):
 
 
 class Objective(nn.Module, ABC):
-    """A weighted sum of losses.
+    """A weighted sum of losses between a student's image and its teacher's.
 
-    Subclasses return their terms from `terms`. Trainable parameters of an objective are trained along with the student.
+    Subclasses set `weights` and return their losses from `terms`. Trainable parameters of an objective, such as a
+    projection head, are trained along with the student.
 
-    weights: of each term by name. shares: instead of a fixed weight, the size that a term's gradient at the student's image
-    should have, as a share of that of `reference`, a term of fixed weight; terms without a share keep their weight.
-    every: at how many iterations once these gradients are measured (one more backward pass through the extractor for each
-    balanced term); between, the last measurements hold, smoothed where every > 1.
-    released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
+    Attributes:
+        weights: of each term by name.
+        shares: instead of a fixed weight, the size that a term's gradient at the student's image should have, as a share of
+            that of `reference`, a term of fixed weight; terms without a share keep their weight.
+        every: at how many iterations once these gradients are measured (one more backward pass through the network for
+            each balanced term); between, the last measurements hold, smoothed where every > 1.
+        released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
     """
 
     weights: dict[str, float]
@@ -70,10 +73,15 @@ class Objective(nn.Module, ABC):
     reference: str = ""
     every: int = 1
     released: Collection[str] = frozenset()
+    _frozen: tuple[nn.Module, ...] = ()
 
     def __init__(self):
         super().__init__()
         self._count, self._norms = 0, {}
+
+    def look_through(self, network: nn.Module) -> None:
+        """Freeze a network to compare images through: it moves along with the objective and is no part of its state."""
+        self._frozen = (network.eval().requires_grad_(False),)  # in a tuple nn.Module does not see it
 
     def wants(self, name: str) -> bool:
         """Whether a term counts: one of weight 0 need not be computed."""
@@ -81,11 +89,17 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Each loss before its weight, by name, scalars. x_student, x_teacher: images [N, C, H, W] in [-1, 1]; t: [N];
-        generator: the same on every rank."""
+        """Each loss before its weight, a scalar, by name. Arguments as in `forward`."""
 
     def forward(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> Loss:
-        """Loss(total, terms) of images [N, C, H, W] in [-1, 1] at the times t [N]; gradients go to x_student."""
+        """The losses and their weighted sum.
+
+        Args:
+            x_student: images [N, C, H, W] in [-1, 1], differentiable.
+            x_teacher: the teacher's, of the same shape, without gradient.
+            t: [N] in [0, 1], the time of the noised image that both denoised.
+            generator: for random draws; in the same state on every process.
+        """
         terms = self.terms(x_student, x_teacher, t, generator)
         weights = {**self.weights, **self._balanced(terms, x_student)}
         return Loss(sum(weights[name] * value for name, value in terms.items()), terms)
@@ -120,15 +134,20 @@ class Objective(nn.Module, ABC):
         self._norms = {name: norm for name, norm in known if norm >= 0}
 
     def after_step(self, generator: torch.Generator) -> None:
-        """Runs once its gradient has been taken. Nothing to do, unless the objective keeps a memory."""
+        """Called once the gradient has been taken; generator as in `forward`. For objectives that keep a memory."""
 
     def status(self) -> dict[str, Tensor]:
-        """What else to log with the terms."""
+        """Scalars to log beside the terms."""
         return {}
 
-    def frozen(self) -> list[nn.Module]:
+    def frozen(self) -> tuple[nn.Module, ...]:
         """The networks it looks through, which training leaves as they are."""
-        return []
+        return self._frozen
+
+    def _apply(self, fn, *arguments, **options):  # what .to(), .double() and the like go through
+        for network in self._frozen:
+            network._apply(fn, *arguments, **options)
+        return super()._apply(fn, *arguments, **options)
 
 
 def _gradient(term: Tensor, x_student: Tensor) -> Tensor:
@@ -223,13 +242,13 @@ def _pd(view: View, term: Term) -> Tensor:
 
 
 def _lpips(view: View, term: Term) -> Tensor:
-    return perceptual_loss(view.x_student, view.x_teacher, view.owner.network)
+    return perceptual_loss(view.x_student, view.x_teacher, view.owner.extractor)
 
 
 def _stages(view: View, term: Term) -> Tensor:
     with torch.no_grad():
-        stages_teacher = view.owner.network.stages(view.x_teacher)
-    return stage_perceptual_loss(view.owner.network.stages(view.x_student), stages_teacher)
+        stages_teacher = view.owner.extractor.stages(view.x_teacher)
+    return stage_perceptual_loss(view.owner.extractor.stages(view.x_student), stages_teacher)
 
 
 def _cfd(view: View, term: Term) -> Tensor:
@@ -345,25 +364,7 @@ class FeatureMemory(nn.Module):
         self.pushed = int(state[0])
 
 
-class _Frozen:
-    """A module held outside the module tree: moved along with its holder, but no part of what training changes."""
-
-    _held: nn.Module | None = None
-
-    def _hold(self, name: str, module: nn.Module) -> None:
-        object.__setattr__(self, name, module.eval().requires_grad_(False))
-        object.__setattr__(self, "_held", module)
-
-    def frozen(self) -> list[nn.Module]:
-        return [self._held] if self._held is not None else []
-
-    def _apply(self, fn, *arguments, **options):
-        if self._held is not None:
-            self._held._apply(fn, *arguments, **options)
-        return super()._apply(fn, *arguments, **options)
-
-
-class Sum(_Frozen, Objective):
+class Sum(Objective):
     """A sum of terms, each with a fixed weight or a share of the first fixed term's gradient.
 
     Over several processes relations span all of them. The pixel queue is filled after each update, so the first iteration
@@ -400,23 +401,22 @@ class Sum(_Frozen, Objective):
     ):
         super().__init__()
         check_terms(terms)
-        if unknown := set(released) - RELEASED_SWITCHES.keys():
-            raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_SWITCHES)}")
+        check_released(released, RELEASED_SWITCHES)
         self.schedule, self.draws, self.per_image, self.impl, self.every = schedule, draws, per_image, impl, every
         self.released = frozenset(released)
         self.summands = {term.loss: term for term in terms if (term.weight if term.share is None else term.share)}
         self.weights = {term.loss: term.weight for term in terms}
         self.shares = {name: term.share for name, term in self.summands.items() if term.share is not None}
         self.reference = next(name for name, term in self.summands.items() if term.share is None)
-        self._look_through(extractor)
+        self._check_network(extractor)
         self.head, self.queue, self.map_teacher = None, None, None
         if m_p2p := self.summands.get("m_p2p"):
             self.head = projection_head(extractor.channels, m_p2p.head)
             self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
         self.memory = FeatureMemory(draws, extractor.channels) if "frechet" in self.summands else None
 
-    def _look_through(self, extractor: nn.Module | None) -> None:
-        """Hold the network that the terms look through, once it is one that can give them what they need."""
+    def _check_network(self, extractor: nn.Module | None) -> None:
+        """Look through the network, once it is one that can give the terms what they need."""
         if "pd" in self.summands and self.schedule is None:
             raise ValueError("pd weighs by the schedule: pass schedule=teacher.schedule")
         needing = [name for name in self.weights if name not in PIXEL_TERMS]
@@ -431,7 +431,7 @@ class Sum(_Frozen, Objective):
         predicting = [name for name in self.weights if name in LOGIT_TERMS or self._term(name).predictions]
         if predicting:
             check_predicts(extractor)
-        self._hold("network", extractor)
+        self.look_through(extractor)
 
     def _term(self, name: str) -> Term:
         return self.summands.get(name, Term(name))
@@ -439,13 +439,13 @@ class Sum(_Frozen, Objective):
     @property
     def extractor(self) -> nn.Module:
         """The network that it looks through."""
-        return self.network
+        return self._frozen[0]
 
     def features(self, x_student: Tensor, x_teacher: Tensor) -> tuple[Features, Features]:
         """The student's features, differentiable, and the teacher's."""
         with torch.no_grad():
-            teacher = self.network(x_teacher)
-        return self.network(x_student), teacher
+            teacher = self.extractor(x_teacher)
+        return self.extractor(x_student), teacher
 
     def terms(self, x_student, x_teacher, t, generator):
         view = View(self, x_student, x_teacher, t, generator)
