@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.process import format_rows, machine, seconds_of
+from benchmarks.process import machine, seconds_of
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.interop.torchscript import export_torchscript, load_torchscript
 from rddlib.study.graph import build_denoiser
@@ -76,8 +76,3 @@ def bench_export(
             rows.append({**row, "images_per_second": batch / seconds, "speed": baseline / seconds})
     measured = {"rows": rows, "difference": difference, "repetitions": repetitions}
     return {"profile": profile, "overrides": overrides, **measured, **machine("cpu")}
-
-
-def format_export(report: dict) -> str:
-    """The report of `bench_export` as a table in plain text."""
-    return format_rows(report["rows"], COLUMNS)

@@ -5,6 +5,7 @@ forward and backward pass, above what the process held with the maps in place (p
 memory on CUDA); time is the median of the later passes. With bf16 maps the reference still multiplies in float32.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.process import MIB, format_rows, in_child, seconds_of
+from benchmarks.process import MIB, in_child, seconds_of
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 from rddlib.training.hardware import free_memory, peak_memory, reset_peak
 
@@ -93,14 +94,11 @@ def bench_losses(
         raise ValueError(f"repetitions is {repetitions}, expected at least 1")
     how = {"device": device, "threads": threads or torch.get_num_threads(), "chunk": chunk, "repetitions": repetitions}
     rows = []
-    for size in sizes:
-        for dtype in dtypes:
-            job = {**asdict(size), "loss": loss, "dtype": dtype, **how}
-            found = {
-                impl: in_child(measure, job | {"impl": impl}, threads=job["threads"], timeout=timeout) for impl in IMPLS
-            }
-            rows.append(_row(job, found))
-            progress(rows[-1])
+    for size, dtype in itertools.product(sizes, dtypes):
+        job = {**asdict(size), "loss": loss, "dtype": dtype, **how}
+        found = {i: in_child(measure, job | {"impl": i}, threads=job["threads"], timeout=timeout) for i in IMPLS}
+        rows.append(_row(job, found))
+        progress(rows[-1])
     return rows
 
 
@@ -112,11 +110,6 @@ def _row(job: dict, found: dict[str, dict]) -> dict:
         row[ratio] = chunked / reference if chunked is not None and reference else None
     notes = [f"{impl}: {result['note']}" for impl, result in found.items() if "note" in result]
     return row | {"note": "; ".join(notes)}
-
-
-def format_losses(rows: list[dict]) -> str:
-    """The rows as a table in plain text, ratios as chunked over reference."""
-    return format_rows(rows, COLUMNS)
 
 
 def measure(job: dict) -> dict:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from benchmarks.process import format_rows, in_child, machine, seconds_of
+from benchmarks.process import in_child, machine, seconds_of
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.gaussian_mixture import GaussianMixture
@@ -137,8 +137,3 @@ def moved(figure: Callable[..., Figure], values: dict[str, Sequence], moves: int
         row |= {"slowest_ms": max(answers), "empty_ms": statistics.median(blanks)}
         rows.append(row | {"ratio": row["median_ms"] / row["empty_ms"]})
     return rows
-
-
-def format_sliders(report: dict) -> str:
-    """The report of `bench_sliders` as a table in plain text."""
-    return format_rows(report["rows"], COLUMNS)

@@ -7,7 +7,7 @@ the device). Marks are put around what the recipe hands to its trainer; the libr
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from unittest import mock
 
@@ -20,8 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.process import MIB, format_rows, in_child, machine, now, seconds_of
 from rddlib.distillation import train
-from rddlib.losses import load_lpips
-from rddlib.methods import OBJECTIVES
+from rddlib.methods import METHODS, OBJECTIVES
 from rddlib.study.costs import Prober
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.training import Trainer, chosen_precision, training_device
@@ -94,16 +93,18 @@ class PartClock:
         fit, target = trainer.fit, self._around("data", "teacher", train.two_step_target)
 
         def watched(model, loss, rows, *, auxiliary=None, after_step=lambda step: None, **options):
-            beyond = self._watch_extractor(auxiliary)
+            networks = auxiliary.frozen() if auxiliary is not None else ()
+            nearest = "extractor" if networks else "losses"
 
             def marked(model, step):
                 self.mark("optimiser")
-                found = loss(lambda *inputs: self._student(model, inputs, beyond), step)
+                found = loss(lambda *inputs: self._student(model, inputs, nearest), step)
                 self.mark("losses")
                 return found
 
             after = self._around("student", "losses", after_step)  # it is called once the gradient has been taken
-            return fit(model, marked, rows, auxiliary=auxiliary, after_step=after, **options)
+            with self._watching_networks(networks):
+                return fit(model, marked, rows, auxiliary=auxiliary, after_step=after, **options)
 
         with (
             mock.patch.object(trainer, "fit", watched),
@@ -123,28 +124,33 @@ class PartClock:
 
         return marked
 
-    def _student(self, model: nn.Module, inputs: Sequence, beyond: str) -> Tensor:
-        """The student's image; the gradient's way back to it is the part `beyond`."""
+    def _student(self, model: nn.Module, inputs: Sequence, nearest: str) -> Tensor:
+        """The student's image; nearest: the part that the gradient leaves when it arrives there."""
         x_student = self._around("data", "student", model)(*inputs)
-        x_student.register_hook(lambda _: self.mark(beyond))
+        x_student.register_hook(lambda _: self.mark(nearest))
         self.found = {"channels_last": _is_channels_last(model), "compiled": model._compiled_call_impl is not None}
         return x_student
 
-    def _watch_extractor(self, objective: nn.Module | None) -> str:
-        """Mark where an objective looks through its network, if it does, both ways; what lies next to the student."""
-        name = next((name for name in ("features", "_distance") if hasattr(objective, name)), None)
-        if name is None:
-            return "losses"
-        look = self._around("losses", "extractor", getattr(objective, name))
+    @contextlib.contextmanager
+    def _watching_networks(self, networks: Iterable[nn.Module]) -> Iterator[None]:
+        """Inside, looking through these networks is marked as "extractor", forward and backward."""
+        with contextlib.ExitStack() as patches:
+            for kind, name in itertools.product({type(network) for network in networks}, ("__call__", "stages")):
+                if hasattr(kind, name):
+                    patches.enter_context(mock.patch.object(kind, name, self._look(getattr(kind, name))))
+            yield
 
-        def looked(*images):
-            found = look(*images)
+    def _look(self, function: Callable) -> Callable:
+        look = self._around("losses", "extractor", function)
+
+        def looked(*arguments):
+            found = look(*arguments)
             seen = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.requires_grad]
-            register_multi_grad_hook(seen, lambda _: self.mark("losses"))
+            if seen:  # the gradient is past the losses when it comes to the first of these
+                register_multi_grad_hook(seen, lambda _: self.mark("losses"), mode="any")
             return found
 
-        setattr(objective, name, looked)
-        return "extractor"
+        return looked
 
 
 def _is_channels_last(module: nn.Module) -> bool:
@@ -216,8 +222,8 @@ def bench_step(
         raise UserError(
             f"--batch {batch} --steps {steps}: choose a batch of at least 1 (0: chosen here), 1 step or more"
         )
-    if "pd_lpips" in what:
-        load_lpips()  # raises UserError, at once, where it cannot be had
+    for method in set(what) & METHODS.keys():
+        METHODS[method].needs()
     if loaded.pretrained.teacher or loaded.pretrained.extractor:
         raise UserError(
             "rdd bench step measures the profile's own networks: leave pretrained.teacher and pretrained.extractor out"

@@ -25,6 +25,10 @@ def benchmark(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.{name}")
 
 
+def _table(rows: list[dict], measured: ModuleType) -> str:
+    return benchmark("process").format_rows(rows, measured.COLUMNS)
+
+
 def _make_folder(out: Path | None) -> None:
     """A folder that cannot be made is better found out before anything is measured."""
     if out is not None:
@@ -77,7 +81,7 @@ def bench_losses_command(
             rows = losses.bench_losses(sizes, loss=loss, dtypes=dtypes, **options, progress=lambda _: bar.update())
         except ValueError as error:
             raise UserError(str(error)) from error
-    print(losses.format_losses(rows))
+    print(_table(rows, losses))
     print("ratio: chunked over reference")
     _write(rows, out)
 
@@ -147,7 +151,7 @@ def bench_export_command(
     options = {"batches": batches, "repetitions": repetitions, "progress": say}
     report = export.bench_export(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
-    print(export.format_export(report))
+    print(_table(report["rows"], export))
     print(
         f"speed: images/s over the teacher's. The file's images differ from Python's by {report['difference']:.1g} at most."
     )
@@ -172,7 +176,7 @@ def bench_sliders_command(
     _make_folder(out)
     report = sliders.bench_sliders(moves)
     print(f"{report['hardware']}, torch {report['torch']}")
-    print(sliders.format_sliders(report))
+    print(_table(report["rows"], sliders))
     print("ratio: the median over that of drawing an empty figure of the same size.")
     _write(report, out)
 

@@ -35,7 +35,7 @@ def test_marks_become_seconds_per_part():
 
 
 FORWARD = ["optimiser", "data", "teacher", "data", "student", "losses"]
-LOOKING = [*FORWARD, "extractor", "losses", "extractor", "student", "losses"]
+LOOKING = [*FORWARD, "extractor", "losses", "extractor", "losses", "extractor", "student", "losses"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ LOOKING = [*FORWARD, "extractor", "losses", "extractor", "student", "losses"]
     ],
 )
 def test_the_real_loop_marks_its_parts_in_order(what, expected):
-    """Forward through teacher, student and extractor; losses forward and backward; extractor's and student's backward; the
+    """Forward through teacher, student and, twice, the extractor; losses forward and backward; extractor's and student's backward; the
     queue; what follows until the next step's data is the optimiser's."""
     marks, trained = watched(what)
     ends = [index for index, (part, _) in enumerate(marks) if part == STEP]

@@ -21,15 +21,15 @@ from rddlib.study.folder import open_study
         (["train", "--profile", "imagenet64"], "data.root"),
         (["train", "--set", "data.name=cifar"], "did you mean 'cifar10'"),
         (["train", "--set", "unet.num_classes=7"], "has 10: set it to 10 or 0"),
-        (["distill", "--objective", "rdf"], "known are pd, cfd, rcfd, rdd"),
+        (["distill", "--objective", "rdf"], "known are pd, pd_lpips, pd_stages, cfd, rcfd, rdd"),
         (["distill", "--from", "7"], "choose two of 64, 32"),
         (["distill", "--from", "4", "--to", "8"], "the larger first"),
         (["distill", "--from", "64", "--to", "1"], "--from is 8, or more with --to 8 --objective pd"),
-        (["sample", "--method", "gan"], "unknown --method gan: known are ddim"),
+        (["sample", "--method", "gan"], "unknown --method 'gan': known are ddim"),
         (["sample", "--steps", "3"], "no student has 3 steps"),
         (["sample", "--sampler", "pndm"], "--sampler pndm is for a --checkpoint"),
         (["evaluate", "--method", "pndm", "--steps", "3"], "pndm got 3 steps: choose at least 4"),
-        (["evaluate", "--method", "gan"], "unknown --method gan"),
+        (["evaluate", "--method", "gan"], "unknown --method 'gan'"),
         (["evaluate", "--metrics", "fid,kit"], "unknown metrics kit"),
         (["evaluate", "--metrics", ","], "--metrics names nothing"),
         (["evaluate", "--protocol", ","], "--protocol names nothing"),
@@ -230,7 +230,7 @@ def test_evaluating_a_study_s_model(rdd, tmp_path):
 
 
 def test_evaluating_a_checkpoint_by_another_sampler(rdd, smoke_run, tmp_path):
-    base = open_study("smoke", smoke_run[0]).path_of("base")
+    base = open_study("smoke", smoke_run[0]).stages.base.path
     command = ["evaluate", "--profile", "smoke", "--checkpoint", str(base), "--samples", "100", "--out", str(tmp_path)]
     status, printed, errors = rdd(*command, "--sampler", "dpm-solver", "--steps", "5")
     assert status == 0 and "base-" in printed, errors
