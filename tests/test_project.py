@@ -17,8 +17,8 @@ import yaml
 from rddlib.evaluation import summarise
 from rddlib.study import ablation_results, guidance
 from rddlib.study.ablations import ABLATIONS
-from rddlib.study.guidance import GUIDED_COLUMNS
 from rddlib.study.profiles import load_profile
+from rddlib.study.study import GUIDED_COLUMNS
 from rddlib.study.sweep import COLUMNS
 
 TOP = Path(__file__).resolve().parents[1]

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from ipywidgets import Dropdown, SelectionSlider
 from matplotlib.figure import Figure
 from PIL import Image
-from rddlib.study.assembly import build_denoiser, build_extractor
 
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import as_denoiser
@@ -25,6 +24,7 @@ from rddlib.report import figures as plots
 from rddlib.report.explorers import explore
 from rddlib.report.tables import comparison, panels
 from rddlib.study.ablation_results import measured
+from rddlib.study.graph import build_denoiser, new_extractor
 from rddlib.study.profiles import digits
 from rddlib.study.study import Study
 
@@ -86,7 +86,7 @@ def test_what_a_notebook_saves_has_a_line_for_the_time_when_the_widget_is_gone(m
 class Untrained(Study):
     """A digits-sized study whose models are what they are before training."""
 
-    def denoiser(self, method, steps, seed=None):
+    def denoiser(self, method, steps, seed=None, sampler=""):
         return build_denoiser(self.profile).eval().requires_grad_(False)
 
 
@@ -105,7 +105,7 @@ def mixture():
 @pytest.fixture(scope="module")
 def maps(study):
     """Images [512, 1, 8, 8], their labels and an untrained extractor's maps [512, C, 4, 4] of them and of noisy ones."""
-    data, extractor = load_dataset(study.profile.data), build_extractor(study.profile, 10).eval().requires_grad_(False)
+    data, extractor = load_dataset(study.profile.data), new_extractor(study.profile, 10).eval().requires_grad_(False)
     x = data.floats(torch.arange(512))
     noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     return x, data.labels[:512], extractor(x).map, extractor(noisy).map
