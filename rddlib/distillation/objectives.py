@@ -61,23 +61,17 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         weights: of each term by name.
-        shares: instead of a fixed weight, the size that a term's gradient at the student's image should have, as a share of
-            that of `reference`, a term of fixed weight; terms without a share keep their weight.
-        every: at how many iterations once these gradients are measured (one more backward pass through the network for
-            each balanced term); between, the last measurements hold, smoothed where every > 1.
+        balance: weighs terms by their gradients instead, where some have a share; terms without one keep their weight.
         released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
     """
 
     weights: dict[str, float]
-    shares: Mapping[str, float] = {}
-    reference: str = ""
-    every: int = 1
     released: Collection[str] = frozenset()
     _frozen: tuple[nn.Module, ...] = ()
 
     def __init__(self):
         super().__init__()
-        self._count, self._norms = 0, {}
+        self.balance: Balance | None = None
 
     def look_through(self, network: nn.Module) -> None:
         """Freeze a network to compare images through: it moves along with the objective and is no part of its state."""
@@ -101,37 +95,9 @@ class Objective(nn.Module, ABC):
             generator: for random draws; in the same state on every process.
         """
         terms = self.terms(x_student, x_teacher, t, generator)
-        weights = {**self.weights, **self._balanced(terms, x_student)}
+        balanced = self.balance(terms, x_student) if self.balance is not None and x_student.requires_grad else {}
+        weights = {**self.weights, **balanced}
         return Loss(sum(weights[name] * value for name, value in terms.items()), terms)
-
-    def _balanced(self, terms: dict[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
-        """The weights that give each term of `shares` its share."""
-        wanted = [name for name in terms if name in self.shares]
-        if not wanted or not x_student.requires_grad:
-            return {}
-        names = dict.fromkeys([self.reference or next(iter(terms)), *wanted])
-        if self._count % self.every == 0 or not names.keys() <= self._norms.keys():
-            self._measure({name: terms[name] for name in names}, x_student)
-        self._count += 1
-        reference, tiny = self._norms[next(iter(names))], torch.finfo(x_student.dtype).tiny
-        return {name: self.shares[name] * reference / self._norms[name].clamp(min=tiny) for name in wanted}
-
-    def _measure(self, terms: dict[str, Tensor], x_student: Tensor) -> None:
-        for name, term in terms.items():  # in one order on every rank: each norm is a collective
-            norm, before = _global_norm(_gradient(term, x_student)), self._norms.get(name)
-            smooth = before is not None and self.every > 1
-            self._norms[name] = torch.lerp(norm, before, SMOOTHING) if smooth else norm
-
-    def get_extra_state(self) -> Tensor:
-        """What shares go on from, as one tensor: how often they were asked for, then each term's norm or -1."""
-        norms = [self._norms.get(name) for name in self.weights]
-        return torch.tensor([float(self._count), *(-1.0 if norm is None else float(norm) for norm in norms)]).double()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self._count = int(state[0])
-        device = next((p.device for p in self.parameters()), state.device)
-        known = zip(self.weights, state[1:].float().to(device), strict=True)
-        self._norms = {name: norm for name, norm in known if norm >= 0}
 
     def after_step(self, generator: torch.Generator) -> None:
         """Called once the gradient has been taken; generator as in `forward`. For objectives that keep a memory."""
@@ -177,6 +143,54 @@ def gradient_report(terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str,
         tiny = torch.finfo(x_student.dtype).tiny
         report[f"cosine/{a},{b}"] = _global_dot(gradients[a], gradients[b]) / (norms[a] * norms[b]).clamp(min=tiny)
     return report
+
+
+class Balance(nn.Module):
+    """Weights that give terms' gradients at the student's image a share of another term's.
+
+    Args:
+        shares: of each balanced term, the size of its gradient over that of `reference`, a term of fixed weight.
+        reference: its name.
+        every: at how many calls once gradients are measured, each by one more backward pass through the network that the
+            terms look through; between, the last measurements hold, smoothed where every > 1. A term that was not there
+            before is measured at once.
+    """
+
+    def __init__(self, shares: Mapping[str, float], reference: str, every: int):
+        super().__init__()
+        self.shares, self.reference, self.every = dict(shares), reference, every
+        self.count, self.norms = 0, {}
+
+    def forward(self, terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
+        """{name: weight} of the balanced terms; all ranks call it together.
+
+        terms: scalars by name, with their graph; x_student: [N, C, H, W], requires a gradient.
+        """
+        wanted = [name for name in terms if name in self.shares]
+        if not wanted:
+            return {}
+        names = dict.fromkeys([self.reference, *wanted])
+        if self.count % self.every == 0 or not names.keys() <= self.norms.keys():
+            self._measure({name: terms[name] for name in names}, x_student)
+        self.count += 1
+        reference, tiny = self.norms[self.reference], torch.finfo(x_student.dtype).tiny
+        return {name: self.shares[name] * reference / self.norms[name].clamp(min=tiny) for name in wanted}
+
+    def _measure(self, terms: Mapping[str, Tensor], x_student: Tensor) -> None:
+        for name, term in terms.items():  # in one order on every rank: each norm is a collective
+            norm, before = _global_norm(_gradient(term, x_student)), self.norms.get(name)
+            smooth = before is not None and self.every > 1
+            self.norms[name] = torch.lerp(norm, before, SMOOTHING) if smooth else norm
+
+    def get_extra_state(self) -> Tensor:
+        """How often it was called, then the norm of the reference and of each balanced term, -1 for one not measured yet."""
+        norms = [self.norms.get(name) for name in (self.reference, *self.shares)]
+        return torch.tensor([float(self.count), *(-1.0 if norm is None else float(norm) for norm in norms)]).double()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.count = int(state[0])
+        known = zip((self.reference, *self.shares), state[1:].float(), strict=True)
+        self.norms = {name: norm for name, norm in known if norm >= 0}
 
 
 # terms
@@ -402,12 +416,14 @@ class Sum(Objective):
         super().__init__()
         check_terms(terms)
         check_released(released, RELEASED_SWITCHES)
-        self.schedule, self.draws, self.per_image, self.impl, self.every = schedule, draws, per_image, impl, every
+        self.schedule, self.draws, self.per_image, self.impl = schedule, draws, per_image, impl
         self.released = frozenset(released)
         self.summands = {term.loss: term for term in terms if (term.weight if term.share is None else term.share)}
         self.weights = {term.loss: term.weight for term in terms}
-        self.shares = {name: term.share for name, term in self.summands.items() if term.share is not None}
-        self.reference = next(name for name, term in self.summands.items() if term.share is None)
+        shares = {name: term.share for name, term in self.summands.items() if term.share is not None}
+        if shares:
+            reference = next(name for name, term in self.summands.items() if term.share is None)
+            self.balance = Balance(shares, reference, every)
         self._check_network(extractor)
         self.head, self.queue, self.map_teacher = None, None, None
         if m_p2p := self.summands.get("m_p2p"):
