@@ -222,12 +222,13 @@ class Profile:
         """The methods that train students: the table's and those of `sums`."""
         return {name: METHODS[name] for name in OBJECTIVES} | own_methods(self.sums)
 
-    def method(self, name: str, option: str = "method") -> Method:
-        """One of `objectives`. Raises UserError for another name, naming the option that it was given as."""
-        if name not in self.objectives:
-            close, known = nearest(name, self.objectives), ", ".join(self.objectives)
-            raise UserError(f"unknown {option} {name!r}{close}: known are {known}")
-        return self.objectives[name]
+    def method(self, name: str, option: str = "method", others: Collection[str] = ()) -> Method:
+        """One of `objectives`, or of `others` in the table. Raises UserError for another name, naming the option that it was
+        given as."""
+        known = [*others, *self.objectives]
+        if name not in known:
+            raise UserError(f"unknown {option} {name!r}{nearest(name, known)}: known are {', '.join(known)}")
+        return self.objectives.get(name) or METHODS[name]
 
     @property
     def student_steps(self) -> tuple[int, ...]:

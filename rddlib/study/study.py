@@ -271,8 +271,7 @@ class Study:
         """Raise UserError where no model of this study draws by `method` in `steps` steps, with this sampler, these
         classes."""
         others = ("teacher", "stage_one") if self.guided else TRAINING_FREE
-        if method not in others:
-            self.profile.method(method, "--method")
+        self.profile.method(method, "--method", others)
         check_classes(classes, self.profile.unet.num_classes)
         if method in TRAINING_FREE or self.guided:
             find_sampler(sampler or method, steps)
