@@ -12,7 +12,7 @@ from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import Denoiser, add_noise, as_denoiser
 from rddlib.diffusion.sampling import ddim_sample, two_step_target
 from rddlib.diffusion.schedule import CosineSchedule, DiscreteCosineSchedule
-from rddlib.diffusion.unet import NO_CLASS, UNet
+from rddlib.diffusion.unet import NO_CLASS
 from rddlib.distillation import train as recipes
 from rddlib.distillation.objectives import PD
 from rddlib.distillation.train import (
@@ -28,7 +28,6 @@ from rddlib.distillation.train import (
 )
 from rddlib.evaluation import DrawnImages, evaluate
 from rddlib.losses import NonFiniteError
-from rddlib.study.profiles import digits
 from rddlib.training import RunConfig, TrainConfig, Trainer
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.errors import UserError
@@ -50,11 +49,9 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def base():
-    """The digits network after 800 iterations."""
-    torch.manual_seed(0)
-    untrained = Denoiser(UNet(digits().unet), CosineSchedule(), "v")
-    learning = trainer(800, 32, 2e-3, lr_schedule="cosine", warmup=50, ema=0.99)
-    return train_base(untrained, DIGITS, learning, snr_max=1e3)
+    """A small network after 400 iterations."""
+    learning = trainer(400, 32, 5e-3, lr_schedule="cosine", warmup=50, ema=0.97)
+    return train_base(tiny_denoiser(width=16), DIGITS, learning, snr_max=1e3)
 
 
 @pytest.fixture
@@ -83,19 +80,18 @@ class Told(PD):
         return super().terms(x_student, x_teacher, t, generator)
 
 
-def test_800_iterations_beat_noise_by_far(base):
-    """Pure noise scores an FID of several hundred; a base model of 800 iterations stays below a tenth of that."""
-    g, metrics = torch.Generator().manual_seed(0), ("fid", "is", "pfd")
-    noise = torch.randint(0, 256, (1000, 1, 8, 8), generator=g, dtype=torch.uint8)
+def test_400_iterations_beat_noise_by_far(base):
+    metrics = ("fid", "is", "pfd")
+    noise = torch.randint(0, 256, (1000, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     noise = evaluate(noise, DIGITS, metrics=metrics).values
     drawn = evaluate(DrawnImages(base, 1000, 16, seed=0), DIGITS, metrics=metrics).values
-    assert drawn["fid"] < 0.1 * noise["fid"] and drawn["pfd"] < 0.1 * noise["pfd"], (drawn, noise)
-    assert drawn["is"] > 7
+    assert drawn["fid"] < noise["fid"] / 4 and drawn["pfd"] < noise["pfd"] / 10, (drawn, noise)
+    assert drawn["is"] > 5.5 > noise["is"]
 
 
 def test_progressive_distillation_follows_its_teacher(base):
     """A 4-step student ends nearer to its 8-step teacher's images than the teacher's own 4 steps do."""
-    student = halve(base, 4, trainer(120, 64, 3e-4, lr_schedule="cosine"))
+    student = halve(base, 4, trainer(60, 32, 5e-4, lr_schedule="cosine"))
     noise = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     target = ddim_sample(base, noise, 8)
     ours, plain = ((ddim_sample(model, noise, 4) - target).square().mean() for model in (student, base))
@@ -122,31 +118,25 @@ def test_students_learn_without_dropout_and_the_teacher_keeps_its_own():
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_students_learn_two_steps_of_their_teacher_at_the_times_they_sample_at(asked, guided, stochastic):
+    """A halving two of half the length; a stochastic student two of its own, but for its last, which is one."""
     teacher, steps = heeding((0.5, 3.0)) if guided else conditional_denoiser(label_dropout=0.0), 3
     objective = Told(teacher.schedule)
     student = halve(teacher, steps, trainer(4, 32, precision="float32"), objective, stochastic=stochastic)
     assert student.network.config == teacher.network.config and student.guidance == teacher.guidance
-    assert len(asked) == len(objective.seen) == 4
-    for (z, t, y, w), (_, x_teacher, times) in zip(list(asked), objective.seen, strict=True):
-        assert torch.equal(t, times) and set(t.tolist()) == {1 / 3, 2 / 3, 1.0} and (w is None) != guided
-        length = torch.full_like(t, 1 / steps if stochastic else 1 / (2 * steps))
-        last = (t == 1 / 3) & stochastic  # where a stochastic step is a single one, to the image
-        w = torch.zeros(()) if w is None else w
-        for rows, expected in ((last, lambda z, t, y, *w: teacher(z, t, y, *w)), (~last, None)):
-            if not rows.any():
-                continue
-            weights = (w[rows],) if guided else ()
-            if expected is None:
-                wanted = two_step_target(teacher, z[rows], t[rows], float(length[0]), y[rows], *weights)
-            else:
-                wanted = expected(z[rows], t[rows], y[rows], *weights)
-            torch.testing.assert_close(x_teacher[rows], wanted, rtol=1e-4, atol=1e-4)
-    _, _, labels, weights = (
-        torch.cat(column) if column[0] is not None else None for column in zip(*asked, strict=True)
-    )
-    assert set(labels.tolist()) == set(range(10))  # none dropped
-    if guided:
-        assert 0.5 <= weights.min() < 0.7 and 2.8 < weights.max() <= 3.0
+    z, t, y, *w = (torch.cat(column) for column in zip(*asked, strict=True) if column[0] is not None)
+    _, x_teacher, times = (torch.cat(column) for column in zip(*objective.seen, strict=True))
+    assert len(asked) == 4 and len(w) == guided
+    assert torch.equal(t, times) and set(t.tolist()) == {1 / 3, 2 / 3, 1.0}
+    assert set(y.tolist()) == set(range(10))  # none dropped
+    assert not guided or (0.5 <= w[0].min() < 0.6 and 2.9 < w[0].max() <= 3.0)
+
+    expected = two_step_target(teacher, z, t, 1 / (2 * steps), y, *w)
+    if stochastic:
+        last = t == 1 / 3
+        expected[last] = teacher(*(column[last] for column in (z, t, y, *w)))
+        earlier = [column[~last] for column in (z, t, y, *w)]
+        expected[~last] = two_step_target(teacher, *earlier[:2], 1 / steps, *earlier[2:])
+    torch.testing.assert_close(x_teacher, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_has_the_rates_of_its_time(generator):
@@ -191,14 +181,16 @@ def test_a_function_teaches_a_student_of_its_own(base):
     assert same(student, halve(base, 4, trainer(run=run))) and not same(student, base)
 
 
-def test_grids_of_samples_show_the_student_s_steps_for_either_sampler(tmp_path):
-    teacher = heeding()
+def test_grids_are_drawn_from_the_same_noise_by_the_student_s_sampler(tmp_path):
+    drawn = {}
     for stochastic in (False, True):
-        learning = trainer(1, run=RunConfig(sample_every=1))
+        learning = trainer(2, 8, 0.0, run=RunConfig(sample_every=1))
         learning.files = tmp_path / f"{stochastic}"
-        halve(teacher, 2, learning, stochastic=stochastic)
-    first, second = (file.read_bytes() for file in sorted(tmp_path.glob("*.samples/00000001.png")))
-    assert first != second
+        halve(heeding(), 2, learning, stochastic=stochastic)
+        first, second = (file.read_bytes() for file in sorted(tmp_path.glob(f"{stochastic}.samples/*.png")))
+        assert first == second
+        drawn[stochastic] = first
+    assert drawn[False] != drawn[True]
 
 
 def test_the_metric_network_comes_with_its_facts(tmp_path, monkeypatch):
@@ -314,7 +306,7 @@ def test_stage_one_learns_what_two_evaluations_say():
 def test_what_learns_to_predict_another_thing_denoises_as_its_teacher(base):
     """The same x within [-1, 1], from a network that said v and now says x."""
     before, untaught = copy.deepcopy(base), Denoiser(base.network, base.schedule, "x")
-    student = reparametrise(base, "x", DIGITS, trainer(150, 64, lr_schedule="cosine"), snr_max=1e3)
+    student = reparametrise(base, "x", DIGITS, trainer(80, 32, 2e-3, lr_schedule="cosine"), snr_max=1e3)
     assert student.prediction == "x" and student.schedule == base.schedule and not student.training
     g = torch.Generator().manual_seed(0)
     t = torch.rand(256, generator=g, dtype=torch.float64)
