@@ -28,8 +28,7 @@ from rddlib.study.study import Study
 from rddlib.utils.errors import UserError
 
 try:
-    from rddlib.report.controls import explore
-    from rddlib.report.views import paths_view, queue_view, relations_view, same_noise_view, scores_view
+    from rddlib.report.explorers import explore, paths_view, queue_view, relations_view, same_noise_view, scores_view
 except ModuleNotFoundError as error:
     raise UserError("the sliders need extras: pip install 'rddlib[notebooks]'") from error
 

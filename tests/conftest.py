@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: a seeded generator and a smoke study made once for all of them."""
+"""Fixtures shared by the tests: a seeded generator, and a smoke and a tiny study made once for all of them."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from tiny_study import TINY
 
 from rddlib.cli import main
 
@@ -71,6 +72,35 @@ def smoke_run(shared, tmp_path_factory, watched_kernels):
 def smoke_figures(smoke_run, watched_kernels):
     """One {"cell": source, "faults": [line, ...]} for each figure that the smoke study's notebooks drew."""
     return [json.loads(line) for file in watched_kernels[1].iterdir() for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(shared):
+    """Of the tiny study, all its results and all that its guided study trains; to be read only."""
+    from rddlib.study.folder import continue_study
+    from rddlib.study.study import guided_study
+
+    with FileLock(shared / "tiny.lock"):
+        study = continue_study("smoke", TINY, shared / "tiny")
+        study.results()
+        for stage in guided_study(study).lineage():
+            stage.get()
+    return shared / "tiny"
+
+
+@pytest.fixture
+def tiny(tiny_folder, tmp_path):
+    """The tiny study in a copy of its folder, to write in."""
+    from rddlib.study.folder import open_study
+
+    return open_study("smoke", shutil.copytree(tiny_folder, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def guided(tiny):
+    from rddlib.study.study import guided_study
+
+    return guided_study(tiny)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ from rddlib.study.folder import open_study
         (["ablate", "custom", "--axis", "loss.alpa=1"], "did you mean 'alpha'"),
         (
             ["ablate", "custom", "--axis", "loss.alpha=1", "--method", "rdf"],
-            "unknown --method rdf (did you mean 'rdd'?)",
+            "unknown --method 'rdf' (did you mean 'rdd'?)",
         ),
         (["ablate", "custom", "losses"], "custom stands alone"),
         (["ablate", "alpha", "--seeds", "0"], "--seeds 0: give at least 1"),

@@ -222,7 +222,7 @@ def test_relations_within_images_can_take_the_place_of_those_across(extractor, i
     expected = ii_p2p_loss(f_S.map, f_T.map, 0.7)
     assert loss.terms["ii_p2p"] == expected and "is_p2p" not in loss.terms
     torch.testing.assert_close(loss.total, cfd_loss(f_S.pooled, f_T.pooled, 0.9) + 2.0 * expected)
-    assert rdd(extractor, relation="ii_p2p", weights="balanced").shares == {"ii_p2p": 2.0, "m_p2p": 0.5}
+    assert rdd(extractor, relation="ii_p2p", weights="balanced").balance.shares == {"ii_p2p": 2.0, "m_p2p": 0.5}
 
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])

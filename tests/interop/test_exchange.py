@@ -19,9 +19,9 @@ from rddlib.diffusion.schedule import BetaSchedule, DiscreteCosineSchedule
 from rddlib.distillation.extractor import build_extractor
 from rddlib.interop import load_released_unet
 from rddlib.study.ablations import ABLATIONS
-from rddlib.study.guidance import guided_study
-from rddlib.study.plan import make_plan
-from rddlib.study.study import Study, continue_study, open_study, study_profile
+from rddlib.study.costs import make_plan
+from rddlib.study.folder import continue_study, open_study, study_profile
+from rddlib.study.study import Study, guided_study
 from rddlib.study.sweep import Sweep
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 
@@ -201,9 +201,9 @@ def test_keys_follow_the_given_model_and_the_data_not_where_they_lie(tmp_path):
     keys = []
     for path in (file, moved, other):
         study = Study(study_profile("smoke", {"pretrained.teacher": str(path)}), tmp_path / "o")
-        keys.append((study._base_facts()["pretrained"], study._student_facts("pd", 4, 0)["numbers"]))
-    assert keys[0] == keys[1] != keys[2]
-    assert study._base_facts()["data"]["name"] == "digits"
+        keys.append((study.stages.base.key, study.stages.student("rdd", 1, 0).key))
+    assert keys[0] == keys[1] and not set(keys[1]) & set(keys[2])
+    assert study.stages.base.facts()["data"]["name"] == "digits"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -281,4 +281,4 @@ def test_what_cannot_have_a_given_teacher_says_so(tmp_path):
     assert "guidance has a base model of its own" in refused(guided_study, study)
     assert "ablations vary what a given model fixes" in refused(Sweep, study, [ABLATIONS["tau_is"]], [0])
     changes = {"pretrained.teacher": str(file)}
-    assert "probes the profile's own networks" in refused(make_plan, "smoke", changes, out=tmp_path / "out")
+    assert "measures the profile's own networks" in refused(make_plan, "smoke", changes, out=tmp_path / "out")

@@ -1,3 +1,5 @@
+"""The numbers of every profile: complete, read somewhere, changed by name, and refused in one line where they cannot be."""
+
 import ast
 import inspect
 from dataclasses import fields, is_dataclass, replace
@@ -8,11 +10,11 @@ import torch
 
 import rddlib
 from rddlib.data import ImageDataset
-from rddlib.distillation.objectives import CFD, PD, RCFD, RDD
-from rddlib.distillation.train import distill, train_base, train_classifier
-from rddlib.study.assembly import build_denoiser, build_extractor, build_objective
-from rddlib.study.profiles import METHODS, PROFILES, as_dict, changed, load_profile, overrides_of, set_apart
-from rddlib.study.study import Study
+from rddlib.distillation.objectives import RDD
+from rddlib.study.graph import Inputs, new_extractor, plain_graph
+from rddlib.study.profiles import PROFILES, as_dict, changed, load_profile, overrides_of, parse_value
+from rddlib.study.stage import Workplace
+from rddlib.training import RunConfig
 from rddlib.utils.errors import UserError
 
 
@@ -61,78 +63,99 @@ def test_papers_numbers():
     assert q.loss.alpha == 100 and q.distill.iterations == (50_000, 50_000, 100_000) and q.unet.num_classes == 1000
 
 
-def test_overrides_reach_any_depth():
-    p = load_profile(
-        "digits",
-        {
-            "distill.train.learning_rate": "1e-3",
-            "distill.iterations": "[5, 6, 7]",
-            "seeds": "3",
-            "extractor.map_at": "relu",
-            "evaluation.clip": "false",
-            "loss.alpha": "100",
-        },
-    )
+def test_overrides_reach_any_depth_in_the_field_s_type():
+    texts = {
+        "distill.train.learning_rate": "1e-3",
+        "distill.iterations": "[5, 6, 7]",
+        "seeds": "3",
+        "extractor.map_at": "relu",
+        "evaluation.clip": "false",
+        "loss.alpha": "100",
+        "methods": "[pd, rdd]",
+    }
+    p = load_profile("digits", texts)
     assert p.distill.train.learning_rate == 1e-3 and p.distill.iterations == (5, 6, 7) and p.seeds == (3,)
-    assert p.extractor.map_at == "relu" and p.evaluation.clip is False and p.loss.alpha == 100.0
+    assert p.extractor.map_at == "relu" and p.evaluation.clip is False and p.methods == ("pd", "rdd")
+    assert type(p.loss.alpha) is float and parse_value(p, "loss.alpha", "7") == 7.0
     assert load_profile("digits").loss.alpha == 1.0
 
 
 def test_fields_that_depend_on_each_other_change_together():
-    p = load_profile(
-        "digits",
-        {
-            "progressive.teacher_steps": "4",
-            "distill.iterations": "[1, 2]",
-            "distill.temperatures": "[1, 1]",
-            "unet.channels": "30",
-            "unet.groups": "10",
-        },
-    )
+    fewer = {"progressive.teacher_steps": "4", "distill.iterations": "[1, 2]", "distill.temperatures": "[1, 1]"}
+    p = load_profile("digits", fewer | {"unet.channels": "30", "unet.groups": "10"})
     assert p.student_steps == (2, 1) and (p.unet.channels, p.unet.groups) == (30, 10)
 
 
+def test_one_value_stands_for_all_of_a_field_of_several():
+    profile = load_profile("digits")
+    made = overrides_of(profile, {"distill.temperatures": 0.5, "loss.released": ("queue_rows",), "unet.attention": 8})
+    assert changed(profile, made).distill.temperatures == (0.5, 0.5, 0.5)
+    assert changed(profile, made).loss.released == ("queue_rows",) and changed(profile, made).unet.attention == (8,)
+
+
 @pytest.mark.parametrize(
-    "name, key, value, words",
-    [
-        ("digit", None, None, "did you mean 'digits'"),
-        ("digits", "distil.train.batch_size", "3", "did you mean 'distill'"),
-        ("digits", "distill.train.batchsize", "3", "did you mean 'batch_size'"),
-        ("digits", "distill", "3", "is a section"),
-        ("digits", "loss.alpha.x", "3", "has no fields"),
-        ("digits", "loss.alpha", "big", "is no float"),
-        ("digits", "distill.train.batch_size", "3.5", "is no int"),
-        ("digits", "distill.train.batch_size", "true", "is no int"),
-        ("digits", "distill.train.batch_size", "0", "at least 1"),
-        ("digits", "loss.tau_is", "0", "above 0"),
-        ("digits", "base.steps", "60", "power of two"),
-        ("digits", "distill.iterations", "[1, 2]", "same length"),
-        ("digits", "extractor.name", "vgg", "expected one of"),
-        ("digits", "unet.channels", "30", "groups"),
-        ("digits", "seeds", "[]", "at least one"),
-        ("digits", "name", "other", "no field 'name'"),
-        ("digits", "unet.blocks", "0", "at least 1"),
-        ("digits", "loss.weights", "equal", "expected one of"),
-        ("digits", "loss.released", "[queue]", "known are queue_rows"),
+    "key, text, words",
+    [  # names and types
+        ("distil.train.batch_size", "3", "did you mean 'distill'"),
+        ("distill.train.batchsize", "3", "did you mean 'batch_size'"),
+        ("distill", "3", "is a section"),
+        ("loss.alpha.x", "3", "has no fields"),
+        ("name", "other", "no field 'name'"),
+        ("loss.alpha", "big", "is no float"),
+        ("distill.train.batch_size", "3.5", "is no int"),
+        ("distill.train.batch_size", "true", "is no int"),
+        # what each section asks of its numbers
+        ("base.steps", "60", "power of two"),
+        ("base.prediction", "eps", "needs schedule discrete"),
+        ("base.weight", "snr", "expected one of"),
+        ("base.snr_max", "0.5", r"expected 0 \(none\) or at least 1"),
+        ("base.train.learning_rate", ".nan", "learning_rate"),
+        ("base.train.accumulate", "3", "divisor of batch_size"),
+        ("progressive.teacher_steps", "4", "needs 2 halvings to 1 step, distill.iterations lists 3"),
+        ("distill.iterations", "[1, 2]", "same length"),
+        ("distill.temperatures", "[1, 0, 1]", "above 0"),
+        ("extractor.name", "vgg", "expected one of"),
+        ("extractor.classes", "[1, 1]", "different"),
+        ("unet.channels", "30", "groups"),
+        ("loss.tau_is", "0", "above 0"),
+        ("loss.relation", "across", "expected one of"),
+        ("loss.released", "[queue]", "known are queue_rows"),
+        ("evaluation.baselines", "[pndm]", "such as pndm-10"),
+        ("evaluation.metrics", "[fid]", "expected fid and is among them"),
+        ("seeds", "[]", "at least one"),
+        ("methods", "[pdd]", r"methods has 'pdd' \(did you mean 'pd'\?\), known are pd,"),
+        ("methods", "[pd, pd]", "expected different ones"),
+        ("guidance.weights", "[4, 0]", "w_min < w_max"),
+        ("guidance.weights", "[4]", "expected w_min and w_max"),
+        ("guidance.at", "[0, 5]", "between 0 and 4"),
+        ("guidance.label_dropout", "0", "label_dropout is 0"),
+        ("guidance.steps", "12", "guidance.steps 12 must be"),
+        ("guidance.budget", "0", "budget is 0"),
+        ("guidance.objectives", "[lpips]", "objectives has 'lpips'"),
     ],
 )
-def test_bad_numbers_are_one_line(name, key, value, words):
+def test_a_number_that_cannot_be_is_one_line(key, text, words):
     with pytest.raises(UserError, match=words) as caught:
-        load_profile(name, {key: value} if key else None)
-    assert "\n" not in str(caught.value)
+        load_profile("digits", {key: text})
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("--set ")
 
 
-def test_objectives_carry_the_profiles_numbers(tmp_path, monkeypatch):
-    from rddlib.distillation.extractor import build_extractor
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"loss.cfd": "0", "loss.weights": "balanced"}, "cfd must be above 0"),
+        ({"loss.cfd": "0", "loss.alpha": "0"}, "nothing would be learnt"),
+        ({"unet.guidance": "[0, 4]", "unet.num_classes": "10"}, "follows from guidance.weights"),
+    ],
+)
+def test_numbers_that_cannot_stand_together(overrides, words):
+    with pytest.raises(UserError, match=words):
+        load_profile("digits", overrides)
 
-    study = Study(load_profile("smoke", {"loss.alpha": "7", "loss.draws": "33", "loss.rcfd_beta": "0.5"}), tmp_path)
-    monkeypatch.setattr(study, "extractor", lambda: build_extractor("small_resnet", 1, 10))
-    kinds = dict(zip(METHODS, (PD, CFD, RCFD, RDD), strict=True))
-    made = {method: study.objective(method, 1) for method in METHODS}
-    assert all(type(made[m]) is kinds[m] for m in METHODS)
-    assert made["cfd"].temperature == made["rdd"].temperature == study.profile.distill.temperatures[-1]
-    assert made["rdd"].weights["is_p2p"] == 7 and made["rdd"].draws == 33
-    assert made["rcfd"].weights["entropy"] == pytest.approx(0.5 * study.profile.loss.rcfd_gamma)
+
+def test_an_unknown_profile_is_named_with_the_nearest():
+    with pytest.raises(UserError, match="unknown profile 'digit'.*did you mean 'digits'"):
+        load_profile("digit")
 
 
 @pytest.mark.parametrize(
@@ -146,67 +169,19 @@ def test_objectives_carry_the_profiles_numbers(tmp_path, monkeypatch):
     ],
 )
 def test_every_profile_takes_a_step_of_each_kind(name, shrink):
-    """Model, extractor and objective are built as they stand and trained for one step on random images."""
+    """Model, extractor and objective as they stand, trained for one step on random images."""
     profile = load_profile(name, {**shrink, "loss.queue_size": "64", "loss.draws": "8"})
-    u, classes = profile.unet, profile.unet.num_classes or 10
-    images = torch.randint(0, 256, (4, u.image_channels, u.image_size, u.image_size), dtype=torch.uint8)
+    unet, classes = profile.unet, profile.unet.num_classes or 10
+    images = torch.randint(0, 256, (4, unet.image_channels, unet.image_size, unet.image_size), dtype=torch.uint8)
     data = ImageDataset("random", images, torch.arange(4) % classes, classes, flip=profile.data.flip)
+    graph = plain_graph(Inputs(profile, 0, lambda split: data, Workplace(Path("nowhere"), RunConfig())))
 
-    def once(config):
-        return replace(config, iterations=1, batch_size=2)
+    def once(stage, *networks):
+        return stage.fit(stage.trainer(replace(stage.config, iterations=1, batch_size=2, accumulate=1)), *networks)[0]
 
-    base = train_base(build_denoiser(profile), data, once(profile.base.train), 0, profile.base.snr_max or None)
-    extractor = build_extractor(profile, classes)  # one step of SGD leaves DenseNet's features dead: fresh ones below
-    train_classifier(
-        extractor,
-        lambda out: out.logits,
-        data,
-        once(profile.extractor.train),
-        0,
-        shift=profile.extractor.shift,
-    )
-    objective = build_objective(profile, "rdd", 4, extractor)
-    student = distill(base, data, 4, objective, once(profile.distill.train), 0)
-    assert len(objective.queue) == 2 * profile.loss.per_image
-    changed = [not torch.equal(a, b) for a, b in zip(base.parameters(), student.parameters(), strict=True)]
-    assert any(changed) and all(torch.isfinite(p).all() for p in student.parameters())
-
-
-def test_overrides_tell_a_profile_apart_from_the_one_of_its_name():
-    texts = {
-        "loss.alpha": "7",
-        "distill.temperatures": "[1, 0.5, 1]",
-        "data.flip": "true",
-        "loss.released": "[queue_draw]",
-        "base.schedule": "discrete",
-        "extractor.classes": "[1, 2]",
-    }
-    profile = load_profile("digits", texts)
-    assert set_apart(profile).keys() == texts.keys() and load_profile("digits", set_apart(profile)) == profile
-    assert set_apart(load_profile("cifar10")) == {}
-
-
-def test_one_value_stands_for_all_of_a_field_of_several():
-    profile = load_profile("digits")
-    made = overrides_of(profile, {"distill.temperatures": 0.5, "loss.released": ("queue_rows",), "unet.attention": 8})
-    assert changed(profile, made).distill.temperatures == (0.5, 0.5, 0.5)
-    assert changed(profile, made).loss.released == ("queue_rows",) and changed(profile, made).unet.attention == (8,)
-
-
-@pytest.mark.parametrize(
-    "key, text, words",
-    [
-        ("loss.relation", "across", "expected one of ('is_p2p', 'ii_p2p')"),
-        ("loss.impl", "fast", "expected one of"),
-        ("base.schedule", "linear", "continuous, discrete"),
-        ("extractor.classes", "[1, 1]", "expected different ones"),
-        ("loss.cfd", "-1", "expected at least 0"),
-        ("loss", {"loss.cfd": "0", "loss.alpha": "0"}, "nothing would be learnt"),
-    ],
-)
-def test_ablations_fields_are_checked(key, text, words):
-    with pytest.raises(UserError) as refused:
-        load_profile("digits", text if isinstance(text, dict) else {key: text})
-    assert words in str(refused.value)
-    with pytest.raises(UserError, match="cfd must be above 0"):
-        load_profile("digits", {"loss.cfd": "0", "loss.weights": "balanced"})
+    base = once(graph.base)
+    extractor = new_extractor(profile, classes)  # one step of SGD leaves DenseNet's features dead: fresh ones here
+    once(graph.extractor)
+    student = once(graph.student("rdd", 4, 0), base, extractor)
+    moved = [not torch.equal(a, b) for a, b in zip(base.parameters(), student.parameters(), strict=True)]
+    assert any(moved) and all(torch.isfinite(p).all() for p in student.parameters())

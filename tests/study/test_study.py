@@ -1,226 +1,122 @@
-import base64
-import html.parser
-import json
+"""A study's arms, results and images: made when asked for, found again, and the same in every process."""
+
 import os
-import re
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from rddlib.diffusion.schedule import DiscreteCosineSchedule
+import rddlib
+from rddlib.diffusion.denoiser import as_denoiser
+from rddlib.diffusion.samplers import TRAINING_FREE
+from rddlib.diffusion.sampling import two_step_target
 from rddlib.evaluation import summarise
-from rddlib.report.notebooks import (
-    _alone_in,
-    check_parameters,
-    collapse_carriage_returns,
-    notebook_files,
-    run_study,
-    selected,
-)
-from rddlib.report.pages import put_formulas, take_formulas
+from rddlib.methods import METHODS
+from rddlib.study.folder import open_study, study_profile
+from rddlib.study.guidance import guided_done, guided_results, published
 from rddlib.study.profiles import load_profile
-from rddlib.study.study import COLUMNS, Study, continue_study, open_study, prepare_folder
+from rddlib.study.study import COLUMNS, GUIDED_COLUMNS, Arm, Cascade, Study, guided_study
 from rddlib.utils.errors import UserError
 
-
-def test_smoke_study_leaves_all_it_promises(smoke_run):
-    out, page = smoke_run
-    assert page == out / "index.html"
-    header = (out / "results.csv").read_text().splitlines()[0]
-    assert header == "method,steps,seed,fid,pfd,is,samples,seconds"
-    results = pd.read_csv(out / "results.csv")
-    assert (
-        set(results["method"]) == {"ddim", "pndm", "dpm-solver", "pd", "cfd", "rcfd", "rdd"}
-        and results[COLUMNS].notna().all().all()
-    )
-    for name in ("pd", "cfd", "rcfd", "rdd"):
-        assert {4, 2, 1} <= set(results[results["method"] == name]["steps"])
-    assert (out / "grid.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (
-        len(list((out / "checkpoints").glob("*.safetensors"))) == 3 + 12 + 1 + 3 + 11
-    )  # base, extractor, PD to 8; 4 x 3 students; notebook 07's; two base models and PD to 8, 6 students, 5 stochastic: 08's
-    assert len(list((out / "notebooks").glob("*.ipynb"))) == len(notebook_files()) == 8
-    receipts = [json.loads(p.read_text()) for p in (out / "scores").glob("*.json")]
-    assert len(receipts) == len(results) and all(len(r["receipt"]["checkpoint_sha256"]) == 64 for r in receipts)
+PACKAGE = Path(rddlib.__file__).parent
 
 
-def test_executed_notebooks_ran_every_cell_without_errors(smoke_run):
-    out, _ = smoke_run
-    for file in (out / "notebooks").glob("*.ipynb"):
-        cells = [c for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
-        assert all(c["execution_count"] for c in cells)
-        assert not [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
-        assert any("image/png" in o.get("data", {}) for c in cells for o in c["outputs"]), (
-            f"{file.name} shows no picture"
-        )
+def of(tmp_path, **overrides):
+    return Study(load_profile("smoke", {key.replace("__", "."): value for key, value in overrides.items()}), tmp_path)
 
 
-class Links(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found, self.ids = [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.found += [value for name, value in attributes if name in ("href", "src")]
-        self.ids += [value for name, value in attributes if name == "id"]
+def written(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")}
 
 
-def test_report_is_self_contained_and_its_links_lead_somewhere(smoke_run):
-    out, page = smoke_run
-    parser = Links()
-    parser.feed(page.read_text())
-    sections = [link[1:] for link in parser.found if link.startswith("#")]
-    assert sections == ["samples", "scores", "times", "receipts", "guidance", "notebooks"] and set(sections) <= set(
-        parser.ids
-    )
-    local = [link for link in parser.found if not link.startswith(("data:", "#"))]
-    assert local and all((out / link).exists() for link in local), [x for x in local if not (out / x).exists()]
-    assert not [link for link in local if re.match(r"\w+:|/", link)]
-    pictures = [base64.b64decode(link.split(",", 1)[1]) for link in parser.found if link.startswith("data:image/png")]
-    assert len(pictures) == 3 and all(p[:4] == b"\x89PNG" for p in pictures)
-    assert "<td>all training</td>" in page.read_text() and re.search(r"All together \d+ s", page.read_text())
+# results
 
 
-def test_notebook_pages_need_no_network_and_no_script(smoke_run):
-    out, _ = smoke_run
-    for page in (out / "notebooks").glob("*.html"):
-        text, parser = page.read_text(), Links()
-        parser.feed(text)
-        assert "<script" not in text and "<math" in text and "$$" not in text, page.name
-        assert not [link for link in parser.found if link.startswith(("http", "//"))], page.name
-        assert sum(link.startswith("data:image/png") for link in parser.found) >= 3
+def test_results_have_a_row_for_each_arm_and_are_found_again(tiny):
+    before = written(tiny.out)
+    table = tiny.results()
+    assert list(table.columns) == COLUMNS and table.notna().all().all() and set(table["samples"]) == {80}
+    arms = set(table[["method", "steps"]].itertuples(index=False, name=None))
+    students = {(method, steps) for method in ("pd", "rdd") for steps in (4, 2, 1)}
+    assert arms == {*(("ddim", steps) for steps in (16, 8, 4, 2, 1)), ("pd", 8), ("pndm", 10), *students}
+    assert len(table) == len(arms) == len(tiny.arms()) == len(list(tiny.scores.glob("*.json")))
+    written_table = pd.read_csv(tiny.out / "results.csv")
+    pd.testing.assert_frame_equal(written_table, table, rtol=1e-5)
+    assert written(tiny.out) == before
 
 
-def test_formulas_become_mathml_and_code_stays():
-    formulas: list[str] = []
-    text = take_formulas("so $a_b$ and `$x$` and\n```\n$y$\n```\n$$\\frac{1}{2}\\big\\|$$", formulas)
-    text = put_formulas(text, formulas)
-    assert text.count("<math") == 2 and "<msub>" in text and "<mfrac>" in text and "`$x$`" in text and "\n$y$\n" in text
+def test_a_result_says_which_model_was_measured_and_how(tiny):
+    record = tiny.measured(arm := Arm("rdd", 2, 0))
+    receipt = record["receipt"]
+    assert receipt["checkpoint_sha256"] == tiny.stage_of(arm).recorded()["sha256"]
+    assert (receipt["samples"], receipt["steps"], receipt["noise_seed"]) == (80, 2, tiny.profile.evaluation.seed)
+    assert tiny.measured(Arm("ddim", 2, 0))["receipt"]["checkpoint_sha256"] == tiny.stages.base.recorded()["sha256"]
+    tiny.score_path(arm).write_text("{}")
+    with pytest.raises(UserError, match="is damaged: delete it, the next run measures it again"):
+        tiny.results()
+    tiny.score_path(arm).unlink()
+    again = tiny.measured(arm)["row"]
+    assert again | {"seconds": 0} == record["row"] | {"seconds": 0}
 
 
-def test_second_run_does_nothing_again(smoke_run):
-    out, _ = smoke_run
-    before = {
-        p: p.stat().st_mtime_ns
-        for folder in ("checkpoints", "scores", "notebooks")
-        for p in (out / folder).iterdir()
-        if p.is_file() and p.suffix != ".html"
-    }
-    run_study("smoke", {"run.keep": "3"}, out)  # how it runs is no reason to run it again
-    assert {p: p.stat().st_mtime_ns for p in before} == before
+@pytest.mark.parametrize(
+    "field, value, same",
+    [
+        ("evaluation.samples", "90", False),
+        ("evaluation.seed", "1", False),
+        ("evaluation.protocol", "released", False),
+        ("evaluation.clip", "false", False),
+        ("base.train.iterations", "3", False),
+        ("evaluation.batch_size", "7", True),
+        ("evaluation.baselines", "[]", True),
+        ("jobs", "5", True),
+    ],
+)
+def test_a_score_follows_what_it_depends_on(tmp_path, field, value, same):
+    plain, other = (Study(load_profile("smoke", changes), tmp_path) for changes in ({}, {field: value}))
+    arm = Arm("pd", 4, 0)
+    assert (plain.score_path(arm) == other.score_path(arm)) == same
 
 
-def test_another_configuration_is_refused_and_nothing_changes(smoke_run):
-    out, _ = smoke_run
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    with pytest.raises(UserError, match=r"another configuration \(it differs in loss.alpha\)"):
-        run_study("smoke", {"loss.alpha": "3"}, out)
-    with pytest.raises(UserError, match="another configuration"):
-        open_study("digits", out)
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+def test_a_cascade_counts_what_it_trains_besides_the_shared_stages(tiny):
+    assert Cascade(tiny, "rdd", 0).iterations == 3 and Cascade(tiny, "ddim", 0).iterations == 0
+    guided = guided_study(tiny)
+    assert Cascade(guided, "rdd", 0).iterations == 3 + 2 * 3  # the stochastic students of 4 and 2 steps
+    assert Cascade(tiny, "rdd", 0).label == "RDD, seed 0" and Cascade(tiny, "pd", 0).perform().startswith("FID ")
 
 
-def test_a_changed_number_reruns_what_depends_on_it_and_nothing_else():
-    def keys(**overrides):
-        study = Study(load_profile("smoke", {k.replace("__", "."): v for k, v in overrides.items()}), Path("unused"))
-        students = {m: study._student_facts(m, 1, 0) for m in ("pd", "cfd", "rcfd", "rdd")}
-        return {
-            "base": study._base_facts(),
-            "teacher": study._teacher_facts(8),
-            "extractor": study._extractor_facts(),
-            **students,
-        }
-
-    def changed(**overrides):
-        plain, other = keys(), keys(**overrides)
-        return {name for name in plain if plain[name] != other[name]}
-
-    assert changed(loss__alpha="3") == {"rdd"}
-    assert changed(loss__rcfd_beta="3") == {"rcfd"}
-    assert changed(extractor__map_at="relu") == {"cfd", "rcfd", "rdd"}
-    assert changed(extractor__train__iterations="3") == {"extractor", "cfd", "rcfd", "rdd"}
-    assert changed(distill__train__batch_size="3") == {"pd", "cfd", "rcfd", "rdd"}
-    assert changed(distill__temperatures="[1, 1, 0.5]") == {"cfd", "rcfd", "rdd"}
-    assert changed(halving__train__iterations="9") == {"teacher", "pd", "cfd", "rcfd", "rdd"}
-    assert changed(base__train__iterations="9") == {"base", "teacher", "pd", "cfd", "rcfd", "rdd"}
-    assert changed(evaluation__samples="300") == set()
+def test_the_arms_of_guidance_are_at_every_weight(guided, tmp_path):
+    arms = {(arm.method, arm.steps, arm.sampler) for arm in guided.arms()}
+    students = {*(("pd", steps) for steps in (8, 4, 2, 1)), *(("rdd", steps) for steps in (4, 2, 1))}
+    deterministic = {("teacher", 16), ("stage_one", 16), *students}
+    assert arms == {(*arm, "ddim") for arm in deterministic} | {(*a, "stochastic") for a in students if a[1] > 1}
+    assert len(guided.arms()) == 2 * len(arms) and {arm.guidance for arm in guided.arms()} == {0.0, 2.0}
+    short = guided_study(of(tmp_path, guidance__steps="8")).arms()  # nothing for pd to do above
+    assert {arm.steps for arm in short if arm.method == "pd"} == {4, 2, 1}
+    assert Arm("rdd", 1, 0).name == "rdd-1-0" and Arm("rdd", 1, 0, 2.0, "ddim").label == "rdd, 1 step, w = 2, ddim"
 
 
-def test_a_notebook_alone_opens_the_same_study(smoke_run):
-    out, _ = smoke_run
-    study = open_study("smoke", out)
-    a, b = study.images("rdd", 1, study.noise(3)), study.images("rdd", 1, study.noise(3))
-    assert torch.equal(a, b) and a.shape == (3, 1, 8, 8)
+def test_guided_results_have_a_row_and_a_receipt_for_each_arm(smoke_run):
+    study = open_study("smoke", smoke_run[0])
+    table, arms = guided_results(study), guided_study(study).arms()
+    assert list(table.columns) == GUIDED_COLUMNS and table.notna().all().all() and len(table) == len(arms)
+    assert guided_done(study) and not guided_done(Study(load_profile("smoke", {"evaluation.seed": "9"}), study.out))
+    teacher, student = (guided_study(study).measured(arm)["receipt"] for arm in (arms[1], Arm("pd", 8, 0, 2.0, "ddim")))
+    assert (teacher["evaluations"], teacher["guidance"]) == (32, 2.0)
+    assert (student["evaluations"], student["guidance"]) == (8, 2.0)
+    assert "10 classes" in teacher["model"] and "takes guidance 0 to 4" in student["model"]
 
 
-def test_a_damaged_checkpoint_is_named(smoke_run, tmp_path):
-    import shutil
-
-    out = tmp_path / "copy"
-    shutil.copytree(smoke_run[0], out)
-    file = open_study("smoke", out).path_of("base")
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match=f"{file.name} is damaged.*delete it"):
-        open_study("smoke", out).base()
-
-
-def test_folders_that_are_not_a_studys_are_left_alone(tmp_path):
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="not empty and no study made it"):
-        prepare_folder(tmp_path, load_profile("smoke"), {}, 0)
-    with pytest.raises(UserError, match="is a file"):
-        prepare_folder(tmp_path / "letter.txt", load_profile("smoke"), {}, 0)
-    assert os.listdir(tmp_path) == ["letter.txt"]
-
-
-def test_one_study_at_a_time_in_a_folder(smoke_run):
-    from filelock import FileLock
-
-    out, _ = smoke_run
-    with FileLock(out / ".running"), pytest.raises(UserError, match="another process"):
-        run_study("smoke", {}, out)
-
-
-def test_killed_study_goes_on_where_it_stopped(tmp_path):
-    """kill -9 once the base model is made: the next run finds it, and the folder is not left locked."""
-    command = [
-        sys.executable,
-        "-m",
-        "rddlib.cli",
-        "study",
-        "--profile",
-        "smoke",
-        "--only",
-        "02",
-        "--out",
-        str(tmp_path),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        while not (made := list((tmp_path / "checkpoints").glob("base-*.safetensors"))):
-            assert process.poll() is None
-            time.sleep(0.05)
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
-    before = made[0].stat().st_mtime_ns
-    study = open_study("smoke", tmp_path)
-    study.teacher()
-    assert made[0].stat().st_mtime_ns == before and not list(tmp_path.glob("checkpoints/.*.safetensors.*"))
-    with _alone_in(tmp_path):
-        pass
-
-
-def test_update_lets_a_folder_take_a_change(tmp_path):
-    prepare_folder(tmp_path / "a", load_profile("smoke"), {}, 0)
-    changed = load_profile("smoke", {"loss.alpha": "3"})
-    prepare_folder(tmp_path / "a", changed, {"loss.alpha": "3"}, 0, update=True)
-    assert open_study("smoke", tmp_path / "a").profile.loss.alpha == 3
+def test_published_guidance_is_whole():
+    table, metric = published()
+    assert metric == "FID (digits metric network, 5000 samples)"
+    assert list(table.columns) == GUIDED_COLUMNS and table.notna().all().all()
+    counts = table.groupby(["method", "steps", "sampler", "guidance"])["seed"].agg(["nunique", "size"])
+    assert (counts == 3).all().all()
 
 
 def test_summary_is_mean_spread_and_minimum():
@@ -229,97 +125,188 @@ def test_summary_is_mean_spread_and_minimum():
     assert (summary["seeds"], summary["fid_mean"], summary["fid_spread"], summary["fid_min"]) == (3, 4.0, 2.0, 2.0)
 
 
-def test_selection_of_notebooks():
-    assert [p.name[:2] for p in selected("3,05")] == ["03", "05"]
-    assert [p.name[:2] for p in selected(start="5")] == ["05", "06", "07", "08"]
-    for arguments in (("9",), ("", "12"), ("x",)):
-        with pytest.raises(UserError, match="there are 01"):
-            selected(*arguments)
-
-
-def test_unknown_notebook_parameters_are_refused():
-    with pytest.raises(UserError, match="has no parameter sead: known are profile, seed, out"):
-        check_parameters(notebook_files()[0], {"sead": 1})
-
-
-def test_bars_collapse_to_their_last_state():
-    assert collapse_carriage_returns("a\r10%\r50%\r100%\nend\r\n") == "100%\nend\n"
-
-
-def test_a_student_is_read_back_from_its_file_alone(smoke_run):
-    from rddlib.diffusion.model_file import load_denoiser
-
-    study = open_study("smoke", smoke_run[0])
-    denoiser, info = load_denoiser(study.path_of("student", "rdd", 1, 0))
-    z = study.noise(3)
-    torch.testing.assert_close(denoiser(z, 1.0), study.denoiser("rdd", 1)(z, 1.0), rtol=1e-5, atol=1e-5)
-    assert info["kind"] == "rdd-1"
-    assert json.loads(study.path_of("base").with_suffix(".json").read_text())["kind"] == "base"
-    with pytest.raises(UserError, match="holds no denoiser but extractor"):
-        load_denoiser(study.path_of("extractor"))
-
-
-def test_how_a_study_runs_may_change_where_its_numbers_may_not(tmp_path):
-    plain, other = load_profile("smoke"), {"run.save_every": "5", "jobs": "1"}
-    prepare_folder(tmp_path / "a", plain, {}, 0)
-    prepare_folder(tmp_path / "a", load_profile("smoke", other), other, 0)
-    assert open_study("smoke", tmp_path / "a").profile.run.save_every == 5
-
-
-def test_a_later_command_keeps_what_was_set_before(tmp_path):
-    continue_study("smoke", {"loss.alpha": "3"}, tmp_path / "a")
-    assert continue_study("smoke", {"run.keep": "5"}, tmp_path / "a").profile.loss.alpha == 3
-    with pytest.raises(UserError, match="differs in loss.alpha"):
-        continue_study("smoke", {"loss.alpha": "4"}, tmp_path / "a")
-    with pytest.raises(UserError, match="holds a study of the profile smoke"):
-        continue_study("digits", {}, tmp_path / "a")
-
-
-def test_an_extractor_s_seed_and_classes_make_another_one(tmp_path):
-    tiny = {"extractor.train.iterations": "2"}
-    plain, seeded, partial = (
-        Study(load_profile("smoke", tiny | more), tmp_path)
-        for more in ({}, {"extractor.seed": "1"}, {"extractor.classes": "[0, 3]"})
-    )
-    weights = [study.extractor().fc.weight for study in (plain, seeded, partial)]
-    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    split = plain._split("extractor").of_classes((0, 3))
-    assert set(split.labels.tolist()) == {0, 3} and len(split) == sum(
-        label in (0, 3) for label in plain._split("extractor").labels.tolist()
-    )
-    with pytest.raises(UserError, match="no class 10: choose from 0 to 9"):
-        plain._split("extractor").of_classes((10,))
-    with pytest.raises(UserError, match="extractor.classes has 10, digits has classes 0 to 9"):
-        Study(load_profile("smoke", tiny | {"extractor.classes": "[10]"}), tmp_path).check()
-
-
-def test_a_model_on_the_released_grid_is_read_back_on_it(tmp_path):
-    from rddlib.diffusion.model_file import load_denoiser
-
-    study = Study(load_profile("smoke", {"base.schedule": "discrete", "base.train.iterations": "1"}), tmp_path)
-    base = study.base()
-    read, info = load_denoiser(study.path_of("base"))
-    assert base.schedule == read.schedule == DiscreteCosineSchedule() and info["model"]["schedule"] == "discrete"
-    assert study.objective("pd", 4).schedule == DiscreteCosineSchedule()
-    assert info["peak_memory"] > 0
-
-
-def test_the_lineage_of_an_arm_is_all_that_it_needs(tmp_path):
-    study = Study(load_profile("smoke"), tmp_path)
-    halved = [("base",), ("teacher", 8)]
-    assert study.lineage("ddim", 4, 0) == [("base",)] and study.lineage("pd", 8, 0) == halved
-    assert study.lineage("pd", 2, 1) == [*halved, ("student", "pd", 4, 1), ("student", "pd", 2, 1)]
-    assert study.lineage("rdd", 4, 0) == [*halved, ("extractor",), ("student", "rdd", 4, 0)]
-    assert study.training("student", "rdd", 1, 0).iterations == 6 and study.training("base").iterations == 60
+# the same study elsewhere
 
 
 def test_another_process_makes_the_same_study_again(tmp_path):
-    study = Study(load_profile("smoke", {"loss.alpha": "3"}), tmp_path, 2, "ablations/scores")
-    kind, arguments = study.__reduce__()
-    again = kind(*arguments)
-    assert (again.profile, again.out, again.seed, again.scores) == (
-        study.profile,
-        study.out,
-        2,
-        tmp_path / "ablations/scores",
-    )
+    plain = Study(study_profile("smoke", {"loss.alpha": "3"}), tmp_path, 2, "ablations/scores")
+    own = of(tmp_path, evaluation__network="extractor", seeds="[0, 1]")
+    for study in (plain, guided_study(own, 1)):
+        kind, arguments = study.__reduce__()
+        again = kind(*arguments)
+        assert (again.profile, again.seed, again.scores) == (study.profile, study.seed, study.scores)
+        assert [again.score_path(arm) for arm in again.arms()] == [study.score_path(arm) for arm in study.arms()]
+
+
+def test_one_network_scores_all_seeds(tmp_path):
+    """Also where that is the study's own extractor, of which every seed has another."""
+    study = of(tmp_path, evaluation__network="extractor")
+    first, second = (guided_study(study, seed) for seed in (0, 1))
+    assert first._judge.key == second._judge.key == study.stages.extractor.key != second.stages.extractor.key
+
+
+# methods
+
+
+def test_every_sampler_of_the_base_model_is_in_the_table(tmp_path):
+    assert set(TRAINING_FREE) < set(METHODS)
+    for name in TRAINING_FREE:
+        of(tmp_path).check_arm(name, 12)
+
+
+def test_the_methods_that_compete_are_the_profile_s(tmp_path):
+    arms = of(tmp_path, methods="[rdd]", seeds="[0, 3]", evaluation__baselines="[]").arms()
+    assert [(arm.method, arm.steps, arm.seed) for arm in arms if arm.method not in ("ddim", "pd")] == [
+        ("rdd", steps, seed) for seed in (0, 3) for steps in (4, 2, 1)
+    ]
+    assert [arm for arm in arms if arm.method == "pd"] == [Arm("pd", 8, 0)]  # the teacher
+
+
+NEW_OBJECTIVE = '''
+
+class Both(Objective):
+    """The sum of PD and CFD."""
+
+    weights = {"pd": 1.0, "cfd": 1.0}
+
+    def __init__(self, schedule: Schedule, extractor: FeatureExtractor, temperature: float):
+        super().__init__()
+        self.pd, self.cfd = PD(schedule), CFD(extractor, temperature=temperature)
+
+    def terms(self, *images_times_and_generator):
+        return self.pd.terms(*images_times_and_generator) | self.cfd.terms(*images_times_and_generator)
+'''
+NEW_METHOD = """
+_ROWS += (
+    Method(
+        "both", "PD + CFD", _line("black", "*", "-"), objectives.Both,
+        lambda loss, temperature: {"temperature": temperature}, looks=True, cost=6,
+    ),
+)
+METHODS = {"""
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """A checkout in which somebody has added a method, in two files: run(code, *arguments) in a process that uses it."""
+    top = tmp_path / "checkout"
+    package = shutil.copytree(PACKAGE, top / "rddlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for shipped in ("data", "notebooks", "pyproject.toml"):
+        (top / shipped).symlink_to(PACKAGE.parent / shipped)
+    objectives, methods = package / "distillation/objectives.py", package / "methods.py"
+    objectives.write_text(objectives.read_text() + NEW_OBJECTIVE)
+    before, after = methods.read_text().split("\nMETHODS = {")
+    methods.write_text(f"{before}\nfrom rddlib.distillation import objectives\n{NEW_METHOD}{after}")
+
+    def run(*words):
+        environment = {**os.environ, "PYTHONPATH": str(top)}
+        done = subprocess.run([sys.executable, *words], cwd=top, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_a_method_of_one_s_own_is_two_files(edited, tiny_folder, tmp_path):
+    """Commands know it at once; the study trains it, scores it and shows it in figures and report."""
+    out = shutil.copytree(tiny_folder, tmp_path / "study")
+    settings = ["--set", "methods=[pd,both]", "--profile", "smoke", "--out", str(out)]
+    assert "both-4-" in edited("-m", "rddlib.cli", "distill", "--objective", "both", "--to", "4", *settings)
+    code = f"""from rddlib.report.pages import write_report
+from rddlib.study.folder import open_study
+study = open_study("smoke", {str(out)!r})
+study.results(), write_report(study, [])"""
+    edited("-c", code)
+    table = pd.read_csv(out / "results.csv")
+    rows = table[table["method"] == "both"]
+    assert set(rows["steps"]) == {4, 2, 1} and rows.notna().all().all() and "rdd" not in set(table["method"])
+    assert "<td>PD + CFD</td>" in (out / "index.html").read_text()
+
+
+# images
+
+
+def test_images_are_the_same_for_the_same_noise_and_the_methods_share_it(tiny):
+    noise = tiny.noise(3)
+    assert torch.equal(noise, tiny.noise(3)) and not torch.equal(noise, tiny.noise(3, seed=1))
+    one, again = tiny.images("rdd", 1, noise), tiny.images("rdd", 1, noise)
+    assert torch.equal(one, again) and one.shape == (3, 1, 8, 8) and one.abs().max() <= 1
+    assert torch.equal(tiny.images("pndm", 10, noise), tiny.images("pndm", 10, noise))
+
+
+def test_guided_images_move_with_w_and_class(guided):
+    noise, y = guided.noise(6), torch.arange(6)
+    student = guided.denoiser("pd", 4, None, "stochastic")
+    with torch.no_grad():  # it has learned too little to heed either: make it
+        for embedding in (student.network.guidance_embedding[-1], student.network.label_embedding):
+            embedding.weight.normal_(std=1.0)
+
+    def draw(w, y):
+        return guided.sample(student, noise, 4, w, y, "stochastic")
+
+    assert torch.equal(draw(1.0, y), draw(1.0, y))
+    assert not torch.allclose(draw(1.0, y), draw(3.0, y)) and not torch.allclose(draw(1.0, y), draw(1.0, y.flip(0)))
+    assert guided.guided_images("rdd", 1, noise, 2.0, y).shape == (6, 1, 8, 8)
+
+
+def test_the_fresh_noise_is_never_the_first_noise(guided):
+    start, seen = guided.noise(4, seed=1), []
+    schedule = guided.conditional().schedule
+    still = as_denoiser(lambda z, t, y: seen.append(z.clone()) or torch.zeros_like(z), schedule, 10)
+    guided.sample(still, start, 4, 0.0, torch.zeros(4, dtype=torch.long), "stochastic")
+    for z in seen[2::2]:
+        correlation = torch.corrcoef(torch.stack([z.flatten(), start.flatten()]))[0, 1]
+        assert abs(correlation) < 0.5
+
+
+def test_relations_take_a_guided_teacher_as_any_other(guided):
+    """They see denoised images alone."""
+    z, t, y = guided.noise(8), torch.full((8,), 0.5).double(), torch.arange(8)
+    x_T = two_step_target(guided.base(), z, t, 1 / 8, y, 2.0)
+    x_S = guided.base()(z, t, y, 2.0).requires_grad_(True)
+    objective, shared = guided.objective("rdd", 4), torch.Generator().manual_seed(0)
+    objective(x_S, x_T, t, shared), objective.after_step(shared)
+    total, terms = objective(x_S, x_T, t, shared)
+    assert set(terms) == {"cfd", "is_p2p", "m_p2p"} and torch.autograd.grad(total, x_S)[0].abs().sum() > 0
+
+
+# what does not fit
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"extractor.classes": "[10]"}, "extractor.classes has 10, digits has classes 0 to 9"),
+        ({"unet.num_classes": "7"}, "unet.num_classes is 7, digits has 10: set it to 10 or 0"),
+        ({"loss.per_image": "17"}, "the extractor's map offers 16 pixels"),
+        ({"evaluation.protocol": "clean"}, "unknown protocol 'clean'"),
+        ({"evaluation.baselines": "[gan-3]"}, "unknown evaluation.baselines 'gan'.*leave it out with --set"),
+        ({"evaluation.baselines": "[pndm-3]"}, "pndm got 3 steps: choose at least 4.*leave it out with --set"),
+        ({"evaluation.samples": "20"}, "evaluation.samples=20: 20 images cannot fill a covariance of 64"),
+        ({"evaluation.network": "extractor", "evaluation.samples": "20"}, "the score needs more than"),
+        ({"evaluation.metrics": "[fid, is, kit]"}, "unknown metrics kit"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_images_or_the_score(tmp_path, changes, words):
+    study = Study(load_profile("smoke", changes), tmp_path)
+    with pytest.raises(UserError, match=words):
+        study.check(), study.check_scoring()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "ask, words",
+    [
+        (("gan", 1), "unknown --method 'gan': known are ddim, diffusers-ddim, pndm"),
+        (("rdd", 3), "no student has 3 steps"),
+        (("pndm", 3), "pndm got 3 steps: choose at least 4"),
+    ],
+)
+def test_arms_that_there_are_not(tmp_path, ask, words):
+    study = of(tmp_path)
+    with pytest.raises(UserError, match=words):
+        study.check_arm(*ask)
+    with pytest.raises(UserError, match="unknown --method 'ddim'.*known are teacher, stage_one, pd"):
+        guided_study(study).check_arm("ddim", 1)
+    with pytest.raises(UserError, match="unknown classes 12: choose from 0 to 9"):
+        guided_study(study).check_arm("rdd", 1, sampler="ddim", classes=(3, 12))

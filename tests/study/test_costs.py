@@ -1,0 +1,241 @@
+"""What a study or a sweep would take: exact arithmetic on made-up measurements, and the tiny study measured for real."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from rddlib.study import costs
+from rddlib.study.ablations import ABLATIONS
+from rddlib.study.costs import (
+    SAMPLING,
+    Cost,
+    Plan,
+    Point,
+    Prober,
+    Row,
+    catalogue,
+    extrapolated,
+    format_plan,
+    known_costs,
+    make_plan,
+    measured_costs,
+    next_batch,
+    plan_of,
+)
+from rddlib.study.profiles import PROFILES, changed, load_profile
+from rddlib.study.study import Study
+from rddlib.study.sweep import Sweep
+from rddlib.utils.checkpoint import load_checkpoint
+from rddlib.utils.errors import UserError
+
+GIB = 2**30
+KINDS = ("base", "halving", "extractor", "pd", "cfd", "rcfd", "rdd", SAMPLING)
+
+
+# from small batches to large ones
+
+
+def test_a_line_through_the_two_largest_points():
+    points = [Point(1, 9.0, 9.0), Point(2, 1.5, 100.0), Point(4, 2.5, 120.0)]
+    assert extrapolated(points, 12) == Point(12, 2.5 + 8 * 0.5, 120 + 8 * 10)
+    assert extrapolated(points, 4) == points[-1]
+
+
+def test_noise_never_makes_a_large_batch_cheap_or_the_line_start_below_zero():
+    assert extrapolated([Point(2, 2.0, 10.0), Point(4, 1.0, 8.0)], 8) == Point(8, 2.0, 8.0)
+    assert extrapolated([Point(1, 1.0, 0.0), Point(2, 3.0, 0.0)], 8).seconds == 12.0
+    assert extrapolated([Point(2, 1.0, 7.0)], 6) == Point(6, 3.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    "points, full, left, memory, expected",
+    [
+        ([Point(2, 1, 10)], 128, 4.0, 1e9, 4),  # 2 s an iteration, and its warm-up
+        ([Point(2, 1, 10)], 128, 3.9, 1e9, 0),
+        ([Point(2, 1, 10), Point(4, 2, 20)], 128, 8.0, 1e9, 8),
+        ([Point(2, 1, 10), Point(4, 2, 20)], 128, 99, 39, 0),  # 8 would take 40 bytes
+        ([Point(2, 1, 10), Point(4, 2, 20)], 6, 99, 1e9, 6),
+        ([Point(4, 2, 20)], 4, 99, 1e9, 0),
+    ],
+)
+def test_which_batch_is_measured_next(points, full, left, memory, expected):
+    assert next_batch(points, full, left, memory) == expected
+
+
+def test_a_batch_grows_until_time_or_memory_would_not_do(monkeypatch):
+    asked, clock = [], iter(range(100))
+    monkeypatch.setattr(costs.time, "monotonic", lambda: float(next(clock)))  # each look takes a second
+    monkeypatch.setattr(costs, "free_memory", lambda device: 10_000)
+
+    def timed(batch, iterations):
+        asked.append((batch, iterations))
+        return Point(batch, 0.1 * batch, 100.0 * batch)
+
+    point, note = costs._probed(timed, 256, seconds=60.0)
+    assert [batch for batch, _ in asked] == [2, 4, 8, 16, 32]  # 64 would take more than half of the memory
+    assert point == Point(256, pytest.approx(25.6), pytest.approx(25_600)) and note == "measured at batch 16 and 32"
+    assert asked[0][1] == 1 and asked[-1][1] == 1
+    asked.clear()
+    assert costs._probed(timed, 8, seconds=60.0) == (Point(8, 0.8, 800.0), "")
+
+
+# the plan of a study
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Every iteration takes a second, every kind of stage is asked for once: the list of what was asked for."""
+    asked = []
+
+    def cost(self, stage, seconds):
+        asked.append(stage.kind)
+        return Cost(1.0, 4 * GIB, model=GIB, resume=3 * GIB)
+
+    monkeypatch.setattr(Prober, "cost", cost)
+    monkeypatch.setattr(Prober, "sampling_cost", lambda self, seconds: Cost(1.0, GIB))
+    return asked
+
+
+def test_a_plan_has_the_papers_iterations(made_up, tmp_path):
+    plan = make_plan("cifar10", {"seeds": "[0, 1]", "jobs": "3"}, out=tmp_path / "far" / "away")
+    rows = {row.name: (row.iterations, row.batch, row.files, row.at_once) for row in plan.rows}
+    assert rows["base model"] == (800_000, 128, 1, 1)
+    assert rows["PD, 7 halvings"] == (7 * 10_000, 128, 7, 1)
+    assert rows["extractor densenet201"] == (78_000, 128, 1, 1)
+    assert rows["RDD, 6 students"] == (2 * 80_000, 128, 6, 3)
+    assert rows["guided: base model"] == (2 * 800_000, 128, 2, 1)
+    assert rows["guided: guidance, stage one"] == (2 * 50_000, 128, 2, 1)
+    assert rows["guided: extractor densenet201"] == (78_000, 128, 1, 1)  # the first seed has the study's own
+    assert rows["guided: RDD, 5 students"] == (2 * (80_000 + 2 * 20_000), 128, 10, 3)
+    evaluations = sum((1024, 8, 4, 2, 1)) + 8 + 10 + 12 + 2 * 4 * (4 + 2 + 1)
+    assert rows["samples to score"] == (evaluations * 100, 500, 0, 1)
+    assert sorted(made_up) == sorted(set(made_up)) and len(made_up) == 8  # base, guidance, halving, extractor, students
+    assert plan.seconds == sum(row.iterations for row in plan.rows) and plan.free_disk > 0
+    assert not (tmp_path / "far").exists()
+
+
+def test_what_a_profile_has_none_of_has_no_row(made_up, tmp_path):
+    short = make_plan("smoke", {"base.steps": "8", "guidance.steps": "8", "methods": "[pd]"}, out=tmp_path)
+    assert not [row.name for row in short.rows if "halving" in row.kind or row.name.startswith("RDD")]
+    for name in PROFILES:
+        assert make_plan(name, out=tmp_path).seconds > 0
+
+
+PLAN = Plan(
+    [
+        Row("base model", "base", 1000, 64, 1, 1, Cost(0.5, 2 * GIB, GIB, 3 * GIB, "measured at batch 2 and 4")),
+        Row("RDD, 3 students", "rdd", 100, 32, 3, 2, Cost(36.0, 2 * GIB, GIB, GIB)),
+    ],
+    8 * GIB,
+    4 * GIB,
+)
+
+
+def test_the_total_and_its_table():
+    assert (PLAN.seconds, PLAN.memory, PLAN.disk) == (500 + 3600, 4 * GIB, (4 + 3) * GIB)
+    cells = [re.split(r" {2,}", line.strip()) for line in str(PLAN).splitlines()]
+    assert cells == [
+        ["stage", "iterations", "batch", "s/iteration", "time", "peak memory", "disk", "while running", "note"],
+        ["base model", "1,000", "64", "0.5", "8 min", "2.0 GiB", "1.0 GiB", "3.0 GiB", "measured at batch 2 and 4"],
+        ["RDD, 3 students", "100", "32", "36", "60 min", "4.0 GiB", "3.0 GiB", "2.0 GiB", "2 at a time"],
+        ["total", "68 min", "4.0 GiB", "7.0 GiB"],
+    ]
+
+
+def test_warnings_of_what_is_too_little():
+    assert PLAN.warnings() == replace(PLAN, free_memory=None).warnings() == []
+    disk, memory = replace(PLAN, free_disk=6 * GIB, free_memory=3 * GIB).warnings()
+    assert "needs 7.0 GiB of disk, 6.0 GiB are free" in disk and "needs 4.0 GiB of memory, 3.0 GiB" in memory
+
+
+def test_the_command_prints_the_table_and_what_is_free(rdd, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "make_plan", lambda *_, **__: replace(PLAN, free_disk=GIB))
+    status, printed, _ = rdd("plan", "--profile", "smoke", "--out", str(tmp_path))
+    assert status == 0 and str(PLAN) in printed and "Warning: the study needs 7.0 GiB of disk" in printed
+    assert f"Free disk for {tmp_path}: 1.0 GiB, free memory 4.0 GiB" in printed
+
+
+@pytest.mark.parametrize(
+    "overrides, seconds, words",
+    [
+        ({}, 0, "--seconds 0: expected more than 0"),
+        ({"pretrained.teacher": "x"}, 1, "measures the profile's own networks: leave pretrained.teacher"),
+        ({"unet.chanels": "1"}, 1, "did you mean 'channels'"),
+    ],
+)
+def test_what_cannot_be_planned(tmp_path, overrides, seconds, words):
+    with pytest.raises(UserError, match=words):
+        make_plan("smoke", overrides, out=tmp_path, seconds=seconds)
+
+
+def test_disk_is_what_the_trainer_writes(tmp_path):
+    """The bytes of a model and of all states that a killed run goes on from are those of real files."""
+    profile = load_profile("smoke")
+    prober, kept = Prober(profile), profile.run.keep + 1
+    for stage in (prober.plain.base, prober.plain.student("rdd", 4, 0)):
+        cost = prober.cost(stage, 0.01)
+        trainer = stage.trainer(replace(stage.config, iterations=2, batch_size=4), files=tmp_path / stage.name)
+        network, _ = stage.fit(trainer, *(prober.network(parent) for parent in stage.parents))
+        state, _ = load_checkpoint(tmp_path / f"{stage.name}.00000002.resume")
+        assert cost.resume == kept * sum(tensor.nbytes for tensor in state.values())
+        assert cost.model == sum(tensor.nbytes for tensor in network.state_dict().values())
+        assert 0 < cost.seconds < math.inf and cost.memory > 0
+
+
+def test_a_plan_of_the_smoke_profile(tmp_path):
+    plan = make_plan("smoke", {"seeds": "[0, 1]"}, out=tmp_path, seconds=0.5)
+    for row in plan.rows:
+        assert 0 < row.cost.seconds < math.inf and row.cost.memory > 0, row
+        assert row.kind == SAMPLING or row.cost.resume > row.cost.model > 0, row
+    assert not list(tmp_path.iterdir())
+
+
+# the plan of a sweep
+
+
+def smoke(folder, **changes):
+    return Study(changed(load_profile("smoke"), changes), folder)
+
+
+def test_what_is_left_is_counted_and_shared_work_once(tiny, tmp_path):
+    pair = replace(ABLATIONS["alpha"].with_axes({"loss.alpha": "0.5, 2"}, tiny.profile), name="pair")
+    first, second = plan_of(Sweep(Study(tiny.profile, tmp_path / "new"), [pair, replace(pair, name="twin")], [0, 1]))
+    assert (first["settings"], first["runs"], first["done"], first["left"]) == (3, 6, 0, 6)
+    assert (second["runs"], second["shared"], second["left"], sum(second["work"].values())) == (6, 6, 0, 0)
+    work = first["work"]  # base, a halving to 8 steps, extractor; students to 4 steps, a run each
+    assert [work[kind] for kind in ("base", "halving", "extractor", "rdd", "cfd")] == [2, 1, 2, 4, 2]
+    text = format_plan([first], dict.fromkeys(KINDS, 10.0), jobs=2)
+    assert "pair" in text and f"{(2 + 1 + 2 + 4 + 2 + 6 * 4) * 10 / 2 / 60:.0f} min" in text.splitlines()[-1]
+
+
+def test_costs_are_measured_once_for_a_folder(tiny, monkeypatch, tmp_path):
+    turns = []
+
+    def cost(self, stage, seconds):
+        turns.append(stage.kind)
+        return Cost((0.5, 0.25, 0.75)[turns.count(stage.kind) - 1], 0.0)
+
+    monkeypatch.setattr(Prober, "cost", cost)
+    monkeypatch.setattr(Prober, "sampling_cost", lambda self, seconds: Cost(1.0, 0.0))
+    profile = load_profile("smoke")
+    expected = {**dict.fromkeys(KINDS[:-1], 0.25), SAMPLING: 1.0}  # of three rounds the least disturbed
+    nowhere = tmp_path / "nowhere"
+    assert measured_costs(profile, nowhere, print) == expected
+    assert not nowhere.exists() and known_costs(nowhere) is None  # no study's folder: a look leaves nothing
+    turns.clear()
+    assert measured_costs(profile, tiny.out, print) == measured_costs(profile, tiny.out, print) == expected
+    assert len(turns) == 3 * 7
+    (tiny.out / "ablations/costs.json").write_text("{}")
+    with pytest.raises(UserError, match="costs.json is damaged: delete it"):
+        measured_costs(profile, tiny.out, print)
+
+
+def test_the_catalogue_names_every_ablation_with_its_paper_and_its_costs():
+    text = catalogue(3)
+    for name, ablation in ABLATIONS.items():
+        assert f"{name}: {ablation.title} ({ablation.source})" in text and ablation.claim in text
+    (line,) = [line for line in text.splitlines() if line.startswith("tau_is ")]
+    cells = re.split(r" {2,}", line)
+    assert cells == ["tau_is", "18, 72", "18, 2.7k", "18, 18k", "18, 360k", "18, 900k"]  # 6 settings, 3 seeds

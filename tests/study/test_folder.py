@@ -1,0 +1,118 @@
+"""A folder belongs to one study: what may change there, what is refused, and that nothing foreign is touched."""
+
+import json
+import os
+
+import pytest
+
+from rddlib.study.folder import (
+    STUDY_FILE,
+    continue_study,
+    default_out,
+    fitted,
+    open_study,
+    prepare_folder,
+    study_profile,
+)
+from rddlib.study.graph import build_denoiser
+from rddlib.study.profiles import load_profile
+from rddlib.utils.errors import UserError
+
+
+def test_the_usual_folder_is_named_by_the_profile():
+    assert default_out("smoke").parts[-2:] == ("runs", "smoke")
+
+
+def test_folders_that_are_not_a_study_s_are_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="not empty and no study made it"):
+        prepare_folder(tmp_path, load_profile("smoke"), {}, 0)
+    with pytest.raises(UserError, match="is a file"):
+        prepare_folder(tmp_path / "letter.txt", load_profile("smoke"), {}, 0)
+    assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def test_another_configuration_is_refused_by_what_differs_and_nothing_changes(tiny):
+    before = {path: path.stat().st_mtime_ns for path in tiny.out.rglob("*")}
+    with pytest.raises(UserError, match=r"another configuration \(it differs in loss.alpha\).*--update"):
+        continue_study("smoke", {"loss.alpha": "3"}, tiny.out)
+    with pytest.raises(UserError, match=r"differs in seed\)"):
+        open_study("smoke", tiny.out, seed=1)
+    with pytest.raises(UserError, match="holds a study of the profile smoke: choose another --out"):
+        continue_study("digits", {}, tiny.out)
+    with pytest.raises(UserError, match="another configuration"):
+        open_study("digits", tiny.out)
+    assert {path: path.stat().st_mtime_ns for path in tiny.out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": 3, "overrides": {}}'])
+def test_a_damaged_record_is_named(tiny, text):
+    (tiny.out / STUDY_FILE).write_text(text)
+    with pytest.raises(UserError, match="study.json is damaged: choose another --out, or delete the folder"):
+        open_study("smoke", tiny.out)
+
+
+def test_how_a_study_runs_may_change_where_its_numbers_may_not(tiny):
+    changes = {"run.save_every": "5", "jobs": "3", "methods": "[pd, rdd, cfd]", "evaluation.baselines": "[]"}
+    continue_study("smoke", changes, tiny.out)
+    found = open_study("smoke", tiny.out).profile
+    assert (found.run.save_every, found.jobs, found.methods) == (5, 3, ("pd", "rdd", "cfd"))
+
+
+def test_a_later_command_keeps_what_was_set_before_and_update_lets_it_change(tmp_path):
+    continue_study("smoke", {"loss.alpha": "3"}, tmp_path / "a")
+    assert continue_study("smoke", {"run.keep": "5"}, tmp_path / "a").profile.loss.alpha == 3
+    continue_study("smoke", {"loss.alpha": "4"}, tmp_path / "a", update=True)
+    assert open_study("smoke", tmp_path / "a").profile.loss.alpha == 4
+
+
+def test_a_study_of_an_earlier_version_had_today_s_default_where_it_lacked_a_field(tmp_path):
+    continue_study("smoke", {}, tmp_path / "a")
+    record = json.loads((tmp_path / "a" / STUDY_FILE).read_text())
+    del record["config"]["loss"]["dual"]
+    (tmp_path / "a" / STUDY_FILE).write_text(json.dumps(record))
+    assert open_study("smoke", tmp_path / "a").profile.loss.dual is False
+    (tmp_path / "a" / STUDY_FILE).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"differs in loss.dual\)"):
+        continue_study("smoke", {"loss.dual": "true"}, tmp_path / "a")
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    def refuse(study):
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        continue_study("smoke", {}, tmp_path / "a", check=refuse)
+    with pytest.raises(UserError, match="16 pixels"):
+        continue_study("smoke", {"loss.per_image": "17"}, tmp_path / "a")
+    assert continue_study("smoke", {}, tmp_path / "a", look_only=True).out == tmp_path / "a"
+    assert not (tmp_path / "a").exists()
+
+
+# models from elsewhere
+
+
+def test_a_given_model_brings_its_own_numbers(tiny):
+    given = {"pretrained.teacher": str(tiny.stages.student("pd", 4, 0).path)}
+    with pytest.raises(UserError, match="pretrained.teacher is a 4-step model: set progressive.teacher_steps=4"):
+        study_profile("smoke", given)
+    fewer = {"progressive.teacher_steps": "4", "distill.iterations": "[1, 1]", "distill.temperatures": "[1, 1]"}
+    assert study_profile("smoke", given | fewer).base.steps == 4
+    with pytest.raises(UserError, match="--set unet.channels changes nothing, since pretrained.teacher brings its own"):
+        study_profile("smoke", given | fewer | {"unet.channels": "8"})
+    extractor = {"pretrained.extractor": str(tiny.stages.extractor.path)}
+    assert study_profile("digits", extractor).extractor.name == "small_resnet"
+    with pytest.raises(UserError, match="--set extractor.shift changes nothing"):
+        study_profile("digits", extractor | {"extractor.shift": "0"})
+
+
+def test_models_that_a_study_cannot_start_from(guided):
+    profile = load_profile("smoke")
+    with pytest.raises(UserError, match="takes a guidance weight: rdd distill --guided halves such models"):
+        fitted(profile, guided.base())
+    one_step, twelve = build_denoiser(profile), build_denoiser(profile)
+    one_step.steps, twelve.steps = 1, 12
+    with pytest.raises(UserError, match="nothing left to halve"):
+        fitted(profile, one_step)
+    with pytest.raises(UserError, match="does not fit the profile: base.steps 12 must be"):
+        fitted(profile, twelve)

@@ -1,0 +1,146 @@
+"""A stage is found by what it depends on, made once with what it needs, and goes on where it was stopped."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from rddlib.distillation import objectives
+from rddlib.distillation import train as recipes
+from rddlib.study.stage import Stage, Workplace, key_of
+from rddlib.training import RunConfig, TrainConfig
+from rddlib.utils.checkpoint import load_checkpoint
+from rddlib.utils.errors import Interrupted, UserError
+
+
+def weight_of(value):
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, value)
+    return network
+
+
+def adding(folder, name, own, *parents, seconds=0.0, config=None):
+    """(a stage whose one weight is its own number and its parents' weights in sum, the list of times it was made)."""
+    made = []
+
+    def fit(trainer, *networks):
+        made.append(trainer)
+        time.sleep(seconds)
+        return weight_of(own + sum(network.weight.item() for network in networks)), {"own": own}
+
+    def load(tensors, info):
+        return weight_of(tensors["weight"].item())
+
+    def facts():
+        return {"own": own, "parents": [parent.key for parent in parents]}
+
+    return Stage(name, name, name, parents, config, 0, facts, fit, load, Workplace(folder, RunConfig())), made
+
+
+@pytest.fixture
+def diamond(tmp_path):
+    """The last of four stages, two of which need the first and are needed by the last: 1 + (2 + 1) + (3 + 1) = 8."""
+    first, made = adding(tmp_path, "first", 1)
+    (left, _), (right, _) = adding(tmp_path, "left", 2, first), adding(tmp_path, "right", 3, first)
+    return adding(tmp_path, "last", 1, left, right)[0], made
+
+
+def test_a_key_is_that_of_the_facts_in_any_order():
+    assert key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1}) != key_of({"a": 1, "b": [2.5]})
+    assert key_of({}) == "44136fa355b3"  # sha256 of "{}"
+
+
+def test_a_path_is_known_before_and_follows_the_ancestors(diamond, tmp_path):
+    last, made = diamond
+    assert last.path == tmp_path / f"last-{last.key}.safetensors" and not made and not last.done
+    other = adding(tmp_path, "last", 1, adding(tmp_path, "left", 2, adding(tmp_path, "first", 7)[0])[0])[0]
+    assert other.key != last.key
+
+
+def test_a_lineage_has_ancestors_first_and_each_once(diamond):
+    assert [stage.name for stage in diamond[0].lineage()] == ["first", "left", "right", "last"]
+
+
+def test_getting_makes_what_is_missing_and_nothing_twice(diamond):
+    last, made = diamond
+    assert last.get().weight.item() == 8 and len(made) == 1 and all(stage.done for stage in last.lineage())
+    assert last.get().weight.item() == 8 and len(made) == 1
+    last.path.unlink()
+    assert last.get().weight.item() == 8 and len(made) == 1  # the others were there
+
+
+def test_what_is_recorded_of_it(diamond):
+    last, _ = diamond
+    with pytest.raises(UserError, match="no checkpoint at .*train it first"):
+        last.recorded()
+    assert last.noted() == {}
+    last.get()
+    assert last.recorded() == {**last.noted(), "sha256": last.recorded()["sha256"]}
+    assert last.noted() == {"kind": "last", "facts": last.facts(), "own": 1}
+    last.path.with_suffix(".json").write_text("{")
+    assert last.noted() == {}
+
+
+def test_a_training_is_timed_and_gets_a_trainer_of_its_own(tmp_path):
+    stage, made = adding(tmp_path, "trained", 1, seconds=0.1, config=TrainConfig(5, 2, 1e-3))
+    stage.get()
+    facts, (trainer,) = stage.recorded(), made
+    assert facts["seconds"] >= 0.1 and facts["precision"] == "float32" and facts["peak_memory"] >= 0
+    assert (trainer.config.iterations, trainer.label, trainer.files) == (5, "trained", stage.path.with_suffix(""))
+    assert stage.iterations == 5 and stage.trainer(TrainConfig(1, 2, 1e-3)).config.iterations == 1
+
+
+def test_two_runs_at_once_make_one(tmp_path):
+    stage, made = adding(tmp_path, "slow", 4, seconds=0.3)
+    runs = [threading.Thread(target=stage.get) for _ in range(3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert len(made) == 1 and stage.get().weight.item() == 4
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: b"not a model"])
+def test_a_damaged_file_is_named_and_made_again_once_deleted(diamond, damage):
+    last, _ = diamond
+    last.get()
+    last.path.write_bytes(damage(last.path.read_bytes()))
+    with pytest.raises(UserError, match=f"{last.path.name} is damaged.*delete it"):
+        last.get()
+    last.path.unlink()
+    assert last.get().weight.item() == 8
+
+
+@pytest.mark.parametrize(
+    "stage_of, module, loss",
+    [
+        (lambda stages: stages.base, recipes, "weighted_error"),
+        (lambda stages: stages.stochastic("pd", 8, 0), objectives, "pd_loss"),
+    ],
+)
+def test_a_stopped_stage_goes_on_to_the_same_bits(guided, monkeypatch, stage_of, module, loss):
+    stage, calls, original = stage_of(guided.stages), [], getattr(module, loss)
+    expected, _ = load_checkpoint(stage.path)
+    stage.path.unlink()
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(module, loss, stopped)
+        stage.get()
+    assert len(calls) == 2 and not stage.done and list(stage.path.parent.glob(f"{stage.files.name}.*.resume"))
+    stage.get()
+    made, _ = load_checkpoint(stage.path)
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
+    assert not list(stage.path.parent.glob("*.resume"))
+    logged = stage.files.with_name(f"{stage.files.name}.metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged][-1] == stage.iterations - 1
