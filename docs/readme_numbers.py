@@ -22,6 +22,9 @@ RESULTS = README.parent / "data/results"
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n)(.*?)(\n<!-- end -->)", flags=re.S)
 
 
+RDD_AS_PUBLISHED = "RDD, the paper's weights"
+
+
 def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(line)} |" for line in (heads, *body)]
     return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
@@ -219,6 +222,19 @@ def ablation_sentences() -> list[str]:
     ]
 
 
+def balance_sentences() -> list[str]:
+    rows = ablation_results.published("data/results/digits_balance.csv").query("steps == 1").set_index("setting")
+    fid, pfd = ({name: f"{value:.2f}" for name, value in rows[score].items()} for score in ("fid", "pfd"))
+    terms = ("PD, share 0.3", "IS_P2P, share 1", "II_P2P, share 1", "IS_P2P, share 1, PD, share 0.3")
+    pixel, across, within, both = (f"CFD + {name}" for name in terms)
+    return [
+        f"PD has {fid['PD']}, CFD {fid['CFD']} and RDD at the paper's weights {fid[RDD_AS_PUBLISHED]}",
+        f"IS_P2P at a share of 1 brings CFD to {fid[across]}, II_P2P to {fid[within]}",
+        f"a pixel term at a share of 0.3 to {fid[pixel]}, and both together to {fid[both]}",
+        f"pFD falls from {pfd['CFD']} to {pfd[across]} and {pfd[pixel]} (PD: {pfd['PD']})",
+    ]
+
+
 def guided_sentences() -> list[str]:
     table, _ = guidance.published()
     mean = table.groupby(["method", "sampler", "steps", "guidance"])["fid"].mean()
@@ -246,7 +262,7 @@ def guided_sentences() -> list[str]:
 
 def sentences() -> list[str]:
     """Pieces of README's sentences, with their numbers as they follow from the results."""
-    return digits_sentences() + ablation_sentences() + guided_sentences()
+    return digits_sentences() + ablation_sentences() + balance_sentences() + guided_sentences()
 
 
 def rewritten(text: str) -> str:
