@@ -12,7 +12,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import BOUND, LABELLED, Bomb, ddim, edit, gap, needs_diffusers, noise_of, ours, quiet, refused, unet2d
+from small_models import (
+    BOUND,
+    LABELLED,
+    Bomb,
+    ddim,
+    edit,
+    gap,
+    loaded,
+    needs_diffusers,
+    noise_of,
+    ours,
+    quiet,
+    refused,
+    unet2d,
+)
 from torch import nn
 
 from rddlib.diffusion.model_file import build_described
@@ -209,14 +223,6 @@ def test_the_network_is_asked_at_their_index():
     assert seen[2].tolist() == [0, 0]  # the cleanest index, beyond which there is none
 
 
-def test_a_sampler_asks_at_the_trailing_indices():
-    denoiser, scheduler = from_diffusers(unet2d(), ddim()), ddim()
-    seen = recorded_times(denoiser)
-    ddim_sample(denoiser, noise_of(1), 4)
-    scheduler.set_timesteps(4)
-    assert [index.item() for index in seen] == scheduler.timesteps.tolist() == [999, 749, 499, 249]
-
-
 def test_learned_times_are_rows_of_a_table():
     unet = unet2d(time_embedding_type="learned", num_train_timesteps=50)
     denoiser = from_diffusers(unet, ddim(num_train_timesteps=50))
@@ -403,12 +409,10 @@ def test_nothing_is_downloaded(folder, monkeypatch):
 
 
 def test_a_pipeline_of_ours_says_whether_its_last_class_is_none(tmp_path):
-    from diffusers import DiffusionPipeline
-
     dropped, plain = (
         to_diffusers(ours(**config), tmp_path / str(len(config))) for config in (LABELLED, {"num_classes": 5})
     )
-    for place in (dropped, DiffusionPipeline.from_pretrained(dropped, trust_remote_code=True)):
+    for place in (dropped, loaded(dropped)):
         found, asked = from_diffusers(place), from_diffusers(place, null_class=False)
         assert (found.num_classes, found.unconditional) == (5, True)
         assert (asked.num_classes, asked.unconditional) == (6, False)
