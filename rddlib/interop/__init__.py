@@ -1,4 +1,4 @@
-"""Models from elsewhere and for elsewhere: the files published with RCFD and RDD, pipelines of diffusers, TorchScript."""
+"""Import and export of models: files published with RCFD and RDD, pipelines of diffusers, TorchScript."""
 
 from rddlib.interop.files import load_classifier, load_model
 from rddlib.interop.pipelines import from_diffusers, to_diffusers

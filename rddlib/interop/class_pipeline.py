@@ -1,4 +1,4 @@
-"""A DDIM pipeline for a class-conditional UNet2DModel: it needs diffusers alone, and travels with the models saved for it."""
+"""A DDIM pipeline for a class-conditional UNet2DModel. It needs diffusers only, and is copied beside the saved model."""
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -6,9 +6,9 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 class ClassDDIMPipeline(DiffusionPipeline):
-    """Like DDIMPipeline, with class_labels: one image of each.
+    """DDIMPipeline with class_labels: one image for each.
 
-    unet: a UNet2DModel with class embeddings; scheduler: a DDIMScheduler; null_class: the last class means none.
+    unet: a UNet2DModel with class embeddings; scheduler: a DDIMScheduler; null_class: whether the last class means "no class".
     """
 
     def __init__(self, unet, scheduler, null_class: bool = False):
@@ -27,7 +27,7 @@ class ClassDDIMPipeline(DiffusionPipeline):
         output_type: str | None = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """output_type: "pil", "np" [N, H, W, C] or "pt" [N, C, H, W], in [0, 1]."""
+        """Images of the labels [N]: output_type "pil", or in [0, 1] "np" [N, H, W, C] or "pt" [N, C, H, W]."""
         labels = torch.as_tensor(class_labels, device=self._execution_device)
         size = self.unet.config.sample_size
         size = (size, size) if isinstance(size, int) else tuple(size)

@@ -1,4 +1,4 @@
-"""A pipeline around a TorchScript sampler: it needs diffusers and torch, and travels with models that are no UNet2DModel."""
+"""A pipeline around a TorchScript sampler, for models that are no UNet2DModel. It is copied beside the saved sampler."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from huggingface_hub import hf_hub_download
 
 
 class ScriptedPipeline(DiffusionPipeline):
-    """Draws with sampler.ts of its folder: all steps are in it, so their number is fixed.
+    """Draws with the sampler.ts in its folder, which contains all steps, so that their number is fixed.
 
-    image_shape: (C, H, W); num_inference_steps: of the sampler; num_classes: 0 without class_labels.
+    image_shape: (C, H, W); num_inference_steps: of the sampler; num_classes: 0 if it takes no class_labels.
     """
 
     def __init__(self, image_shape: list | None = None, num_inference_steps: int = 1, num_classes: int = 0):
@@ -23,7 +23,7 @@ class ScriptedPipeline(DiffusionPipeline):
 
     @property
     def sampler(self):
-        """The TorchScript module, read when first asked for."""
+        """The TorchScript module, loaded on first use."""
         if self._sampler is None:
             place = self.config._name_or_path  # a folder, or the name of a repository that it was downloaded from
             local = Path(place).exists() or Path(place).is_absolute()
@@ -41,7 +41,8 @@ class ScriptedPipeline(DiffusionPipeline):
         output_type: str | None = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """output_type: "pil", "np" [N, H, W, C] or "pt" [N, C, H, W], in [0, 1]; with class_labels, one image of each."""
+        """batch_size images, or one for each of class_labels; output_type "pil", or in [0, 1] "np" [N, H, W, C] or "pt"
+        [N, C, H, W]."""
         if (class_labels is not None) != (self.config.num_classes > 0):
             raise ValueError("pass class_labels" if self.config.num_classes else "this model has no classes")
         labels = () if class_labels is None else (torch.as_tensor(class_labels),)

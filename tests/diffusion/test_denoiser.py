@@ -82,11 +82,11 @@ def test_each_image_has_its_own_time():
         assert torch.equal(convert(x, z, t, SCHEDULE, *direction), torch.cat(alone))
 
 
-@pytest.mark.parametrize("source, target", [("x", "score"), ("score", "x"), ("noise", "noise")])
-def test_unknown_parametrisations_are_refused(source, target):
+def test_unknown_parametrisations_are_refused():
     z, t = torch.zeros(2, 1, 2, 2), torch.full((2,), 0.5)
-    with pytest.raises(ValueError, match="prediction is '(score|noise)', expected one of x, eps, v$"):
-        convert(z, z, t, SCHEDULE, source, target)
+    for source, target in (("x", "score"), ("score", "score")):
+        with pytest.raises(ValueError, match="prediction is 'score', expected one of x, eps, v$"):
+            convert(z, z, t, SCHEDULE, source, target)
     with pytest.raises(ValueError, match="prediction is 'score'"):
         Denoiser(lambda z, t: z, SCHEDULE, "score")
 

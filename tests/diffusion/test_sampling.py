@@ -39,9 +39,13 @@ def test_mixture_samples_have_its_moments():
     torch.testing.assert_close(x.T.cov(), torch.tensor([[0.5, 0.3], [0.3, 0.4]]).double(), atol=0.01, rtol=0)
 
 
-def test_mixture_refuses_disagreeing_shapes():
+def test_mixtures_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="disagree"):
         GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0]]])
+    with pytest.raises(ValueError, match="positive semi-definite"):
+        GaussianMixture([1.0], [[0.0]], [[[-1.0]]])
+    with pytest.raises(ValueError, match="one Gaussian only"):
+        mixture().flow_endpoint(torch.zeros(1, 1, 2, 2), 1.0, SCHEDULE)
 
 
 def test_ddim_converges_at_first_order_to_the_exact_flow():
@@ -66,14 +70,18 @@ def test_ddim_step_keeps_the_noise_direction():
     torch.testing.assert_close(eps(ddim_step(z, x, t, s, SCHEDULE), s), eps(z, t))
 
 
-def test_sampler_calls_back_before_each_step_and_clips():
-    seen = []
+@pytest.mark.parametrize("sample", [ddim_sample, stochastic_sample])
+def test_samplers_call_back_before_each_step_and_clip(sample):
+    seen, noise = [], torch.randn(2, 1, 2, 2)
     loud = as_denoiser(lambda z, t: 3 * torch.ones_like(z), SCHEDULE)
-    out = ddim_sample(loud, torch.randn(2, 1, 2, 2), 4, callback=lambda k, t, z, x: seen.append((k, t, x.max())))
-    assert [(k, t) for k, t, _ in seen] == [(0, 1.0), (1, 0.75), (2, 0.5), (3, 0.25)]
-    assert all(x == 1 for *_, x in seen) and (out == 1).all()
-    with pytest.raises(ValueError, match="steps"):
-        ddim_sample(loud, torch.randn(1, 1, 2, 2), 0)
+    out = sample(loud, noise, 4, callback=lambda *step: seen.append(step))
+    assert [(k, t) for k, t, *_ in seen] == [(0, 1.0), (1, 0.75), (2, 0.5), (3, 0.25)] and torch.equal(
+        seen[0][2], noise
+    )
+    assert all((x == 1).all() for *_, x in seen) and (out == 1).all()
+    assert (sample(loud, noise, 3, clip=False) == 3).all()
+    with pytest.raises(ValueError, match="steps is 0"):
+        sample(loud, noise, 0)
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
@@ -94,13 +102,6 @@ def test_target_is_the_value_for_which_one_student_step_lands_on_the_teachers_se
     torch.testing.assert_close(moved[:, 0, 0, 0], schedule.alpha(t - 2 * step) - ratio * schedule.alpha(t))
 
 
-def test_target_is_the_last_prediction_where_the_second_step_ends_at_zero():
-    teacher = exact(mixture())
-    z, t = torch.randn(2, 1, 2, 2, dtype=torch.float64), torch.full((2,), 1 / 4, dtype=torch.float64)
-    z1 = ddim_step(z, teacher(z, t), t, 1 / 8, SCHEDULE)
-    torch.testing.assert_close(two_step_target(teacher, z, t, 1 / 8), teacher(z1, 1 / 8), rtol=1e-12, atol=0)
-
-
 # Noise added on the way
 
 
@@ -110,16 +111,6 @@ def gaussian_step(s, t, schedule):
     assert noise_step(none, s, t, schedule, none) == 0
     factor, spread = (noise_step(z, s, t, schedule, eps).item() for z, eps in ((one, none), (none, one)))
     return factor, spread**2
-
-
-@pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
-@pytest.mark.parametrize(
-    "s, u, t", [(0, 0.25, 0.5), (0.125, 0.25, 0.375), (0.5, 0.75, 1), (0, 0.5, 1), (0.25, 0.25, 1)]
-)
-def test_two_noisings_are_one(schedule, s, u, t):
-    (f1, v1), (f2, v2), (factor, variance) = (gaussian_step(a, b, schedule) for a, b in ((s, u), (u, t), (s, t)))
-    assert f1 * f2 == pytest.approx(factor, rel=1e-13, abs=1e-16)
-    assert f2**2 * v1 + v2 == pytest.approx(variance, rel=1e-13)
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
@@ -148,24 +139,13 @@ def fixed_noise(shape, seen=None):
     return fresh
 
 
-@pytest.mark.parametrize("clip", [True, False])
-def test_one_stochastic_step_is_ddim_s(clip):
-    noise = torch.randn(16, 1, 2, 2, dtype=torch.float64)
-    images = stochastic_sample(exact(mixture()), noise, 1, clip=clip)
-    assert torch.equal(images, ddim_sample(exact(mixture()), noise, 1, clip=clip))
-
-
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8])
 def test_the_stochastic_sampler_asks_once_a_step_and_for_noise_after_all_but_the_last(steps):
-    times, fresh, called = [], [], []
+    times, fresh = [], []
     denoiser = as_denoiser(lambda z, t: times.append(t.unique().item()) or 0.3 * z, SCHEDULE)
     noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
-    stochastic_sample(
-        denoiser, noise, steps, fresh=fixed_noise(noise.shape, fresh), callback=lambda *a: called.append(a)
-    )
-    assert times == [i / steps for i in range(steps, 0, -1)]
-    assert [(k, t) for k, t, _, _ in called] == list(enumerate(times)) and torch.equal(called[0][2], noise)
-    assert fresh == list(range(steps - 1))
+    stochastic_sample(denoiser, noise, steps, fresh=fixed_noise(noise.shape, fresh))
+    assert times == [i / steps for i in range(steps, 0, -1)] and fresh == list(range(steps - 1))
 
 
 def test_the_stochastic_sampler_follows_its_fresh_noise_alone():
@@ -177,16 +157,6 @@ def test_the_stochastic_sampler_follows_its_fresh_noise_alone():
     assert not torch.allclose(free, first) and not torch.equal(torch.get_rng_state(), state)
     torch.set_rng_state(state)
     assert torch.equal(stochastic_sample(denoiser, noise, 4), free)  # left out, the global generator's
-
-
-def test_the_stochastic_sampler_clips_and_refuses_no_steps():
-    loud, noise = as_denoiser(lambda z, t: 3 * torch.ones_like(z), SCHEDULE), torch.randn(2, 1, 2, 2)
-    shown = []
-    out = stochastic_sample(loud, noise, 3, callback=lambda k, t, z, x: shown.append(x))
-    assert (out == 1).all() and all((x == 1).all() for x in shown)
-    assert (stochastic_sample(loud, noise, 3, clip=False) == 3).all()
-    with pytest.raises(ValueError, match="steps"):
-        stochastic_sample(loud, noise, 0)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4])
@@ -344,10 +314,6 @@ def test_labels_and_weights_reach_both_steps_of_a_target(target):
     z2 = ddim_step(z1, guided(z1, 0.5), 0.5, 0.25, SCHEDULE)
     torch.testing.assert_close(ddim_step(z, x, 0.75, 0.25, SCHEDULE), z2, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(x, target(teacher, z, 0.75, 0.25, y, w), rtol=1e-12, atol=1e-12)
-    # without a weight the target is the conditional one
-    plain = target(teacher, z, 0.75, 0.25, y)
-    torch.testing.assert_close(plain, target(teacher, z, 0.75, 0.25, y, 0.0))
-    assert not torch.allclose(plain, x)
 
 
 @pytest.mark.parametrize("sample", [ddim_sample, stochastic_sample])
@@ -361,6 +327,3 @@ def test_samplers_hand_labels_and_weights_to_the_denoiser_at_every_step(sample):
     assert all(labels is y and torch.equal(weights, w) for _, labels, weights in seen)
     guided = as_denoiser(lambda z, t, y: teacher(z, t, y, w), SCHEDULE)  # guided beforehand
     torch.testing.assert_close(images, sample(guided, noise, 4, y=y, **options), rtol=0, atol=1e-14)
-    assert torch.equal(
-        sample(teacher, noise, 4, y=y, **options), sample(teacher, noise, 4, y=y, guidance=0.0, **options)
-    )

@@ -150,17 +150,13 @@ def test_betas_outside_their_range_are_refused(betas, clean):
 # On file
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        CosineSchedule(),
-        CosineSchedule(0.02),
-        DiscreteCosineSchedule(),
-        DiscreteCosineSchedule(64, 0.02),
-        BetaSchedule(BETAS),
-        BetaSchedule((0.1, 1.0), 0.9),
-    ],
-)
+SCHEDULES = [
+    *(CosineSchedule(), CosineSchedule(0.02), DiscreteCosineSchedule(), DiscreteCosineSchedule(64, 0.02)),
+    *(BetaSchedule(BETAS), BetaSchedule((0.1, 1.0), 0.9)),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_is_made_again_from_its_facts(schedule):
     facts = json.loads(json.dumps(schedule_facts(schedule)))
     again = schedule_of({**facts, "prediction": "v"})
@@ -169,17 +165,8 @@ def test_a_schedule_is_made_again_from_its_facts(schedule):
 
 
 def test_schedules_that_differ_are_not_equal():
-    made = [
-        CosineSchedule(),
-        CosineSchedule(0.02),
-        DiscreteCosineSchedule(),
-        DiscreteCosineSchedule(64),
-        BetaSchedule(BETAS),
-        BetaSchedule(BETAS, 0.99),
-        BetaSchedule(BETAS[:-1]),
-    ]
-    assert len(set(made)) == len(made) and all(a != b for k, a in enumerate(made) for b in made[:k])
-    assert len({json.dumps(schedule_facts(schedule)) for schedule in made}) == len(made)
+    made = [*SCHEDULES, BetaSchedule(BETAS, 0.99), BetaSchedule(BETAS[:-1])]
+    assert len(set(made)) == len({json.dumps(schedule_facts(schedule)) for schedule in made}) == len(made)
 
 
 def test_facts_of_earlier_versions_are_still_read():
@@ -191,5 +178,3 @@ def test_facts_of_earlier_versions_are_still_read():
 def test_unknown_schedules_are_refused():
     with pytest.raises(ValueError, match="schedule is 'linear', expected one of continuous, discrete"):
         make_schedule("linear")
-    with pytest.raises(ValueError, match="schedule is 'linear'"):
-        schedule_of({"schedule": "linear", "schedule_offset": 0.008})

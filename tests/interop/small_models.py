@@ -125,3 +125,20 @@ def edit(path, **changes):
     """Change entries of a JSON file; `...` takes one out."""
     found = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
+
+
+def loaded(folder):
+    """The pipeline saved in a folder, by diffusers."""
+    from diffusers import DiffusionPipeline
+
+    own_code = any(folder.glob("*.py"))
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn(pipeline, steps=0, y=None):
+    """Three images of a pipeline in [-1, 1], from `noise_of(3)` or of the labels y; steps: 0 where they are fixed."""
+    given = {"batch_size": 3} if y is None else {"class_labels": y}
+    options = {"num_inference_steps": steps, "use_clipped_model_output": True} if steps else {}
+    return 2 * pipeline(**given, **options, generator=torch.Generator().manual_seed(0), output_type="pt").images - 1

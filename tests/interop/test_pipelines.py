@@ -12,7 +12,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import BOUND, LABELLED, Bomb, ddim, edit, gap, needs_diffusers, noise_of, ours, quiet, refused, unet2d
+from small_models import (
+    BOUND,
+    LABELLED,
+    Bomb,
+    ddim,
+    edit,
+    gap,
+    loaded,
+    needs_diffusers,
+    noise_of,
+    ours,
+    quiet,
+    refused,
+    unet2d,
+)
 from torch import nn
 
 from rddlib.diffusion.model_file import build_described
@@ -209,14 +223,6 @@ def test_the_network_is_asked_at_their_index():
     assert seen[2].tolist() == [0, 0]  # the cleanest index, beyond which there is none
 
 
-def test_a_sampler_asks_at_the_trailing_indices():
-    denoiser, scheduler = from_diffusers(unet2d(), ddim()), ddim()
-    seen = recorded_times(denoiser)
-    ddim_sample(denoiser, noise_of(1), 4)
-    scheduler.set_timesteps(4)
-    assert [index.item() for index in seen] == scheduler.timesteps.tolist() == [999, 749, 499, 249]
-
-
 def test_learned_times_are_rows_of_a_table():
     unet = unet2d(time_embedding_type="learned", num_train_timesteps=50)
     denoiser = from_diffusers(unet, ddim(num_train_timesteps=50))
@@ -233,39 +239,34 @@ def cut(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
 
+def changed(file, **changes):
+    return lambda folder: edit(folder / file, **changes)
+
+
 DAMAGES = {  # what is done to the folder, and what is said of it
-    "a vae": (lambda f: edit(f / INDEX, vae=["diffusers", "AutoencoderKL"]), "has a vae: it draws in a latent"),
+    "a vae": (changed(INDEX, vae=["diffusers", "AutoencoderKL"]), "has a vae: it draws in a latent"),
     "another network in the index": (
-        lambda f: edit(f / INDEX, unet=["diffusers", "UNet2DConditionModel"]),
+        changed(INDEX, unet=["diffusers", "UNet2DConditionModel"]),
         "UNet2DConditionModel for its network",
     ),
-    "another network in its folder": (lambda f: edit(f / NETWORK, _class_name="Other"), "holds a Other"),
-    "no network": (lambda f: edit(f / INDEX, unet=...), "no unet"),
-    "a number for a network": (lambda f: edit(f / INDEX, unet=5), "has 5 for its network"),
-    "another width": (lambda f: edit(f / NETWORK, block_out_channels=[8, 32]), "cannot be read as a UNet2DModel"),
+    "another network in its folder": (changed(NETWORK, _class_name="Other"), "holds a Other"),
+    "no network": (changed(INDEX, unet=...), "no unet"),
+    "a number for a network": (changed(INDEX, unet=5), "has 5 for its network"),
+    "another width": (changed(NETWORK, block_out_channels=[8, 32]), "cannot be read as a UNet2DModel"),
     "truncated weights": (lambda f: cut(f / WEIGHTS, 5000), "cannot be read as a UNet2DModel"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot be read as a UNet2DModel"),
-    "a pipeline for a scheduler": (
-        lambda f: edit(f / SCHEDULER, _class_name="DDIMPipeline"),
-        "names the scheduler DDIMP",
-    ),
-    "an unknown scheduler": (
-        lambda f: edit(f / SCHEDULER, _class_name="NoScheduler"),
-        "names the scheduler NoScheduler",
-    ),
-    "a list for a scheduler": (lambda f: edit(f / SCHEDULER, _class_name=["DDIMScheduler"]), "names the scheduler"),
+    "a pipeline for a scheduler": (changed(SCHEDULER, _class_name="DDIMPipeline"), "names the scheduler DDIMP"),
+    "an unknown scheduler": (changed(SCHEDULER, _class_name="NoScheduler"), "names the scheduler NoScheduler"),
+    "a list for a scheduler": (changed(SCHEDULER, _class_name=["DDIMScheduler"]), "names the scheduler"),
     "another diffusion": (
-        lambda f: edit(f / SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"),
-        "FlowMatchEulerDiscreteScheduler is of another kind of diffusion",
+        changed(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"),
+        "of another kind of diffusion",
     ),
-    "another prediction": (lambda f: edit(f / SCHEDULER, prediction_type="flow"), "prediction_type flow"),
-    "a list for a prediction": (lambda f: edit(f / SCHEDULER, prediction_type=["epsilon"]), "prediction_type"),
-    "epsilon of pure noise": (lambda f: edit(f / SCHEDULER, rescale_betas_zero_snr=True), "ends in pure noise"),
-    "an unknown table of betas": (
-        lambda f: edit(f / SCHEDULER, beta_schedule="odd"),
-        "cannot be read as a DDPMScheduler",
-    ),
-    "betas above 1": (lambda f: edit(f / SCHEDULER, trained_betas=[2.0, 0.1]), "is no schedule of a diffusion"),
+    "another prediction": (changed(SCHEDULER, prediction_type="flow"), "prediction_type flow"),
+    "a list for a prediction": (changed(SCHEDULER, prediction_type=["epsilon"]), "prediction_type"),
+    "epsilon of pure noise": (changed(SCHEDULER, rescale_betas_zero_snr=True), "ends in pure noise"),
+    "an unknown table of betas": (changed(SCHEDULER, beta_schedule="odd"), "cannot be read as a DDPMScheduler"),
+    "betas above 1": (changed(SCHEDULER, trained_betas=[2.0, 0.1]), "is no schedule of a diffusion"),
     "half an index": (lambda f: cut(f / INDEX, 30), "model_index.json is missing or damaged"),
     "an index of bytes": (lambda f: (f / INDEX).write_bytes(b"\xff\xfe\x00"), "model_index.json is missing or damaged"),
     "an index that is a list": (lambda f: (f / INDEX).write_text("[]"), "model_index.json is damaged"),
@@ -403,12 +404,10 @@ def test_nothing_is_downloaded(folder, monkeypatch):
 
 
 def test_a_pipeline_of_ours_says_whether_its_last_class_is_none(tmp_path):
-    from diffusers import DiffusionPipeline
-
     dropped, plain = (
         to_diffusers(ours(**config), tmp_path / str(len(config))) for config in (LABELLED, {"num_classes": 5})
     )
-    for place in (dropped, DiffusionPipeline.from_pretrained(dropped, trust_remote_code=True)):
+    for place in (dropped, loaded(dropped)):
         found, asked = from_diffusers(place), from_diffusers(place, null_class=False)
         assert (found.num_classes, found.unconditional) == (5, True)
         assert (asked.num_classes, asked.unconditional) == (6, False)

@@ -21,8 +21,10 @@ from small_models import (
     GUIDED,
     LABELLED,
     ddim,
+    drawn,
     gap,
     labels_of,
+    loaded,
     needs_diffusers,
     noise_of,
     ours,
@@ -130,15 +132,6 @@ def made(name):
     return denoiser, draw
 
 
-def loaded(folder):
-    from diffusers import DiffusionPipeline
-
-    own_code = any(folder.glob("*.py"))
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 @kinds("a module of one's own")  # which only Python code can make again
 def test_a_checkpoint_holds_the_model_bit_for_bit(name, tmp_path):
     denoiser, draw = made(name)
@@ -163,13 +156,11 @@ def test_a_saved_pipeline_draws_our_images(name, tmp_path):
     folder = to_diffusers(denoiser, tmp_path / "p", steps=kind.steps, **kind.options)
     pipeline, y = loaded(folder), labels_of(denoiser)
     assert type(pipeline).__name__ == kind.travels
-    given = {"batch_size": 3} if y is None else {"class_labels": y}
     scripted = kind.travels == SCRIPT
     for steps in (kind.steps,) if scripted else (1, kind.steps, 2 * kind.steps):
-        options = {} if scripted else {"num_inference_steps": steps, "use_clipped_model_output": True}
-        images = pipeline(**given, **options, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        images = drawn(pipeline, 0 if scripted else steps, y)
         expected = draw(3, steps).clamp(-1, 1)
-        assert gap(2 * images - 1, expected) < BOUND, steps
+        assert gap(images, expected) < BOUND, steps
         assert 0.1 < expected.std() < 0.95  # neither all grey nor all black and white
     if scripted:
         assert pipeline.config.num_inference_steps == kind.steps and "no unet" in refused(from_diffusers, folder)
