@@ -3,8 +3,9 @@
 A new method is an objective in rddlib/distillation/objectives.py and an entry in METHODS.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from rddlib.distillation.extractor import FeatureExtractor
 from rddlib.distillation.objectives import (
     CFD,
     PD,
+    PIXEL_TERMS,
     RCFD,
     RDD,
     RELATIONS,
@@ -21,6 +23,9 @@ from rddlib.distillation.objectives import (
     WEIGHTS,
     Objective,
     PDPerceptual,
+    Sum,
+    Term,
+    parse_sum,
 )
 from rddlib.losses import IMPLEMENTATIONS, load_lpips
 from rddlib.utils.checks import above, at_least, check, one_of
@@ -47,6 +52,7 @@ class LossConfig:
     rcfd_beta: float = 0.003  # weight of RCFD's regularisers (Eq. 7, Sun et al. 2023)
     rcfd_gamma: float = 0.75  # share of entropy in them, the rest is diversity
     perceptual: float = 1.0  # weight of the perceptual distance beside PD
+    every: int = 8  # at how many iterations once the gradients behind shares of a sum are measured
     weights: str = "fixed"  # or "balanced": alpha and beta say the size of the gradients as a share of CFD's
     released: tuple[str, ...] = ()  # where to follow the released code instead of the paper, of RELEASED_SWITCHES
     dual: bool = False  # CFD's temperature on both sides (Eq. 8, Sun et al. 2023)
@@ -57,7 +63,7 @@ class LossConfig:
     def __post_init__(self):
         above(self, 0, "tau_is", "tau_m")
         at_least(self, 0, "cfd", "alpha", "beta", "rcfd_beta", "perceptual", "watch")
-        at_least(self, 1, "queue_size", "draws", "per_image")
+        at_least(self, 1, "queue_size", "draws", "per_image", "every")
         one_of(self, WEIGHTS, "weights")
         one_of(self, RELATIONS, "relation")
         one_of(self, IMPLEMENTATIONS, "impl")
@@ -156,8 +162,25 @@ METHODS = {method.name: method for method in _ROWS}
 OBJECTIVES = tuple(name for name, method in METHODS.items() if method.build)  # methods that train students
 COMPETING = ("pd", "cfd", "rcfd", "rdd")  # by default
 SAMPLERS = TRAINING_FREE  # of the base model
-LABELS = {name: method.label for name, method in METHODS.items()}
-STYLES = {name: dict(method.style) for name, method in METHODS.items()}
+
+
+class _Labels(dict):
+    def __missing__(self, name: str) -> str:
+        """Of a profile's own method: its name."""
+        return name
+
+
+class _Styles(dict):
+    def __missing__(self, name: str) -> dict[str, str]:
+        """Of a profile's own method: one that follows from its name."""
+        place = sum(name.encode())
+        return _line(_OWN_COLORS[place % len(_OWN_COLORS)], _OWN_MARKERS[place % len(_OWN_MARKERS)], "--")
+
+
+_OWN_COLORS = ("#7A4FBF", "#B5651D", "#1B7F79", "#A61E4D", "#5B6B1E")
+_OWN_MARKERS = "*<>dH8"
+LABELS = _Labels({name: method.label for name, method in METHODS.items()})
+STYLES = _Styles({name: dict(method.style) for name, method in METHODS.items()})
 
 
 def find_method(name: str, option: str = "method", known: Iterable[str] = OBJECTIVES) -> Method:
@@ -167,8 +190,42 @@ def find_method(name: str, option: str = "method", known: Iterable[str] = OBJECT
     return METHODS[name]
 
 
+@lru_cache
+def own_methods(sums: tuple[str, ...]) -> dict[str, Method]:
+    """The methods that a profile's `sums` add, each written as `parse_sum` reads it.
+
+    Raises ValueError where one reads otherwise, or its name is taken.
+    """
+    found: dict[str, Method] = {}
+    for text in sums:
+        name, terms = parse_sum(text)
+        if name in METHODS or name in found:
+            raise ValueError(f"sums names {name!r}, which is taken: choose another name")
+        looks = any(term.loss not in PIXEL_TERMS for term in terms)
+        found[name] = Method(name, name, STYLES[name], _build_sum, partial(_sum_numbers, terms), looks, cost=8)
+    return found
+
+
+def _build_sum(schedule: Schedule, extractor: nn.Module | None, terms: Sequence[dict], **numbers) -> Objective:
+    return Sum([Term(**term) for term in terms], schedule, extractor, **numbers)
+
+
+def _sum_numbers(terms: Sequence[Term], loss: LossConfig, temperature: float) -> dict:
+    """The arguments of `_build_sum`; a temperature that is not said is the profile's."""
+    usual = {"cfd": temperature, "is_p2p": loss.tau_is, "ii_p2p": loss.tau_is, "m_p2p": loss.tau_m}
+    said = [replace(term, tau=usual.get(term.loss, 1.0) if term.tau is None else term.tau) for term in terms]
+    names, numbers = {term.loss for term in terms}, {"terms": [asdict(term) for term in said]}
+    if any(term.share is not None for term in terms):
+        numbers["every"] = loss.every
+    if "m_p2p" in names:
+        numbers |= {"queue_size": loss.queue_size, "per_image": loss.per_image}
+    if names & {"m_p2p", "frechet"}:
+        numbers["draws"] = loss.draws
+    return numbers
+
+
 def build_objective(
-    method: str,
+    method: Method,
     loss: LossConfig,
     temperature: float,
     schedule: Schedule,
@@ -177,11 +234,10 @@ def build_objective(
     """What a student minimises.
 
     Args:
-        method: one of OBJECTIVES.
+        method: one with an objective.
         loss: weights and temperatures.
         temperature: tau of CFD at this halving.
         schedule: the teacher's.
         extractor: the network to look through, for methods that do.
     """
-    found = find_method(method)
-    return found.build(schedule, extractor, **found.arguments(loss, temperature))
+    return method.build(schedule, extractor, **method.arguments(loss, temperature))

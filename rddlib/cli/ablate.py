@@ -24,7 +24,8 @@ def ablate(
         list[str] | None, typer.Argument(help="Ablations (--list), all, or custom.", show_default=False)
     ] = None,
     profile: ProfileOption = "digits",
-    seeds: Annotated[int, typer.Option(help="Of the last halvings: 0 to N-1.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Of the last halvings, N of them.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of these seeds.")] = 0,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, a process each.")] = 1,
     axis: Annotated[
         list[str] | None, typer.Option(help="Values of an axis, e.g. --axis loss.tau_is=0.1,0.5; repeatable.")
@@ -69,7 +70,7 @@ def ablate(
     engine = on_cluster(scheduler) if scheduler else on_this_machine(jobs)
     choose = partial(_chosen, names or [], axes=_parsed_axes(axis), method=method, whole=whole)
     study = partial(continue_study, profile, parse_overrides(settings), out or default_out(profile), seed, update)
-    sweep = _sweep(choose, seeds, study, dry_run)
+    sweep = _sweep(choose, range(first_seed, first_seed + seeds), study, dry_run)
     if dry_run:
         _say_plan(sweep, jobs)
     else:
@@ -106,20 +107,20 @@ def _chosen(names: list[str], profile: "Profile", axes: dict[str, str], method: 
     return [replace(ablation, whole=whole or ablation.whole) for ablation in chosen]
 
 
-def _sweep(choose: Callable, seeds: int, start: Callable, look_only: bool) -> "Sweep":
+def _sweep(choose: Callable, seeds: range, start: Callable, look_only: bool) -> "Sweep":
     """choose(profile): the ablations; start(check, look_only): the study, once check(study) has nothing against it."""
     from rddlib.study.costs import measured_costs
     from rddlib.study.sweep import Sweep, check_version
 
     def check(study) -> None:
         check_version(study.out)
-        _ = Sweep(study, choose(study.profile), range(seeds)).points  # each setting must fit
+        _ = Sweep(study, choose(study.profile), seeds).points  # each setting must fit
         study.check_scoring()
 
     study = start(check, look_only)
     ablations = choose(study.profile)
     needed = look_only or any(ablation.name == "budget" for ablation in ablations)
-    return Sweep(study, ablations, range(seeds), measured_costs(study.profile, study.out, say) if needed else None)
+    return Sweep(study, ablations, seeds, measured_costs(study.profile, study.out, say) if needed else None)
 
 
 def _say_plan(sweep: "Sweep", jobs: int) -> None:

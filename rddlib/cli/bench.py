@@ -1,6 +1,10 @@
 """`rdd bench`: speed and memory; `rdd metric-network`: the network that scores digits."""
 
+import importlib
+import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -10,6 +14,33 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
 bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
+JsonOption = Annotated[Path | None, typer.Option(help="Also write the figures as JSON here.")]
+
+
+def benchmark(name: str) -> ModuleType:
+    """The module benchmarks.<name>, from beside the package in a checkout and from inside of it where it is installed."""
+    from rddlib.utils.installation import shipped
+
+    sys.path.insert(0, str(shipped(f"benchmarks/{name}.py").parents[1]))
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def _table(rows: list[dict], measured: ModuleType) -> str:
+    return benchmark("process").format_rows(rows, measured.COLUMNS)
+
+
+def _make_folder(out: Path | None) -> None:
+    """A folder that cannot be made is better found out before anything is measured."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write(report: dict | list, out: Path | None) -> None:
+    from rddlib.utils.checkpoint import write_atomically
+
+    if out is not None:
+        write_atomically(out, json.dumps(report, indent=1) + "\n")
+        print(f"Wrote {out}")
 
 
 @bench.command("losses")
@@ -22,7 +53,7 @@ def bench_losses_command(
     repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each form; the median counts.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for PyTorch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Also write the rows as JSON here.")] = None,
+    out: JsonOption = None,
 ) -> None:
     """Extra peak memory and time of the relational losses' two forms, forward and backward, each in its own process.
 
@@ -33,46 +64,38 @@ def bench_losses_command(
     """
     import torch
 
-    from rddlib.bench import SIZES, bench_losses, format_table, write_json
     from rddlib.utils.progress import make_bar
 
-    sizes = [s for s in SIZES if size in ("all", s.name)]
+    losses = benchmark("losses")
+    sizes = [one for one in losses.SIZES if size in ("all", one.name)]
     if not sizes:
-        raise UserError(f"unknown --size {size!r}: known are all, {', '.join(dict.fromkeys(s.name for s in SIZES))}")
+        known = ", ".join(dict.fromkeys(one.name for one in losses.SIZES))
+        raise UserError(f"unknown --size {size!r}: known are all, {known}")
     dtypes = dtype.split(",")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"--device {device}: this machine has cpu{' and cuda' * torch.cuda.is_available()}")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better found out now
-    bar = make_bar("bench losses", len(sizes) * len(dtypes), unit="rows")
-    try:
-        rows = bench_losses(
-            sizes,
-            loss=loss,
-            dtypes=dtypes,
-            repetitions=repetitions,
-            threads=threads or None,
-            device=device,
-            progress=lambda _: bar.update(),
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    bar.close()
-    print(format_table(rows))
+    _make_folder(out)
+    options = {"repetitions": repetitions, "threads": threads or None, "device": device}
+    with make_bar("bench losses", len(sizes) * len(dtypes), unit="rows") as bar:
+        try:
+            rows = losses.bench_losses(sizes, loss=loss, dtypes=dtypes, **options, progress=lambda _: bar.update())
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    print(_table(rows, losses))
     print("ratio: chunked over reference")
-    if out is not None:
-        write_json(rows, out)
-        print(f"Wrote {out}")
+    _write(rows, out)
 
 
 @bench.command("step")
 def bench_step_command(
     profile: ProfileOption = "cifar10",
     settings: SetOption = None,
-    what: Annotated[str, typer.Option(help="base, pd, cfd, rcfd, rdd: one or several.")] = "base,pd,rdd",
+    what: Annotated[
+        str, typer.Option(help="base, or a method (pd, pd_lpips, pd_stages, cfd, rcfd, rdd): one or several.")
+    ] = "base,pd,rdd",
     batch: Annotated[int, typer.Option(help="Images a step; 0: the profile's on a GPU, 32 on a CPU.")] = 0,
     steps: Annotated[int, typer.Option(help="Timed steps, after a warm-up.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON here.")] = None,
+    out: JsonOption = None,
 ) -> None:
     """Where the time of one training step goes, in float32, in what "auto" chooses here, and in bf16.
 
@@ -85,38 +108,21 @@ def bench_step_command(
       rdd bench step --what rdd --batch 4 --steps 1
       rdd bench step --profile imagenet64 --set unet.channels=64 --out step.json
     """
-    import json
-
-    from rddlib.bench.step import PARTS, bench_step, format_steps
-    from rddlib.utils.checkpoint import write_atomically
-
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    report = bench_step(
-        profile,
-        parse_overrides(settings),
-        what=[name for name in what.split(",") if name],
-        batch=batch,
-        steps=steps,
-        progress=say,
-    )
-    if out is not None:
-        write_atomically(out, json.dumps(report, indent=1) + "\n")
+    step = benchmark("step")
+    _make_folder(out)
+    names = [name for name in what.split(",") if name]
+    options = {"what": names, "batch": batch, "steps": steps, "progress": say}
+    report = step.bench_step(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
-    print(format_steps(report))
+    print(step.format_steps(report))
+    peaks = ", ".join(f"{dtype} {flops / 1e9:.0f} GFLOP/s" for dtype, flops in report["peaks"].items())
     print(
-        f"Seconds. s/step: untouched; {' + '.join(PARTS)} = sum:\n"
+        f"Seconds. s/step: untouched; {' + '.join(step.PARTS)} = sum:\n"
         "a second run that notes the time at each boundary. speed: images/s over float32 eager.\n"
         "of peak: the step's convolutions and matrix products (counted at 2 images, scaled) against\n"
-        "the fastest large matrix product measured here: "
-        + (
-            ", ".join(f"{dtype} {flops / 1e9:.0f} GFLOP/s" for dtype, flops in report["peaks"].items())
-            or f"none ({report['note']})"
-        )
-        + "."
+        f"the fastest large matrix product measured here: {peaks or 'none (' + report['note'] + ')'}."
     )
-    if out is not None:
-        print(f"Wrote {out}")
+    _write(report, out)
 
 
 @bench.command("export")
@@ -125,7 +131,7 @@ def bench_export_command(
     settings: SetOption = None,
     batch: Annotated[str, typer.Option(help="Images at a time: one number or several.")] = "1,64",
     repetitions: Annotated[int, typer.Option(min=1, help="Timed calls; the median counts.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON here.")] = None,
+    out: JsonOption = None,
 ) -> None:
     """Images a second on the CPU: the teacher in all its steps, a one-step student, and the student's TorchScript file.
 
@@ -136,27 +142,43 @@ def bench_export_command(
       rdd bench export
       rdd bench export --profile cifar10 --batch 1,16 --out export.json
     """
-    import json
-
-    from rddlib.bench.export import bench_export, format_export
-    from rddlib.utils.checkpoint import write_atomically
-
+    export = benchmark("export")
     try:
         batches = [int(word) for word in batch.split(",")]
     except ValueError:
         raise UserError(f"--batch {batch}: expected whole numbers, e.g. --batch 1,64") from None
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    report = bench_export(profile, parse_overrides(settings), batches=batches, repetitions=repetitions, progress=say)
-    if out is not None:
-        write_atomically(out, json.dumps(report, indent=1) + "\n")
+    _make_folder(out)
+    options = {"batches": batches, "repetitions": repetitions, "progress": say}
+    report = export.bench_export(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
-    print(format_export(report))
+    print(_table(report["rows"], export))
     print(
         f"speed: images/s over the teacher's. The file's images differ from Python's by {report['difference']:.1g} at most."
     )
-    if out is not None:
-        print(f"Wrote {out}")
+    _write(report, out)
+
+
+@bench.command("sliders")
+def bench_sliders_command(
+    moves: Annotated[int, typer.Option(help="Of each control, at most; the median counts.")] = 6,
+    out: JsonOption = None,
+) -> None:
+    """How soon the notebooks' sliders show a picture that was not drawn before, on one thread.
+
+    The networks are untrained, which changes no time; no data set is needed.
+
+    \b
+    Examples:
+      rdd bench sliders
+      rdd bench sliders --moves 20 --out sliders.json
+    """
+    sliders = benchmark("sliders")
+    _make_folder(out)
+    report = sliders.bench_sliders(moves)
+    print(f"{report['hardware']}, torch {report['torch']}")
+    print(_table(report["rows"], sliders))
+    print("ratio: the median over that of drawing an empty figure of the same size.")
+    _write(report, out)
 
 
 def metric_network(

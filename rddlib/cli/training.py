@@ -164,10 +164,9 @@ def distill(
         settings = [*(settings or []), *([f"pretrained.{field}={given}"] if given is not None else [])]
 
     def stages(study: "Study") -> list["Stage"]:
-        from rddlib.methods import find_method
         from rddlib.study.study import guided_study
 
-        find_method(objective, "--objective").needs()
+        study.profile.method(objective, "--objective").needs()
         graph = (guided_study(study) if guided else study).stages
         found = graph.halvings(objective, start or study.profile.progressive.teacher_steps, to)
         return found + ([graph.stochastic(objective, to, graph.profile.seeds[0])] if stochastic else [])

@@ -1,11 +1,10 @@
-"""CIFAR-10: torchvision's files, or a copy unpacked to a folder of images."""
+"""CIFAR-10: torchvision's files, or a copy as a folder of images."""
 
 from pathlib import Path
 
 import torch
 
-from rddlib.data.config import DataConfig, root_of
-from rddlib.data.dataset import ImageDataset, check_shape
+from rddlib.data.dataset import DataConfig, ImageDataset, check_shape
 from rddlib.data.folder import images_below, load_folder
 from rddlib.utils.errors import UserError
 
@@ -15,17 +14,20 @@ FETCH = "--set data.download=true fetches it (about 170 MB)"
 
 
 def load_cifar10(config: DataConfig, split: str, shape=None) -> ImageDataset:
-    """50,000 training or 10,000 test images, 3x32x32, 10 classes. A copy in image files is named as such.
+    """Load 50,000 training or 10,000 test images, 3x32x32, 10 classes; a copy in image files says so in its name.
 
-    Raises UserError where there is no data, it is damaged, or the download fails.
+    Raises UserError if there is no data, if it is damaged, or if the download fails.
     """
-    root = root_of(config)
+    root = config.folder
     check_shape("cifar10", SHAPE, shape)
     if config.download or (root / BATCHES).is_dir():
         return _torchvision(root, split == "test", config.download)
-    if root.is_dir() and any(images_below(root)):
-        return _copy(config, root, split)
-    raise UserError(f"no CIFAR-10 in {root}: {FETCH}, --set data.root=FOLDER names a copy")
+    if not root.is_dir() or not any(images_below(root)):
+        raise UserError(f"no CIFAR-10 in {root}: {FETCH}, --set data.root=FOLDER names a copy")
+    dataset = load_folder(config, split, SHAPE, f"CIFAR-10 images of folder {root.resolve().name}")
+    if dataset.num_classes != 10:
+        raise UserError(f"{root} has {dataset.num_classes} classes, CIFAR-10 has 10: --set data.name=folder for others")
+    return dataset
 
 
 def _torchvision(root: Path, test: bool, download: bool) -> ImageDataset:
@@ -35,18 +37,10 @@ def _torchvision(root: Path, test: bool, download: bool) -> ImageDataset:
         # torchvision compares every file's MD5 with the published one before it unpickles any, so no foreign pickle runs
         data = CIFAR10(root, train=not test, download=download)
     except (OSError, RuntimeError) as error:
+        if not download:
+            raise UserError(f"{root / BATCHES} is damaged or incomplete: delete it, {FETCH} again") from error
         reason = " ".join(str(error).split())
-        if download:
-            raise UserError(
-                f"CIFAR-10 cannot be downloaded ({reason}): try again, or --set data.root=FOLDER names a copy"
-            ) from error
-        raise UserError(f"{root / BATCHES} is damaged or incomplete: delete it, {FETCH} again") from error
+        remedy = "try again, or --set data.root=FOLDER names a copy"
+        raise UserError(f"CIFAR-10 cannot be downloaded ({reason}): {remedy}") from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # [M, 3, 32, 32]
     return ImageDataset("cifar10[test]" if test else "cifar10", images, torch.tensor(data.targets), 10)
-
-
-def _copy(config: DataConfig, root: Path, split: str) -> ImageDataset:
-    dataset = load_folder(config, split, SHAPE, f"CIFAR-10 images of folder {root.resolve().name}")
-    if dataset.num_classes != 10:
-        raise UserError(f"{root} has {dataset.num_classes} classes, CIFAR-10 has 10: --set data.name=folder for others")
-    return dataset

@@ -1,26 +1,60 @@
-"""Images held as uint8, in memory or mapped from a file: what every loader returns and every training reads."""
+"""What every loader takes and returns: a DataConfig, and an ImageDataset of uint8 images in memory or memory-mapped."""
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from rddlib.utils.errors import UserError
+from rddlib.utils.installation import top_folder
 
-SPLIT_SEED = 20240  # of every split that a set does not bring itself
-RESIDENT_BYTES = 2 * 1024**3  # `to` moves up to so many bytes of images; larger sets are read batch by batch
+DATA_VARIABLE = "RDD_DATA"  # environment variable: the folder for downloads and caches
+SPLIT_SEED = 20240  # of every split that a data set does not define itself
+RESIDENT_BYTES = 2 * 1024**3  # `ImageDataset.to` moves at most this many bytes; larger sets are read batch by batch
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set to load, and how.
+
+    Attributes:
+        name: "digits", "cifar10", "imagenet64" or "folder".
+        root: the folder with the files; "" means the sub-folder `name` of the data folder (digits are bundled).
+        download: let torchvision download CIFAR-10 (170 MB).
+        flip: mirror each training image with probability 1/2, drawn anew for every batch.
+        resize: crop the images of a folder to the model's proportions and resize them to its size.
+    """
+
+    name: str = "digits"
+    root: str = ""
+    download: bool = False
+    flip: bool = False
+    resize: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the data set's own files."""
+        return Path(self.root).expanduser() if self.root else data_folder() / self.name
+
+
+def data_folder() -> Path:
+    """The folder of data sets and caches: $RDD_DATA, else data/ in the checkout, else ./data."""
+    chosen = os.environ.get(DATA_VARIABLE)
+    return Path(chosen).expanduser() if chosen else top_folder() / "data"
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images uint8 [M, C, H, W] with labels int64 [M] in 0..num_classes-1 (num_classes 0: no labels, all 0).
+    """Images uint8 [M, C, H, W] with labels int64 [M] in 0..num_classes-1 (without classes: num_classes 0, labels 0).
 
-    flip: whether `batch` mirrors images. checksum: the sha256 of the pixels where it is known already.
+    flip: whether `batch` mirrors images. checksum: the sha256 of the pixels if already known, else "".
     """
 
     name: str
@@ -34,7 +68,7 @@ class ImageDataset:
         return len(self.images)
 
     def floats(self, rows: Tensor) -> Tensor:
-        """The chosen images as float32 in [-1, 1], [len(rows), C, H, W], on the labels' device; rows on any device."""
+        """The given rows as float32 images in [-1, 1], [len(rows), C, H, W], on the labels' device."""
         batch, device = self.images[rows.to(self.images.device)], self.labels.device
         if batch.device != device:
             batch = batch.pin_memory() if device.type == "cuda" else batch
@@ -42,7 +76,7 @@ class ImageDataset:
         return batch.float() / 127.5 - 1
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """The chosen images to learn from: as `floats`, each mirrored left to right with probability 1/2 where `flip`."""
+        """The given rows as `floats`, each image mirrored left to right with probability 1/2 if `flip`."""
         images = self.floats(rows)
         if not self.flip:
             return images
@@ -50,15 +84,12 @@ class ImageDataset:
         return torch.where(mirrored.to(images.device), images.flip(3), images)
 
     def to(self, device) -> "ImageDataset":
-        """On the device: labels always, images if they take up to RESIDENT_BYTES; more stay where they are."""
+        """Move the labels to a device, and the images too unless they take more than RESIDENT_BYTES."""
         images = self.images.to(device) if self.images.nbytes <= RESIDENT_BYTES else self.images
         return replace(self, images=images, labels=self.labels.to(device))
 
     def of_classes(self, classes: Sequence[int]) -> "ImageDataset":
-        """Its images of these classes only, with the labels they have; all of them where `classes` is empty.
-
-        Raises UserError for a class that it does not have.
-        """
+        """The images of these classes, labels unchanged; all images if `classes` is empty. UserError for unknown classes."""
         if not classes:
             return self
         if unknown := sorted(set(classes) - set(range(self.num_classes))):
@@ -70,27 +101,29 @@ class ImageDataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the pixel values: which images a number was measured against."""
-        if self.checksum:
-            return self.checksum
-        total = hashlib.sha256()
-        for part in self.images.split(4096):
-            total.update(part.cpu().contiguous().numpy())
-        return total.hexdigest()
+        """The sha256 of the pixels."""
+        return self.checksum or _sha256(self.images)
 
     @cached_property
     def labels_sha256(self) -> str:
-        """Of the labels."""
-        return hashlib.sha256(self.labels.cpu().contiguous().numpy()).hexdigest()
+        """The sha256 of the labels."""
+        return _sha256(self.labels)
+
+
+def _sha256(tensor: Tensor) -> str:
+    total = hashlib.sha256()
+    for part in tensor.split(4096):  # a mapped tensor is never copied whole
+        total.update(part.cpu().contiguous().numpy())
+    return total.hexdigest()
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8, rounded to the nearest level."""
+    """Images in [-1, 1] (clamped) -> uint8 levels 0..255, rounded to nearest."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def grid_png(images: Tensor) -> bytes:
-    """A picture of images uint8 [N, C, H, W] in a square grid, as the content of a PNG file."""
+    """Images uint8 [N, C, H, W] in a square grid, as the bytes of a PNG file."""
     columns = max(1, round(len(images) ** 0.5))
     grid = make_grid(images.float() / 255, nrow=columns, padding=1, pad_value=1.0)
     picture = io.BytesIO()
@@ -99,7 +132,7 @@ def grid_png(images: Tensor) -> bytes:
 
 
 class WrongShape(UserError):
-    """Images of another shape than the model's: `fault` says which, the message adds the remedy."""
+    """Images have another shape than the model's; `fault` is the message without the remedy."""
 
     def __init__(self, fault: str, remedy: str):
         super().__init__(f"{fault}: {remedy}")
@@ -107,7 +140,7 @@ class WrongShape(UserError):
 
 
 def check_shape(name: str, shape: Sequence[int], wanted: Sequence[int] | None, remedy: str = "") -> None:
-    """Raises WrongShape where images of (C, H, W) are not the wanted ones; wanted None: any will do."""
+    """Raise WrongShape unless shape (C, H, W) is the wanted one (None: any); remedy is appended to the message."""
     if wanted is not None and tuple(shape) != tuple(wanted):
         fault = f"{name} has images {tuple(shape)}, wanted are {tuple(wanted)}"
         raise WrongShape(fault, f"change unet.image_size / unet.image_channels{remedy}")

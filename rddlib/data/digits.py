@@ -1,17 +1,16 @@
-"""The digits that scikit-learn bundles: real images on any laptop, nothing to download."""
+"""The digits bundled with scikit-learn: real images, nothing to download."""
 
 import numpy as np
 import torch
 
-from rddlib.data.config import DataConfig
-from rddlib.data.dataset import SPLIT_SEED, ImageDataset
+from rddlib.data.dataset import SPLIT_SEED, DataConfig, ImageDataset
 from rddlib.utils.errors import UserError
 
 DIGITS_SPLITS = {"extractor": (0, 700), "metric": (700, 1500), "test": (1500, 1797)}
 
 
 def load_digits(config: DataConfig, split: str, shape=None) -> ImageDataset:
-    """1,797 real 8x8 grey images (UCI, test part); a split other than "train" is one of three disjoint parts."""
+    """Load 1,797 real 8x8 grey images (UCI, test part); splits other than "train" are three disjoint parts of them."""
     from sklearn import datasets
 
     if config.root:

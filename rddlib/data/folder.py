@@ -1,4 +1,4 @@
-"""Any folder of images, with or without class sub-folders and parts train/, test/ or val/, as an ImageDataset."""
+"""Any folder of images, with or without class sub-folders and parts train/, test/ or val/."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from rddlib.data.cache import Recipe, fingerprint, load_cached
-from rddlib.data.config import DataConfig, root_of
-from rddlib.data.dataset import ImageDataset, check_shape
+from rddlib.data.dataset import DataConfig, ImageDataset, check_shape
 from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress, mode
 
@@ -19,16 +18,16 @@ RESIZE = "--set data.resize=true crops and resizes"
 
 
 def load_folder(config: DataConfig, split: str, shape=None, name: str = "") -> ImageDataset:
-    """Images of config.root, RGB, or grey where shape wants one channel.
+    """Load the images of config.root as RGB, or as grey if shape has one channel.
 
-    train/ and test/ (or val/) in it are the splits; without train/, all images are "train"; without test/ and val/, a
-    seeded tenth, moved to the end of "train", is "test" and the rest "extractor". Labels follow the sorted names of the
-    sub-folders; no sub-folders: no labels. Raises UserError for a missing or empty folder, images of several sizes,
-    unreadable ones, an unclear layout, and classes that differ between the parts.
+    Its train/ and test/ (or val/) are the splits. Without train/, all images are "train"; without test/ and val/, a
+    seeded tenth is "test" and the rest "extractor". Labels follow the sorted names of the sub-folders; images at the top
+    have no labels. Raises UserError for a missing or empty folder, images of several sizes, unreadable images, an
+    ambiguous layout, and classes that differ between the parts.
     """
-    root = root_of(config)
+    root = config.folder
     name = name or f"images of folder {root.resolve().name}"
-    train, test = find_parts(root)
+    train, test = _parts(root)
     if split == "test" and test is not None:
         if (classes := _listing(test)[2]) != (expected := _listing(train)[2]):
             differing = ", ".join(sorted(set(classes) ^ set(expected)))
@@ -37,8 +36,8 @@ def load_folder(config: DataConfig, split: str, shape=None, name: str = "") -> I
     return load_cached(_recipe(config, train, name, shape, hold_out=test is None))[split]
 
 
-def find_parts(root: Path) -> tuple[Path, Path | None]:
-    """(where the training images lie, where the test images lie or None)."""
+def _parts(root: Path) -> tuple[Path, Path | None]:
+    """(the folder of training images, the folder of test images or None)."""
     if not root.is_dir():
         raise UserError(f"no folder {root}: name the one that holds the images with --set data.root=FOLDER")
     if not (root / "train").is_dir():
@@ -48,12 +47,11 @@ def find_parts(root: Path) -> tuple[Path, Path | None]:
             f"{root} holds train/ beside other folders ({', '.join(others[:3])}): leave only train/, test/, val/ there, "
             f"or move the classes into one of them"
         )
-    tests = [root / part for part in PARTS[1:] if (root / part).is_dir()]
-    return root / "train", tests[0] if tests else None
+    return root / "train", next((root / part for part in PARTS[1:] if (root / part).is_dir()), None)
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Image files in a folder and its sub-folders, hidden ones left out, in no order."""
+    """Image files in a folder and its sub-folders, without hidden ones, in no particular order."""
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(where, name) for name in files if _is_image(name))
@@ -68,21 +66,20 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _listing(part: Path) -> tuple[list[Path], np.ndarray, list[str]]:
-    """(sorted files [M], labels [M], names of the classes)."""
+    """(sorted files [M], labels [M], class names)."""
     top = sorted(path for path in part.iterdir() if path.is_file() and _is_image(path.name))
     classes = {folder.name: sorted(images_below(folder)) for folder in _folders(part)}
     if top and any(classes.values()):
         raise UserError(f"{part} holds images at its top and in sub-folders: move them all to one of the two")
     if top:
         return top, np.zeros(len(top), np.int64), []
-    if not classes or not any(classes.values()):
-        raise UserError(
-            f"{part} holds no images ({', '.join(sorted(SUFFIXES))}): name another with --set data.root=FOLDER"
-        )
+    if not any(classes.values()):
+        suffixes = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{part} holds no images ({suffixes}): name another with --set data.root=FOLDER")
     if empty := [name for name, files in classes.items() if not files]:
         raise UserError(f"{part} has a class folder without images ({empty[0]}): fill it or remove it")
-    files = [file for group in classes.values() for file in group]
-    return files, np.repeat(np.arange(len(classes)), [len(group) for group in classes.values()]), list(classes)
+    labelled = [(file, label) for label, files in enumerate(classes.values()) for file in files]
+    return [file for file, _ in labelled], np.array([label for _, label in labelled]), list(classes)
 
 
 def _recipe(config: DataConfig, part: Path, name: str, shape, hold_out: bool) -> Recipe:
@@ -103,7 +100,7 @@ def _recipe(config: DataConfig, part: Path, name: str, shape, hold_out: bool) ->
 
 
 def open_image(file: Path, colour: str) -> Image.Image:
-    """An image file as "RGB" or "L"; UserError where it cannot be read or holds more than 8 bits a channel."""
+    """Read an image file as "RGB" or "L"; UserError if it is unreadable or has more than 8 bits a channel."""
     try:
         with Image.open(file) as image:
             deep = image.mode[0] in "IF"  # 16 or 32 bits a pixel, which `convert` would cut off
@@ -116,19 +113,17 @@ def open_image(file: Path, colour: str) -> Image.Image:
 
 
 def _decode(file: Path, colour: str, size: tuple[int, int], resize: bool) -> np.ndarray:
-    """uint8 [C, H, W]; size: (W, H)."""
+    """One image as uint8 [C, H, W]; size is (W, H).
+
+    With resize, the largest centred crop of the wanted proportions is resized with antialiasing.
+    """
     image = open_image(file, colour)
     if resize:
-        image = _fitted(image, size)
+        scale = min(image.width / size[0], image.height / size[1])
+        width, height = round(size[0] * scale), round(size[1] * scale)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.LANCZOS)
     if image.size != size:
         raise UserError(f"{file} is {image.width}x{image.height}, the first image {size[0]}x{size[1]}: {RESIZE} them")
     pixels = np.asarray(image)
     return pixels[None] if colour == "L" else pixels.transpose(2, 0, 1)
-
-
-def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest centred part of the wanted proportions, resized with antialiasing; a fitting image stays as it is."""
-    scale = min(image.width / size[0], image.height / size[1])
-    width, height = round(size[0] * scale), round(size[1] * scale)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height)).resize(size, Image.Resampling.LANCZOS)

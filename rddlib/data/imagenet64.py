@@ -1,9 +1,8 @@
-"""Downsampled ImageNet (Chrabaszcz et al. 2017): its batches, pickled or as .npz, as an ImageDataset; no pickle runs code."""
+"""Downsampled ImageNet (Chrabaszcz et al. 2017), from its batches, pickled or as .npz; no pickle can run code."""
 
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rddlib.data.cache import Recipe, fingerprint, load_cached
-from rddlib.data.config import DataConfig, root_of
-from rddlib.data.dataset import ImageDataset, check_shape
+from rddlib.data.dataset import DataConfig, ImageDataset, check_shape
 from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress, mode
 
@@ -22,13 +20,13 @@ FETCH = "download it anew from image-net.org"
 
 
 def load_imagenet64(config: DataConfig, split: str, shape=None) -> ImageDataset:
-    """Batches train_data_batch_1.. and val_data, pickled or .npz, in config.root; labels 0..999 in their own order.
+    """Load the batches train_data_batch_1.. and val_data in config.root as images 3xSxS with labels 0..999.
 
-    Images are 3xSxS, S as the batches have it (the name then says imagenetS). Without val_data, a seeded tenth is
-    "test" and the rest "extractor". Raises UserError for missing or unreadable batches and for pickles that hold
+    S is that of the batches, and the data set's name says it ("imagenet64" for 64). Without val_data, a seeded tenth is
+    "test" and the rest "extractor". Raises UserError for missing or unreadable batches, and for pickles that contain
     anything but arrays and plain data.
     """
-    root = root_of(config)
+    root = config.folder
     train, test = _batches(root), _either(root, "val_data")
     if split == "test" and test is not None:
         dataset = load_cached(_recipe(root, [test], f"{KEY}[test]", shape, hold_out=False))["train"]
@@ -38,13 +36,12 @@ def load_imagenet64(config: DataConfig, split: str, shape=None) -> ImageDataset:
 
 
 def _either(root: Path, name: str) -> Path | None:
-    """The .npz, which needs no pickle, or the pickle, or None."""
+    """The batch's .npz, which needs no pickle, else its pickle, else None."""
     return next((path for path in (root / f"{name}.npz", root / name) if path.is_file()), None)
 
 
 def _batches(root: Path) -> list[Path]:
-    names = [path.name for path in root.iterdir()] if root.is_dir() else []
-    found = [re.fullmatch(r"train_data_batch_(\d+)(\.npz)?", name) for name in names]
+    found = [re.fullmatch(r"train_data_batch_(\d+)(\.npz)?", path.name) for path in root.glob("train_data_batch_*")]
     numbers = sorted({int(match[1]) for match in found if match})
     if not numbers:
         raise UserError(
@@ -64,64 +61,47 @@ def _recipe(root: Path, files: list[Path], name: str, shape, hold_out: bool) -> 
             check_shape(f"{files[i]}", images.shape[1:], expected)
             expected = images.shape[1:]
             yield images, labels
-            del images  # before the next one is read
+            del images  # before the next batch is read
 
     mark = fingerprint(root, files, name, hold_out)
-    return Recipe(KEY, name, mark, CLASSES, sum(map(_size, files)), blocks, hold_out)
-
-
-def _size(file: Path) -> int:
-    """Bytes of a batch's arrays, about."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return sum(member.file_size for member in archive.infolist())
-    except zipfile.BadZipFile:  # a pickle; a damaged .npz is told of when it is read
-        return file.stat().st_size
+    return Recipe(KEY, name, mark, CLASSES, sum(file.stat().st_size for file in files), blocks, hold_out)
 
 
 def read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One batch: images uint8 [n, 3, S, S] and labels int64 [n] in 0..999 (in the file 1..1000).
+    """Read one batch: images uint8 [n, 3, S, S] and labels int64 [n] in 0..999 (in the file 1..1000).
 
-    Raises UserError, naming the file, where it is truncated, foreign, or its arrays are not what they should be.
+    Raises UserError, naming the file, if it is truncated, foreign, or its arrays have wrong types, shapes or values.
     """
     try:
-        content = _read_npz(file) if file.suffix == ".npz" else _read_pickle(file)
+        with open(file, "rb") as stream:
+            npz = file.suffix == ".npz"
+            # latin1: as Python 2 wrote the bytes of its arrays
+            content = np.load(stream, allow_pickle=False) if npz else _Unpickler(stream, encoding="latin1").load()
+            content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
         data, labels = content.get("data"), np.asarray(content.get("labels", []))
     except _Forbidden as error:
         raise UserError(f"{file} is no plain batch, it asks for {error}: nothing was run; {FETCH}") from error
     except Exception as error:  # truncated or foreign files end in many kinds of errors
         raise UserError(f"{file} is truncated or no batch of downsampled ImageNet: {FETCH}") from error
-    images = _images(data, file)
-    return images, _labels(labels, len(images), file)
+    if fault := _fault(data, labels):
+        raise UserError(f"{file}: {fault}; {FETCH}")
+    side = math.isqrt(data.shape[1] // 3)
+    return data.reshape(-1, 3, side, side), labels.astype(np.int64) - 1  # planes RRR GGG BBB
 
 
-def _images(data, file: Path) -> np.ndarray:
+def _fault(data, labels: np.ndarray) -> str:
+    """What is wrong with a batch's arrays; "" if nothing is."""
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or not len(data):
         found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise UserError(f"{file}: data is {found}, expected uint8 [n, 3*S*S]; {FETCH}")
-    side = math.isqrt(data.shape[1] // 3)
-    if data.shape[1] != 3 * side * side or side == 0:
-        raise UserError(f"{file}: data is {data.shape[1]} wide, expected 3*S*S (12288 for 64 pixels); {FETCH}")
-    return data.reshape(-1, 3, side, side)  # planes RRR GGG BBB
-
-
-def _labels(labels: np.ndarray, count: int, file: Path) -> np.ndarray:
-    if labels.shape != (count,):
-        raise UserError(f"{file}: {count} images have {labels.size} labels, expected one each; {FETCH}")
+        return f"data is {found}, expected uint8 [n, 3*S*S]"
+    width = data.shape[1]
+    if width == 0 or width != 3 * math.isqrt(width // 3) ** 2:
+        return f"data is {width} wide, expected 3*S*S (12288 for 64 pixels)"
+    if labels.shape != (len(data),):
+        return f"{len(data)} images have {labels.size} labels, expected one each"
     if labels.dtype.kind not in "iu" or labels.min() < 1 or labels.max() > CLASSES:
-        raise UserError(f"{file}: labels must be whole numbers 1..{CLASSES}; {FETCH}")
-    return labels.astype(np.int64) - 1
-
-
-def _read_npz(file: Path) -> dict:
-    with np.load(file, allow_pickle=False) as content:
-        return {key: content[key] for key in ("data", "labels") if key in content}
-
-
-def _read_pickle(file: Path) -> dict:
-    with open(file, "rb") as stream:
-        content = _Unpickler(stream, encoding="latin1").load()  # latin1: as Python 2 wrote the bytes of its arrays
-    return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+        return f"labels must be whole numbers 1..{CLASSES}"
+    return ""
 
 
 class _Forbidden(pickle.UnpicklingError):
@@ -129,14 +109,14 @@ class _Forbidden(pickle.UnpicklingError):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 spells bytes; another encoding than latin1 is not needed, so it is not admitted."""
+    """_codecs.encode, as protocol 2 spells bytes; restricted to latin1, the only encoding needed."""
     if encoding != "latin1":
         raise _Forbidden(f"encoding {encoding}")
     return text.encode("latin1")
 
 
 def _frombuffer(buffer, dtype, shape, order, axis_order=None):
-    """How protocol 5 spells arrays."""
+    """numpy's _frombuffer, as protocol 5 spells arrays."""
     if axis_order is not None:
         raise _Forbidden("an array with permuted axes")
     return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
@@ -151,13 +131,13 @@ ADMITTED = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
     "_codecs.encode": _encode,
-    "__builtin__.bytes": bytes,  # protocol 2 spells b"" so
+    "__builtin__.bytes": bytes,  # as protocol 2 spells b""
     **{f"numpy.{core}.{name}": value for core in ("core", "_core") for name, value in _NUMPY.items()},
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Lists, dicts, numbers, text and numpy arrays; any other name a pickle asks for is refused before it is imported."""
+    """Reads lists, dicts, numbers, text and numpy arrays; any other name is refused before it is imported."""
 
     def find_class(self, module: str, name: str):
         if (found := ADMITTED.get(f"{module}.{name}")) is None:

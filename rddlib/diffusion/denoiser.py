@@ -1,5 +1,4 @@
-"""Network + parametrisation + schedule + guidance as one callable (z, t, y, w) -> x: what samplers, targets and losses
-work with."""
+"""The denoiser: network, parametrisation, schedule and guidance as one callable (z, t, y, w) -> x."""
 
 import warnings
 from collections.abc import Callable
@@ -15,22 +14,22 @@ PREDICTIONS = ("x", "eps", "v")
 
 
 def add_noise(x: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generator | None = None) -> Tensor:
-    """z_t = alpha_t x + sigma_t eps with eps ~ N(0, I); x [N, C, H, W], t [N]."""
+    """Noisy images z_t = alpha_t x + sigma_t eps with eps ~ N(0, I); x [N, C, H, W], t [N] in [0, 1] -> [N, C, H, W]."""
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return expand_to(schedule.alpha(t), x) * x + expand_to(schedule.sigma(t), x) * noise
 
 
 def convert(prediction: Tensor, z: Tensor, t: Tensor, schedule: Schedule, source: str, target: str) -> Tensor:
-    """One parametrisation of a denoised z_t = alpha x + sigma eps as another; source and target of "x", "eps", "v".
+    """Convert a prediction between the parametrisations "x", "eps" and "v", for z_t = alpha x + sigma eps.
 
-    prediction, z [N, C, H, W], t [N] in [0, 1]. v = alpha eps - sigma x (Salimans & Ho 2022, App. D), and the three are
-    related by a rotation of (x, eps), so that from v nothing is divided by:
+    prediction, z [N, C, H, W], t [N] in [0, 1] -> [N, C, H, W]. With v = alpha eps - sigma x (Salimans & Ho 2022,
+    App. D) the conversions from v are a rotation and divide by nothing:
 
         x = alpha z - sigma v,    eps = sigma z + alpha v.
 
-    From eps, x = (z - sigma eps)/alpha and v = (eps - sigma z)/alpha need alpha_t > 0 (not the continuous schedule's
-    t = 1, where noise says nothing of the image); from x, eps = (z - alpha x)/sigma and v = (alpha z - x)/sigma need
-    sigma_t > 0 (not its t = 0). Raises ValueError for another name.
+    From eps, x = (z - sigma eps)/alpha and v = (eps - sigma z)/alpha need alpha_t > 0, so not t = 1 of the continuous
+    schedule; from x, eps = (z - alpha x)/sigma and v = (alpha z - x)/sigma need sigma_t > 0, so not its t = 0.
+    Raises ValueError for another name.
     """
     for kind in (source, target):
         if kind not in PREDICTIONS:
@@ -50,7 +49,7 @@ def convert(prediction: Tensor, z: Tensor, t: Tensor, schedule: Schedule, source
 
 
 def warn_beyond(guidance: tuple[float, ...], w: Tensor | float) -> None:
-    """A GuidanceWarning where w is a number outside of the range (w_min, w_max), if there is one."""
+    """Issue a GuidanceWarning for a number w outside `guidance`, the range (w_min, w_max) or empty."""
     if guidance and not isinstance(w, Tensor) and not guidance[0] <= w <= guidance[1]:
         low, high = guidance
         warnings.warn(
@@ -64,17 +63,9 @@ class Denoiser(nn.Module):
     """x_theta(z_t, t, y, w): the denoised image, guided by w where one is given.
 
     network(z, t), network(z, t, y) or network(z, t, y, w) -> image-shaped output of the given kind ("x", "eps" or "v").
-    num_classes: labels y are 0..num_classes-1, 0 for an unconditional network; unconditional: whether it takes NO_CLASS for
-    a label as well; guidance: (w_min, w_max) where it takes w itself. Left out, they are what network.config says.
-    steps: of the sampler that it was distilled for, 0 for a model that draws in any number of them.
-
-    Calling it: z [N, C, H, W], t a number or [N] in [0, 1], y [N] int64 or None, w a number or [N] or None -> x [N, C, H, W].
-    With w, a network that takes none is evaluated twice: classifier-free guidance (Ho & Salimans 2022; Meng et al. 2022),
-
-        x^w(z, y) = (1 + w) x(z, y) - w x(z, none),
-
-    w = 0: conditional, w = -1: unconditional. Raises ValueError where the model cannot do what it is asked for; a number
-    outside `guidance` is a GuidanceWarning.
+    num_classes: labels y are 0..num_classes-1, 0 for an unconditional network; unconditional: whether the network also
+    takes the label NO_CLASS; guidance: (w_min, w_max) if the network takes w itself, else empty. By default these three
+    are read from network.config. steps: of the sampler that it was distilled for, 0 for any number of steps.
     """
 
     def __init__(
@@ -93,23 +84,17 @@ class Denoiser(nn.Module):
             raise ValueError(f"prediction is {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
         self.network, self.schedule, self.prediction, self.steps = network, schedule, prediction, steps
         config = getattr(network, "config", None)
-        given = (
-            getattr(config, "num_classes", 0),
-            getattr(config, "label_dropout", 0) > 0,
-            getattr(config, "guidance", ()),
-        )
-        asked = num_classes, unconditional, guidance
-        self.num_classes, self.unconditional, self.guidance = (
-            found if said is None else said for said, found in zip(asked, given, strict=True)
-        )
+        self.num_classes = getattr(config, "num_classes", 0) if num_classes is None else num_classes
+        self.unconditional = getattr(config, "label_dropout", 0) > 0 if unconditional is None else unconditional
+        self.guidance = getattr(config, "guidance", ()) if guidance is None else guidance
 
     @property
     def evaluations(self) -> int:
-        """How often the network runs for one guided x: 1 where it takes w itself, else 2."""
+        """Network evaluations for one guided x: 1 if the network takes w itself, else 2."""
         return 1 if self.guidance else 2
 
     def check_guidable(self) -> None:
-        """Raise ValueError where this model cannot be guided."""
+        """Raise ValueError if this model cannot be guided."""
         if self.guidance:
             return
         if not self.num_classes:
@@ -120,6 +105,16 @@ class Denoiser(nn.Module):
             raise ValueError("this model was trained without label dropout and cannot be guided: it knows no NO_CLASS")
 
     def forward(self, z: Tensor, t: Tensor | float, y: Tensor | None = None, w: Tensor | float | None = None) -> Tensor:
+        """The denoised images x [N, C, H, W] of z [N, C, H, W].
+
+        t: a number or [N], in [0, 1]; y: [N] int64 or None; w: guidance weight, a number or [N], or None for no guidance.
+        With w, a network that does not take w itself is evaluated twice (Ho & Salimans 2022; Meng et al. 2022),
+
+            x^w(z, y) = (1 + w) x(z, y) - w x(z, none),
+
+        so that w = 0 is conditional and w = -1 unconditional. Raises ValueError if the model cannot be guided or y is
+        missing. A number w outside `guidance` is a GuidanceWarning.
+        """
         t = torch.as_tensor(t, device=z.device, dtype=torch.float64).expand(z.shape[0])
         if w is None:
             return self._x(z, t, y)
@@ -134,16 +129,16 @@ class Denoiser(nn.Module):
         return (1 + w) * self._x(z, t, y) - w * self._x(z, t, torch.full_like(y, NO_CLASS))
 
     def _x(self, z: Tensor, t: Tensor, y: Tensor | None, *guidance: Tensor) -> Tensor:
-        """The network's output as x."""
+        """The network's output, converted to x."""
         labels = () if y is None else (y,)
         output = self.network(z, t, *labels, *guidance)
         return convert(output.to(z.dtype), z, t, self.schedule, self.prediction, "x")
 
 
 def as_denoiser(fn: Callable, schedule: Schedule, num_classes: int = 0) -> Denoiser:
-    """Wrap any callable fn(z, t) -> x or fn(z, t, y) -> x, with z [N, C, H, W] and t [N] float64 in [0, 1].
+    """Any function fn(z, t) -> x or fn(z, t, y) -> x as a Denoiser; z [N, C, H, W], t [N] float64 in [0, 1].
 
-    num_classes: above 0 where fn takes labels y [N] of 0..num_classes-1, and NO_CLASS for the unconditional x, so that it
+    num_classes: above 0 if fn takes labels y [N] in 0..num_classes-1 and NO_CLASS for the unconditional x. Such a model
     can be guided.
     """
     return Denoiser(fn, schedule, "x", num_classes=num_classes, unconditional=num_classes > 0)

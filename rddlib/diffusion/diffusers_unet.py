@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.utils.errors import UserError
 
-LABEL_DROPOUT = 0.1  # the usual share (Ho & Salimans 2022), for what is trained from a network with a "no class" row
+LABEL_DROPOUT = 0.1  # the usual share (Ho & Salimans 2022), for training from a network with a "no class" row
 
 
 def diffusers_class(name: str) -> type:
-    """A class of diffusers. Raises UserError where diffusers cannot be imported."""
+    """The class of that name in diffusers. Raises UserError if diffusers cannot be imported."""
     try:
         return getattr(importlib.import_module("diffusers"), name)
     except (ImportError, RuntimeError) as error:  # RuntimeError: diffusers' own, where a part of it cannot be imported
@@ -23,7 +23,7 @@ def diffusers_class(name: str) -> type:
 
 @dataclass(frozen=True)
 class DiffusersConfig:
-    """What a Denoiser asks of a network's configuration, in UNetConfig's words."""
+    """The fields of UNetConfig that a Denoiser reads, for a UNet2DModel."""
 
     image_size: int
     image_channels: int
@@ -33,12 +33,11 @@ class DiffusersConfig:
 
 
 class DiffusersUNet(nn.Module):
-    """forward(z, t, y=None): z [N, C, H, W], t [N] in [0, 1], y [N] labels where there are classes -> the UNet2DModel's output.
+    """A UNet2DModel with our times and labels.
 
-    unet: a UNet2DModel; grid: T of the times it was trained with, so that t enters as the index T t - 1, a fraction between
-    two of them; null_class: its last class embedding stands for "no class", and is used where y is NO_CLASS.
-    Raises UserError for a UNet2DModel that is no denoiser of square images on such a grid, ValueError where y is missing or
-    not wanted.
+    unet: a UNet2DModel; grid: the number T of times it was trained with, so that t enters as the index T t - 1, which may
+    lie between two of them; null_class: its last class embedding means "no class" and is used where y is NO_CLASS.
+    Raises UserError for a UNet2DModel that is no denoiser of square images on such a grid.
     """
 
     def __init__(self, unet: nn.Module, grid: int, null_class: bool = False):
@@ -52,6 +51,10 @@ class DiffusersUNet(nn.Module):
             )
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The UNet2DModel's output, of z's shape. z: [N, C, H, W]; t: [N] in [0, 1]; y: [N] labels if it has classes.
+
+        Raises ValueError where y is missing or not wanted.
+        """
         if (y is None) != (self.config.num_classes == 0):
             raise ValueError(
                 "this network is class-conditional: pass labels y" if y is None else "this network takes no labels y"
@@ -64,13 +67,13 @@ class DiffusersUNet(nn.Module):
 
     @property
     def facts(self) -> dict:
-        """As plain numbers, for a file; `of` makes it again, with fresh weights."""
+        """JSON-serialisable facts, from which `of` makes the network again with fresh weights."""
         config = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
         return {"config": config, "grid": self.grid, "null_class": self.null_class}
 
     @classmethod
     def of(cls, facts: dict) -> "DiffusersUNet":
-        """An untrained network from its `facts`. Raises UserError where diffusers is missing."""
+        """An untrained network from its `facts`. Raises UserError if diffusers is missing."""
         unet = diffusers_class("UNet2DModel").from_config(facts["config"])
         return cls(unet, facts["grid"], facts["null_class"])
 

@@ -1,4 +1,4 @@
-"""A Gaussian mixture whose denoiser is known exactly: data to check the maths of samplers and targets with."""
+"""A Gaussian mixture with its exact denoiser: ground truth for samplers and targets."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from rddlib.diffusion.schedule import Schedule
 
 
 class GaussianMixture:
-    """A mixture of Gaussians over [C, H, W] (or [D]) with its exact denoiser: ground truth for samplers and targets.
+    """A mixture of K Gaussians over images [C, H, W] or vectors [D], in float64.
 
-    weights [K] (positive, normalised here), means [K, *shape], covariances [K, D, D] with D = prod(shape); float64.
-    Raises ValueError where the shapes disagree or a covariance is not positive semi-definite.
+    weights [K] (positive, normalised here), means [K, *shape], covariances [K, D, D] with D = prod(shape).
+    Raises ValueError if the shapes disagree or a covariance is not positive semi-definite.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor):
@@ -30,7 +30,7 @@ class GaussianMixture:
         self.eigenvalues = self.eigenvalues.clamp(min=0)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw [count, *shape], float64."""
+        """Random draws [count, *shape], float64."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         white = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
         scaled = white * self.eigenvalues[component].sqrt()
@@ -38,9 +38,9 @@ class GaussianMixture:
         return x.unflatten(1, self.shape)
 
     def denoise(self, z: Tensor, t: Tensor | float, schedule: Schedule) -> Tensor:
-        """E[x | z_t], exactly: z_t | k ~ N(alpha mu_k, alpha^2 Sigma_k + sigma^2 I), averaged over the posterior of k.
+        """E[x | z_t], exact: z_t | k ~ N(alpha mu_k, alpha^2 Sigma_k + sigma^2 I), averaged over the posterior of k.
 
-        z [N, *shape], t number or [N] in (0, 1] -> [N, *shape] in z's dtype (computed in float64).
+        z [N, *shape], t a number or [N] in (0, 1] -> [N, *shape] in z's dtype (computed in float64).
         """
         alpha = schedule.alpha(t).expand(len(z))[:, None, None]  # [N, 1, 1]
         variance = schedule.sigma(t).expand(len(z))[:, None, None] ** 2
@@ -54,10 +54,11 @@ class GaussianMixture:
         return torch.einsum("nk,nkd->nd", posterior, x).reshape(z.shape).to(z.dtype)
 
     def flow_endpoint(self, z: Tensor, t: float, schedule: Schedule) -> Tensor:
-        """Where the probability-flow ODE takes z_t at time 0, in closed form: what DDIM tends to with many steps.
+        """The end at time 0 of the probability-flow ODE from z_t, in closed form: the limit of DDIM in many steps.
 
-        Only for a single Gaussian, where each eigen-coordinate scales with its standard deviation:
-        x = mu + U sqrt(lambda / (alpha^2 lambda + sigma^2)) U^T (z_t - alpha mu). Raises ValueError for a mixture.
+        For a single Gaussian only, where each eigen-coordinate scales with its standard deviation:
+        x = mu + U sqrt(lambda / (alpha^2 lambda + sigma^2)) U^T (z_t - alpha mu). z, t as for `denoise`. Raises
+        ValueError for a mixture.
         """
         if len(self.weights) != 1:
             raise ValueError("the flow has a closed form for one Gaussian only")

@@ -1,4 +1,4 @@
-"""Denoisers on file: what a checkpoint says of its model, so that it can be made again, and what receipts say of it."""
+"""Denoisers in checkpoints: the description that rebuilds one, and its provenance for receipts."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from rddlib.utils.errors import UserError
 
 
 def describe(denoiser: Denoiser) -> dict:
-    """What `load_denoiser` needs to know besides the tensors; {} for a network that only Python code can make again."""
+    """What `load_denoiser` needs besides the tensors; {} for a network that is neither a UNet nor a DiffusersUNet."""
     network = denoiser.network
     if isinstance(network, UNet):
         made_of = {"unet": dataclasses.asdict(network.config)}
@@ -24,7 +24,7 @@ def describe(denoiser: Denoiser) -> dict:
 
 
 def build_described(model: dict) -> Denoiser:
-    """The untrained denoiser that `describe` described."""
+    """An untrained denoiser from what `describe` returned."""
     if "diffusers" in model:
         network = DiffusersUNet.of(model["diffusers"])
     else:
@@ -34,9 +34,9 @@ def build_described(model: dict) -> Denoiser:
 
 
 def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
-    """A base model, teacher or student from its checkpoint -> (denoiser in eval mode, what is recorded of it).
+    """The base model, teacher or student of a checkpoint: (denoiser in eval mode without gradients, its record).
 
-    Raises UserError where the file is missing, damaged or holds something else.
+    Raises UserError if the file is missing, damaged or holds something else.
     """
     tensors, info = load_checkpoint(path)
     if not info.get("model"):
@@ -55,9 +55,9 @@ def load_denoiser(path: Path) -> tuple[Denoiser, dict]:
 
 
 def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
-    """What a receipt says of a trained model: its size and checkpoint, whether it is an average (EMA), how it was trained.
+    """A receipt's entries on a trained model: size, checkpoint, EMA decay, training precision and seed.
 
-    info: what its checkpoint records.
+    info: the record in its checkpoint.
     """
     facts = info.get("facts", {})
     ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
@@ -71,7 +71,7 @@ def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
 
 
 def summary(denoiser: Denoiser) -> str:
-    """A model in a line: its network, size, prediction and conditions."""
+    """A model in one line: its network, size, prediction, classes and guidance."""
     network, size = denoiser.network, sum(p.numel() for p in denoiser.parameters()) / 1e6
     kind = f"U-Net, {network.config.channels} channels" if isinstance(network, UNet) else type(network).__name__
     kind = "UNet2DModel of diffusers" if isinstance(network, DiffusersUNet) else kind

@@ -1,8 +1,8 @@
-"""Training-free samplers that the papers' tables compare with: DDIM, PNDM and DPM-Solver on our own denoisers.
+"""All samplers by name: our own, and the training-free ones of the papers' tables: DDIM, PNDM and DPM-Solver.
 
-The update rules are those of diffusers' schedulers, an extra (`pip install 'rddlib[baselines]'`) that is imported where
-it is used; this file lays our schedules onto their grid. A scheduler's index i stands for t = (i + 1)/T, i = 0..T-1, so
-that index T - 1 is pure noise and the time "before index 0" is t = 0.
+The latter use the update rules of diffusers' schedulers, an extra (`pip install 'rddlib[baselines]'`) imported where it
+is used; this file maps our schedules onto their grid. Index i of a scheduler is t = (i + 1)/T, i = 0..T-1, so that index
+T - 1 is pure noise and the time before index 0 is t = 0.
 """
 
 import math
@@ -26,8 +26,8 @@ LEAST_GRID = 1024  # the papers' number of time steps
 def grid_size(schedule: Schedule, steps: int) -> int:
     """T of the grid t = k/T: the first multiple of `steps` from 1024 on, or from a DiscreteCosineSchedule's own size on.
 
-    A multiple, because diffusers spaces `steps` times evenly over T by whole numbers; 1024 for steps that divide it.
-    Times off a discrete schedule's own grid take its nearest alpha, as they do in ddim_sample.
+    It is a multiple because diffusers spaces `steps` times over T by whole numbers. Times between the grid points of a
+    discrete schedule take the nearest alpha, as in ddim_sample.
     """
     least = schedule.steps if isinstance(schedule, DiscreteCosineSchedule) else LEAST_GRID
     return steps * math.ceil(least / steps)
@@ -39,9 +39,9 @@ def alpha_bars(schedule: Schedule, size: int) -> Tensor:
 
 
 def grid_betas(schedule: Schedule, size: int) -> Tensor:
-    """beta_k = 1 - alpha_{k/T}^2 / alpha_{(k-1)/T}^2, k = 1..T = size, float64 [T], held to at most 0.999.
+    """beta_k = min(1 - alpha_{k/T}^2 / alpha_{(k-1)/T}^2, 0.999), k = 1..T = size, float64 [T].
 
-    The product of (1 - beta) up to k is alpha_{k/T}^2, starting from 1 at k = 0, also where a discrete schedule has
+    The product of (1 - beta) up to k is alpha_{k/T}^2, starting from 1 at k = 0 even where a discrete schedule has
     alpha(0) < 1. On the continuous schedule the cap makes alpha(1) 5e-5 instead of 0.
     """
     later = alpha_bars(schedule, size)
@@ -50,8 +50,8 @@ def grid_betas(schedule: Schedule, size: int) -> Tensor:
 
 
 def _grid_of(name: str, schedule: Schedule, steps: int, multiple: int = 1) -> int:
-    """T of the grid that `steps` steps of `multiple` indices each fit on. Raises UserError for too few or too many."""
-    _check_steps(name, steps)
+    """T of a grid that `steps` steps of `multiple` indices each fit on. Raises UserError for too few or too many steps."""
+    _check(name, steps)
     most = schedule.steps // multiple if isinstance(schedule, DiscreteCosineSchedule) else math.inf
     if steps > most:
         raise UserError(f"{name} got {steps} steps on a schedule of {schedule.steps}: choose at most {most}")
@@ -59,9 +59,9 @@ def _grid_of(name: str, schedule: Schedule, steps: int, multiple: int = 1) -> in
 
 
 def _prepare(scheduler: str, schedule: Schedule, size: int, **options):
-    """A diffusers scheduler on our schedule's grid of T = size times. Raises UserError where diffusers is missing.
+    """A diffusers scheduler on our schedule's grid of T = size times. Raises UserError if diffusers is missing.
 
-    Besides the betas, which diffusers keeps in float32 and capped, it gets the schedule's own alpha^2 at each index.
+    diffusers keeps the betas in float32 and capped, so it also gets the schedule's own alpha^2 at each index.
     """
     betas = grid_betas(schedule, size)
     made = diffusers_class(scheduler)(num_train_timesteps=size, trained_betas=betas.tolist(), **options)
@@ -80,7 +80,7 @@ def _run(
     clip: bool = True,
     guidance: Tensor | float | None = None,
 ) -> Tensor:
-    """Denoise at each of the scheduler's times and let it step; output(x, z, index): what it takes in the place of x."""
+    """Denoise and step at each of the scheduler's times; output(x, z, index): what the scheduler takes in place of x."""
     z, size = noise, scheduler.config.num_train_timesteps
     for index in scheduler.timesteps.tolist():
         x = denoiser(z, (index + 1) / size, y, guidance)
@@ -92,10 +92,10 @@ def _run(
 
 @torch.no_grad()
 def diffusers_ddim_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
-    """DDIM (Song et al. 2021, eta = 0) by diffusers: a second opinion on `rddlib.diffusion.sampling.ddim_sample`, at its times.
+    """DDIM (Song et al. 2021, eta = 0) by diffusers, at the times of ddim_sample: a cross-check that agrees to rounding.
 
-    Arguments and result are ddim_sample's, and the two agree to rounding; steps >= 1. Raises UserError for fewer steps,
-    for more than a discrete schedule has, and without diffusers.
+    Arguments and result as in ddim_sample; steps >= 1. Raises UserError for fewer steps, for more than a discrete
+    schedule has, and without diffusers.
     """
     schedule = denoiser.schedule
     scheduler = _prepare(
@@ -114,14 +114,14 @@ def diffusers_ddim_sample(denoiser: Denoiser, noise: Tensor, steps: int, **optio
 def pndm_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
     """F-PNDM (Algorithm 2, Liu et al. 2022): three Runge-Kutta steps of four evaluations each, then linear multistep.
 
-    Arguments and result are ddim_sample's; steps >= 4, which cost steps + 9 evaluations. It steps in
-    eps = (z - alpha x)/sigma and divides by alpha, so it cannot begin at t = 1: as in its authors' code, the noise is
-    taken for z at t = 1 - 1/steps (and one index), an error that fewer steps make larger. clip bounds each x before it
+    Arguments and result as in ddim_sample; steps >= 4, at a cost of steps + 9 evaluations. It steps in
+    eps = (z - alpha x)/sigma and divides by alpha, so it cannot start at t = 1: as in its authors' code, the noise is
+    used as z at t = 1 - 1/steps (and one index), an error that grows with fewer steps. clip bounds each x before it
     becomes eps, and the images. Raises UserError for fewer steps, for more than half of a discrete schedule's, and
     without diffusers.
     """
     schedule = denoiser.schedule
-    size = _grid_of("pndm", schedule, steps, multiple=2)  # Runge-Kutta goes by half steps, and the first ends above 0
+    size = _grid_of("pndm", schedule, steps, multiple=2)  # Runge-Kutta takes half steps, and the first ends above 0
     scheduler = _prepare("PNDMScheduler", schedule, size, timestep_spacing="leading")
     scheduler.set_timesteps(steps)
 
@@ -136,10 +136,10 @@ def pndm_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Ten
 def dpm_solver_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) -> Tensor:
     """DPM-Solver++(2M) (Algorithm 2, Lu et al. 2022): second-order multistep in the log SNR, one evaluation a step.
 
-    Arguments and result are ddim_sample's, as are its times; steps >= 1. The first and the last step are of first
-    order, so one or two steps are DDIM's. It divides by alpha(1): on a continuous schedule that is the capped beta's
-    5e-5. diffusers computes each step in float32, whatever the noise's dtype. Raises UserError for fewer steps, for
-    more than a discrete schedule has, and without diffusers.
+    Arguments, result and times as in ddim_sample; steps >= 1. The first and the last step are of first order, so one or
+    two steps equal DDIM. It divides by alpha(1), which is 5e-5 on a continuous schedule because of the capped beta.
+    diffusers computes each step in float32 for any dtype of the noise. Raises UserError for fewer steps, for more than a
+    discrete schedule has, and without diffusers.
     """
     schedule = denoiser.schedule
     scheduler = _prepare(
@@ -171,36 +171,29 @@ TRAINING_FREE = tuple(name for name in SAMPLERS if name != "stochastic")  # that
 _WARM_UP = {"pndm": 9}  # evaluations beyond one a step: three Runge-Kutta steps of four
 
 
-def _check_name(name: str) -> None:
+def _check(name: str, steps: int | None) -> None:
     if name not in SAMPLERS:
         raise UserError(f"there is no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-
-
-def _check_steps(name: str, steps: int) -> None:
-    if steps < LEAST_STEPS[name]:
+    if steps is not None and steps < LEAST_STEPS[name]:
         raise UserError(f"{name} got {steps} steps: choose at least {LEAST_STEPS[name]}")
 
 
 def find_sampler(name: str, steps: int | None = None) -> Sampler:
     """The sampler of that name: (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images, as ddim_sample.
 
-    None of them keeps gradients, and only "stochastic" draws random numbers (or takes them as `fresh`). Raises UserError at
-    once for an unknown name, for `steps`
-    (where given) below LEAST_STEPS, and where the sampler needs diffusers and that is missing.
+    No sampler keeps gradients, and only "stochastic" draws random numbers (or takes them as `fresh`). Raises UserError
+    for an unknown name, for `steps` (if given) below LEAST_STEPS, and if the sampler needs diffusers and it is missing.
     """
-    _check_name(name)
-    if steps is not None:
-        _check_steps(name, steps)
+    _check(name, steps)
     if name not in OWN:
         diffusers_class("DDIMScheduler")
     return SAMPLERS[name]
 
 
 def evaluations(name: str, steps: int) -> int:
-    """How often the sampler asks for an x of each image (a guided x may take two of the network's).
+    """Evaluations of the denoiser per image (a guided one may run its network twice).
 
     Raises UserError for an unknown name or too few steps.
     """
-    _check_name(name)
-    _check_steps(name, steps)
+    _check(name, steps)
     return steps + _WARM_UP.get(name, 0)

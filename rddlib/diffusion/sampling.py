@@ -1,4 +1,4 @@
-"""One DDIM step, the samplers made of it, and the targets a student learns from two of a teacher's steps."""
+"""The DDIM step, the samplers built from it, and the targets that a student learns from two of its teacher's steps."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,10 @@ def _times(t: Tensor | float, z: Tensor) -> Tensor:
 
 
 def ddim_step(z: Tensor, x: Tensor, t: Tensor | float, s: Tensor | float, schedule: Schedule) -> Tensor:
-    """From z_t to z_s along the line through x: z_s = alpha_s x + sigma_s (z_t - alpha_t x)/sigma_t  (Eq. 1, Feng et al. 2024).
+    """One DDIM step from z_t to z_s: z_s = alpha_s x + sigma_s (z_t - alpha_t x)/sigma_t  (Eq. 1, Feng et al. 2024).
 
-    z, x: [N, C, H, W]; t, s: numbers or [N] in [0, 1] with s < t. With the continuous schedule, s = 0 returns x.
+    z: z_t, x: its denoised image, both [N, C, H, W]; t, s: numbers or [N] in [0, 1] with s < t. Returns z_s
+    [N, C, H, W]; with the continuous schedule, s = 0 returns x.
     """
     t, s = _times(t, z), _times(s, z)
     alpha_t, sigma_t = expand_to(schedule.alpha(t), z), expand_to(schedule.sigma(t), z)
@@ -25,7 +26,7 @@ def ddim_step(z: Tensor, x: Tensor, t: Tensor | float, s: Tensor | float, schedu
 
 
 def noise_step(z: Tensor, s: Tensor | float, t: Tensor | float, schedule: Schedule, eps: Tensor) -> Tensor:
-    """Forward in time, from z_s to z_t with fresh noise: a draw from p(z_t | z_s), the other way round than a DDIM step.
+    """Add fresh noise to z_s: a sample of p(z_t | z_s), t >= s.
 
         z_t = (alpha_t/alpha_s) z_s + sigma_{t|s} eps,    sigma_{t|s}^2 = sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2
 
@@ -52,12 +53,12 @@ def ddim_sample(
     guidance: Tensor | float | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Run Eq. 1 over t = 1, 1 - 1/steps, ..., 1/steps, down to 0.
+    """DDIM sampler: steps of Eq. 1, Feng et al. 2024, from t = 1 over 1 - 1/steps, ..., 1/steps to 0.
 
-    noise: [N, C, H, W], standard normal; steps >= 1; y: [N] labels or None; clip: hold each x in [-1, 1] (the papers'
-    Eq. 1 does not, their code does); guidance: w towards the labels, a number or [N], as Denoiser takes it (None: not
-    guided); callback(k, t, z_t, x) is called before each step, k counting from 0.
-    Returns images [N, C, H, W] (in [-1, 1] with clip). Raises ValueError for steps < 1 and for a model that cannot be guided.
+    noise: [N, C, H, W], standard normal; steps >= 1; y: [N] labels or None; clip: clamp each x to [-1, 1], as the papers'
+    code does and their Eq. 1 does not; guidance: weight w, a number or [N], or None for no guidance;
+    callback(k, t, z_t, x) is called before step k = 0, 1, ...
+    Returns images [N, C, H, W], in [-1, 1] with clip. Raises ValueError for steps < 1 and for a model that cannot be guided.
     """
     z = noise
     for k, i in enumerate(_countdown(steps)):
@@ -78,14 +79,14 @@ def stochastic_sample(
     fresh: Callable[[int], Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Two steps down, one back up: the stochastic sampler of Meng et al. 2022, `steps` evaluations.
+    """Stochastic sampler of Meng et al. 2022: two steps down, one step of noise back up; `steps` evaluations.
 
-    At t = i/steps, i = steps, ..., 2: a DDIM step of double length to t - 2/steps, then fresh noise back up to
-    t - 1/steps (`noise_step`); at t = 1/steps a plain DDIM step to 0. One step is ddim_sample's. The double step needs a
-    student trained for it (`rddlib.distillation.train.distill` with stochastic=True), or a fine grid.
+    At t = i/steps, i = steps, ..., 2: a DDIM step of double length to t - 2/steps, then fresh noise up to t - 1/steps
+    (`noise_step`); at t = 1/steps a DDIM step to 0. With one step it is ddim_sample. The double step needs a student
+    trained for it (`rddlib.distillation.train.distill` with stochastic=True) or many steps.
 
-    fresh(k): the standard normal [N, C, H, W] of step k, from 0; left out, torch's global generator draws it. All else is
-    as in ddim_sample.
+    fresh(k): standard normal noise [N, C, H, W] for step k = 0, 1, ...; by default from torch's global generator. The
+    other arguments, the result and the errors are those of ddim_sample.
     """
     fresh, z = fresh or (lambda k: torch.randn_like(noise)), noise
     for k, i in enumerate(_countdown(steps)):
@@ -98,14 +99,14 @@ def stochastic_sample(
 
 
 def _countdown(steps: int) -> range:
-    """i = steps, ..., 1 of the times i/steps."""
+    """The numerators i = steps, ..., 1 of the times i/steps."""
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
     return range(steps, 0, -1)
 
 
 def _estimate(denoiser, z, k, t, y, guidance, clip, callback) -> Tensor:
-    """x of the k-th step, as a sampler uses it and shows it to its callback."""
+    """The denoised image x of step k, clamped if asked for and shown to the callback."""
     x = denoiser(z, t, y, guidance)
     if clip:
         x = x.clamp(-1, 1)
@@ -123,16 +124,16 @@ def two_step_target(
     y: Tensor | None = None,
     w: Tensor | float | None = None,
 ) -> Tensor:
-    """x_T, the one x whose single DDIM step t -> t'' lands where two teacher steps t -> t' -> t'' land.
+    """Target x_T [N, C, H, W]: its single DDIM step t -> t'' ends where the teacher's two steps t -> t' -> t'' end.
 
-    z: z_t [N, C, H, W]; t: number or [N] in [2 step, 1]; step: 1/N of the N-step teacher, t' = t - step, t'' = t - 2 step;
-    y, w: labels and guidance of both teacher steps.
+    z: z_t [N, C, H, W]; t: number or [N] in [2 step, 1]; step: 1/N for an N-step teacher, t' = t - step,
+    t'' = t - 2 step; y, w: labels and guidance weight of both teacher steps.
     Eq. 5 of the supplement, (z_t'' - (sigma_t''/sigma_t) z_t)/(alpha_t'' - (sigma_t''/sigma_t) alpha_t), rewritten:
     with r = alpha/sigma it is the mean of the teacher's two predictions
 
         x_T = x_2 + (x_1 - x_2) (r' - r)/(r'' - r),        x_1 = eta(z_t, t), x_2 = eta(z_t', t')
 
-    which subtracts no nearly equal images, so float32 loses nothing, and gives x_2 where t'' = 0 (r'' is infinite).
+    which does not subtract nearly equal images, so float32 suffices, and gives x_2 at t'' = 0, where r'' is infinite.
     """
     t = _times(t, z)
     return _target(denoiser, z, t, (t - step).clamp(min=0), _or_zero(t - 2 * step), y, w)
@@ -147,11 +148,10 @@ def stochastic_target(
     y: Tensor | None = None,
     w: Tensor | float | None = None,
 ) -> Tensor:
-    """x_T for the N-step stochastic sampler, step = 1/N: `two_step_target`, but at t = step, where the sampler takes one
-    step only, the teacher's own x (Meng et al. 2022; Section 3.2 of the notes names both cases).
+    """Target x_T [N, C, H, W] for the N-step stochastic sampler, step = 1/N (Meng et al. 2022; Section 3.2 of the notes).
 
-    z: z_t [N, C, H, W]; t: number or [N] of step, 2 step, ..., 1; the teacher is an N-step model: two of its steps make
-    the sampler's double one.
+    `two_step_target`, except at t = step, where the sampler takes a single step: there it is the teacher's own x.
+    t: number or [N] of step, 2 step, ..., 1. The teacher is an N-step model: two of its steps make the sampler's double one.
     """
     t = _times(t, z)
     first = torch.where(t > 1.5 * step, t - step, t)  # at t = step the first of the two steps is empty
@@ -159,12 +159,12 @@ def stochastic_target(
 
 
 def _or_zero(t: Tensor) -> Tensor:
-    """k/N - 2/N in floating point can miss 0 by an ulp."""
+    """t, with 0 for times below 1e-9: k/N - 2/N can miss 0 by rounding."""
     return torch.where(t < 1e-9, 0.0, t)
 
 
 def _target(denoiser: Denoiser, z: Tensor, t: Tensor, t1: Tensor, t2: Tensor, y, w) -> Tensor:
-    """The x whose one DDIM step t -> t2 lands where the denoiser's steps t -> t1 -> t2 land; times [N]."""
+    """The x whose single DDIM step t -> t2 ends where the denoiser's steps t -> t1 -> t2 end; times [N]."""
     schedule = denoiser.schedule
     x1 = denoiser(z, t, y, w)
     x2 = denoiser(ddim_step(z, x1, t, t1, schedule), t1, y, w)

@@ -1,6 +1,7 @@
-"""Noise schedules: alpha, sigma and log SNR of t, in float64. First link of the flow; everything else asks here.
+"""Noise schedules: alpha, sigma and log SNR of t, in float64.
 
-z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1; t = 0 is the image, t = 1 is noise.
+z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1; t = 0 is the image, t = 1 is noise. Every method takes t of
+any shape (tensor or number), clamps it to [0, 1], and returns float64 of that shape on t's device.
 """
 
 import math
@@ -11,15 +12,14 @@ from torch import Tensor
 
 
 def _time(t: Tensor | float) -> Tensor:
-    return torch.as_tensor(t, dtype=torch.float64).clamp(0.0, 1.0)  # at once: a float must not pass through float32
+    return torch.as_tensor(t, dtype=torch.float64).clamp(0.0, 1.0)  # straight to float64: float32 would round a number
 
 
 @dataclass(frozen=True)
 class CosineSchedule:
     """Continuous cosine schedule (Eq. 17, Nichol & Dhariwal 2021): alpha_t^2 = f(t)/f(0), f(t) = cos^2(((t+s)/(1+s)) pi/2).
 
-    Times outside [0, 1] are clamped. Every method takes t of any shape (tensor or number) and returns float64 of that
-    shape on t's device. alpha(1) and sigma(0) are exactly 0, alpha(0) and sigma(1) exactly 1.
+    s is `offset`. alpha(1) and sigma(0) are exactly 0, alpha(0) and sigma(1) exactly 1.
     """
 
     offset: float = 0.008
@@ -47,9 +47,25 @@ class CosineSchedule:
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
 
+class _TableSchedule:
+    """Rates from alpha^2 at t, which the subclass looks up in its table."""
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Signal rate alpha_t in [0, 1]."""
+        return self._at(t).sqrt()
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise rate sigma_t in [0, 1]."""
+        return (1 - self._at(t)).clamp(min=0.0).sqrt()
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2): +inf where sigma_t is 0, -inf where alpha_t is."""
+        return self._at(t).log() - torch.log1p(-self._at(t))
+
+
 @dataclass(frozen=True)
-class DiscreteCosineSchedule:
-    """The released RCFD/RDD code's grid: t = k/steps, k = 0..steps, from the betas of a cosine on steps+1 steps.
+class DiscreteCosineSchedule(_TableSchedule):
+    """The grid of the released RCFD/RDD code: t = k/steps, k = 0..steps, from the betas of a cosine on steps+1 steps.
 
     beta_k = min(1 - f((k+1)/(steps+1))/f(k/(steps+1)), 0.999) and alpha_k^2 = prod_{i<=k} (1 - beta_i), so unlike the
     continuous schedule sigma(0) > 0 and alpha(1) > 0. A time between grid points takes the nearest one.
@@ -73,25 +89,13 @@ class DiscreteCosineSchedule:
         k = self.index(t)
         return self._alpha_bar.to(k.device)[k]
 
-    def alpha(self, t: Tensor | float) -> Tensor:
-        """Signal rate alpha_t in (0, 1)."""
-        return self._at(t).sqrt()
-
-    def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise rate sigma_t in (0, 1)."""
-        return (1 - self._at(t)).sqrt()
-
-    def log_snr(self, t: Tensor | float) -> Tensor:
-        """log(alpha_t^2 / sigma_t^2), finite on the whole grid."""
-        return self._at(t).log() - torch.log1p(-self._at(t))
-
 
 @dataclass(frozen=True)
-class BetaSchedule:
-    """Any table beta_0, ..., beta_{T-1} of a variance-preserving diffusion, as other libraries' models are trained with.
+class BetaSchedule(_TableSchedule):
+    """Any table beta_0, ..., beta_{T-1} of a variance-preserving diffusion, as models of other libraries are trained with.
 
-    Their index i stands for t = (i + 1)/T, so alpha_t^2 = prod_{j<=i} (1 - beta_j) there; alpha(0)^2 is `clean`, 1 but for
-    samplers that end at a little noise. Between two of these times alpha^2 is interpolated linearly. Raises ValueError for an
+    Index i is t = (i + 1)/T, with alpha_t^2 = prod_{j<=i} (1 - beta_j). alpha(0)^2 is `clean`: 1, or a little less for
+    samplers that end at some noise. Between two of these times alpha^2 is interpolated linearly. Raises ValueError for an
     empty table and for numbers outside [0, 1].
     """
 
@@ -113,22 +117,10 @@ class BetaSchedule:
     def _at(self, t: Tensor | float) -> Tensor:
         position = _time(t) * self.steps  # i + 1
         nearest = position.round()
-        position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k/n * T may miss i + 1 by an ulp
+        position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k/n * T can miss i + 1 by an ulp
         low = position.floor().long().clamp(max=self.steps - 1)
         alpha_bar = self._alpha_bar.to(position.device)
         return torch.lerp(alpha_bar[low], alpha_bar[low + 1], position - low)
-
-    def alpha(self, t: Tensor | float) -> Tensor:
-        """Signal rate alpha_t in [0, 1]."""
-        return self._at(t).sqrt()
-
-    def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise rate sigma_t in [0, 1]."""
-        return (1 - self._at(t)).clamp(min=0.0).sqrt()
-
-    def log_snr(self, t: Tensor | float) -> Tensor:
-        """log(alpha_t^2 / sigma_t^2): +inf at t = 0, where `clean` is 1."""
-        return self._at(t).log() - torch.log1p(-self._at(t))
 
 
 Schedule = CosineSchedule | DiscreteCosineSchedule | BetaSchedule
@@ -136,14 +128,14 @@ SCHEDULES = {"continuous": CosineSchedule, "discrete": DiscreteCosineSchedule}  
 
 
 def make_schedule(name: str, offset: float = 0.008) -> Schedule:
-    """A schedule by name, one of SCHEDULES, with the cosine's offset. Raises ValueError for another name."""
+    """The schedule of that name in SCHEDULES, with the cosine's offset. Raises ValueError for another name."""
     if name not in SCHEDULES:
         raise ValueError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
     return SCHEDULES[name](offset=offset)
 
 
 def schedule_facts(schedule: Schedule) -> dict:
-    """A schedule as plain numbers, for a file; `schedule_of` makes it again."""
+    """A schedule as JSON-serialisable facts, from which `schedule_of` makes it again."""
     if isinstance(schedule, BetaSchedule):
         return {"schedule": "betas", "betas": list(schedule.betas), "clean": schedule.clean}
     name = next(name for name, kind in SCHEDULES.items() if isinstance(schedule, kind))
@@ -152,7 +144,7 @@ def schedule_facts(schedule: Schedule) -> dict:
 
 
 def schedule_of(facts: dict) -> Schedule:
-    """The schedule that `schedule_facts` described (in files of earlier versions, by its offset alone)."""
+    """The schedule that `schedule_facts` described. Files of earlier versions hold its offset only."""
     name = facts.get("schedule", "continuous")
     if name == "betas":
         return BetaSchedule(tuple(facts["betas"]), facts.get("clean", 1.0))

@@ -1,4 +1,4 @@
-"""The DDPM U-Net (Ho et al. 2020; RCFD C.1, RDD A.1): noisy images and times in, an image-shaped prediction out."""
+"""The DDPM U-Net (Ho et al. 2020; RCFD C.1, RDD A.1): from noisy images and times to a prediction of the same shape."""
 
 import math
 from dataclasses import dataclass
@@ -8,22 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TIME_SCALE = 1024  # t in [0, 1] enters the sinusoids as p = 1024 t, the released code's step index
-GUIDANCE_SCALE = 256  # w enters them as p = 256 w: over [0, 4], Meng et al.'s range, as far as t does
-NO_CLASS = -1  # the label of the unconditional model, "none" in classifier-free guidance
+GUIDANCE_SCALE = 256  # w enters them as p = 256 w: Meng et al.'s range [0, 4] then covers as much as t does
+NO_CLASS = -1  # the label for "no class" in classifier-free guidance
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Every number of the network.
+    """Sizes and options of a `UNet`.
 
     image_size: height and width in pixels; image_channels: 1 or 3; channels: width at full resolution;
-    multipliers: width of each resolution in units of `channels`, full resolution first; blocks: residual blocks a
+    multipliers: width of each resolution in units of `channels`, full resolution first; blocks: residual blocks per
     resolution; attention: the resolutions (in pixels) with self-attention; dropout: inside residual blocks;
     groups: of GroupNorm; num_classes: 0 for an unconditional network; label_dropout: the share of labels that base
-    training replaces by NO_CLASS, above 0 for classifier-free guidance, 0 for a network that knows no NO_CLASS;
-    guidance: (w_min, w_max), the weights that a network distilled from a guided one takes as an input; empty: none;
-    time_grid: 0 for continuous times, p = 1024 t; else the T of a grid t = k/T: p = round(T t), a row of a table of sinusoids
-    that belongs to the weights, as in the released code.
+    training replaces by NO_CLASS, above 0 for classifier-free guidance, 0 for a network without NO_CLASS;
+    guidance: range (w_min, w_max) of the weights that a network distilled from a guided one takes as an input, or empty;
+    time_grid: 0 for continuous times, p = 1024 t; else the T of a grid t = k/T: p = round(T t), a row of a table of
+    sinusoids that is stored with the weights, as in the released code.
+    Raises ValueError for numbers out of range or that do not fit together.
     """
 
     image_size: int = 32
@@ -66,13 +67,16 @@ class UNetConfig:
 
 
 def check_guidance_range(guidance: tuple[float, ...]) -> None:
-    """Raise ValueError where this is neither empty nor (w_min, w_max)."""
+    """Raise ValueError unless guidance is empty or (w_min, w_max) with -1 <= w_min < w_max."""
     if guidance and not (len(guidance) == 2 and -1 <= guidance[0] < guidance[1] < math.inf):
         raise ValueError(f"guidance is {list(guidance)}, expected nothing, or w_min and w_max with -1 <= w_min < w_max")
 
 
 def sinusoids(p: Tensor, channels: int) -> Tensor:
-    """Position p [N] -> [N, channels], interleaved sin(p w_i), cos(p w_i) with w_i = 10000^(-2i/channels)."""
+    """Sinusoidal embedding (Vaswani et al. 2017) of positions p [N]: [N, channels], float32.
+
+    Interleaved sin(p w_i), cos(p w_i) with w_i = 10000^(-2i/channels).
+    """
     frequencies = torch.exp(torch.arange(0, channels, 2, device=p.device) * (-math.log(10000.0) / channels))
     angles = p.float()[:, None] * frequencies  # [N, channels/2]
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
@@ -85,7 +89,7 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 
 
 def _embedding(channels: int, width: int) -> nn.Sequential:
-    """From sinusoids [N, channels] to an embedding [N, width]."""
+    """A two-layer MLP from sinusoids [N, channels] to an embedding [N, width]."""
     return nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
 
@@ -99,13 +103,14 @@ class SelfAttention(nn.Module):
         self.proj = _zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
         q, k, v = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # each [N, H*W, C]
         out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # [N, H*W, C]
         return h + self.proj(out.transpose(1, 2).unflatten(2, h.shape[2:]))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with the embedding added between them; attention after them where asked for."""
+    """Two 3x3 convolutions with the embedding added between them, a shortcut, and optional self-attention at the end."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, groups: int, attention: bool):
         super().__init__()
@@ -119,6 +124,7 @@ class ResidualBlock(nn.Module):
         self.attention = SelfAttention(outputs, groups) if attention else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """h [N, inputs, H, W], embedding [N, embedding] -> [N, outputs, H, W]."""
         out = self.conv1(F.silu(self.norm1(h)))
         out = out + self.embed(F.silu(embedding))[:, :, None, None]
         out = self.conv2(self.dropout(F.silu(self.norm2(out))))
@@ -133,17 +139,12 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, 2H, 2W]."""
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 
 class UNet(nn.Module):
-    """U-Net with skip connections from every block and downsampling of the way down to the way up.
-
-    forward(z, t, y=None, w=None): z [N, image_channels, image_size, image_size], t [N] in [0, 1], y [N] class labels
-    (or NO_CLASS, which adds the label embedding's bias alone) for a conditional network, w [N] guidance weights for one
-    distilled from a guided one -> the same shape as z. What the output means (x, eps or v) is the Denoiser's business.
-    Raises ValueError where y or w is missing or not wanted.
-    """
+    """U-Net with a skip connection from every block and downsampling to the way up. A new network outputs 0."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -184,20 +185,16 @@ class UNet(nn.Module):
         )
         self.guidance_embedding = _embedding(c.channels, embedding) if c.guidance else None
         if self.guidance_embedding is not None:
-            _zeroed(self.guidance_embedding[-1])  # a student starts as its teacher, whatever w is
+            _zeroed(self.guidance_embedding[-1])  # a student starts as its teacher for any w
 
     def embed(self, t: Tensor, y: Tensor | None, w: Tensor | None = None) -> Tensor:
-        """Time, label and guidance embedding, summed: [N, 4 * channels]."""
+        """Sum of the time, label and guidance embeddings: [N, 4 * channels]. Arguments and errors as in `forward`."""
         if (y is None) != (self.label_embedding is None):
-            raise ValueError(
-                "this U-Net is class-conditional: pass labels y" if y is None else "this U-Net takes no labels y"
-            )
+            what = "is class-conditional: pass labels y" if y is None else "takes no labels y"
+            raise ValueError(f"this U-Net {what}")
         if (w is None) != (self.guidance_embedding is None):
-            raise ValueError(
-                "this U-Net takes guidance weights w: pass them"
-                if w is None
-                else "this U-Net takes no guidance weights w"
-            )
+            what = "takes guidance weights w: pass them" if w is None else "takes no guidance weights w"
+            raise ValueError(f"this U-Net {what}")
         dtype, channels = self.head.weight.dtype, self.config.channels
         embedding = self.time_embedding(self._position(t).to(dtype))
         if y is not None:
@@ -208,11 +205,17 @@ class UNet(nn.Module):
         return embedding
 
     def _position(self, t: Tensor) -> Tensor:
-        """The sinusoids of t: [N, channels]."""
+        """Sinusoids [N, channels] of t [N]."""
         grid = self.config.time_grid
         return self.time_table[(t * grid).round().long()] if grid else sinusoids(t * TIME_SCALE, self.config.channels)
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
+        """The prediction, of z's shape; whether it is x, eps or v is known to the Denoiser.
+
+        z: [N, image_channels, image_size, image_size]; t: [N] in [0, 1]; y: [N] class labels or NO_CLASS (which adds only
+        the label embedding's bias), for a conditional network; w: [N] guidance weights, for a network that takes them.
+        Raises ValueError where y or w is missing or not wanted.
+        """
         embedding = self.embed(t, y, w)
         h = self.head(z)
         skips = [h]

@@ -1,31 +1,34 @@
-"""Classifiers as feature extractors: the eyes through which CFD and the relational losses compare images."""
+"""Classifiers as feature extractors, through which CFD and the relational losses compare images."""
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EXTRACTORS = ("small_resnet", "resnet18", "resnet50", "densenet201")
 MAPS = ("conv", "relu")
 
 
 class Features(NamedTuple):
-    """map [N, C, H, W], the last feature map; pooled [N, C], averaged over pixels; logits [N, classes], or None."""
+    """What an extractor sees in N images."""
 
-    map: Tensor
-    pooled: Tensor
-    logits: Tensor | None
+    map: Tensor  # [N, C, H, W], the last feature map
+    pooled: Tensor  # [N, C], averaged over its pixels
+    logits: Tensor | None  # [N, classes], None where it predicts none
 
 
 class FeatureExtractor(nn.Module):
-    """Images [N, image_channels, H, W] in [-1, 1] -> Features(map, pooled, logits).
+    """A convolutional classifier that shows its last feature map.
 
-    trunk: everything up to the last convolution; norm: what stands between it and the final ReLU.
-    map_at: which map the relational losses see, "conv" (the last convolution's output, as the RDD paper says) or
-    "relu" (after normalisation and ReLU, as its released code in effect returns). Pooled features and logits always
-    come after the ReLU.
+    Args:
+        trunk: everything up to the last convolution.
+        norm: what stands between it and the final ReLU.
+        channels: C of the trunk's map.
+        num_classes: that it predicts, from the mean of the map after the ReLU.
+        map_at: which map the relational losses see, "conv" (the last convolution's output, as the RDD paper says) or
+            "relu" (after normalisation and ReLU, as its released code in effect returns).
+
+    Raises ValueError for another map_at.
     """
 
     def __init__(self, trunk: nn.Module, norm: nn.Module, channels: int, num_classes: int, map_at: str = "conv"):
@@ -37,11 +40,11 @@ class FeatureExtractor(nn.Module):
 
     @property
     def image_channels(self) -> int:
-        """Of the images it takes."""
+        """Channels of the images it takes."""
         return next(layer for layer in self.trunk.modules() if isinstance(layer, nn.Conv2d)).in_channels
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """The feature maps [N, C_k, H_k, W_k] after each stage: the last map of every resolution on the way down."""
+        """The last feature map [N, C_k, H_k, W_k] of each resolution on the way down; images as in `forward`."""
         maps: list[Tensor] = []
         h = images
         for layer in self.trunk:
@@ -53,6 +56,7 @@ class FeatureExtractor(nn.Module):
         return maps
 
     def forward(self, images: Tensor) -> Features:
+        """The features of images [N, image_channels, H, W] in [-1, 1]."""
         conv = self.trunk(images)
         relu = F.relu(self.norm(conv))
         pooled = relu.mean(dim=(2, 3))
@@ -60,6 +64,8 @@ class FeatureExtractor(nn.Module):
 
 
 class _PreactivationBlock(nn.Module):
+    """x + two 3x3 convolutions, each after batch normalisation and ReLU."""
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
@@ -73,7 +79,10 @@ class _PreactivationBlock(nn.Module):
         return self.shortcut(h) + self.conv2(F.relu(self.norm2(out)))
 
 
-def _small_resnet(image_channels: int, width: int = 48) -> tuple[nn.Module, nn.Module, int]:
+Parts = tuple[nn.Module, nn.Module, int]  # trunk, norm and channels of a FeatureExtractor
+
+
+def _small_resnet(image_channels: int, width: int = 48) -> Parts:
     """Pre-activation ResNet (He et al. 2016) for 8x8 images: the last map is [2 width, 4, 4]."""
     trunk = nn.Sequential(
         nn.Conv2d(image_channels, width, 3, padding=1, bias=False),
@@ -99,7 +108,7 @@ class _BeforeReLU(nn.Module):
         return out + (h if b.downsample is None else b.downsample(h))
 
 
-def _resnet(name: str, channels: int, image_channels: int) -> tuple[nn.Module, nn.Module, int]:
+def _resnet(name: str, channels: int, image_channels: int) -> Parts:
     """torchvision's ResNet with a 3x3 stride-1 stem and no max-pooling: 32 px images give a [channels, 4, 4] map."""
     from torchvision import models
 
@@ -110,7 +119,7 @@ def _resnet(name: str, channels: int, image_channels: int) -> tuple[nn.Module, n
     return trunk, nn.Identity(), channels
 
 
-def _densenet201(image_channels: int) -> tuple[nn.Module, nn.Module, int]:
+def _densenet201(image_channels: int) -> Parts:
     """torchvision's DenseNet201 with a 3x3 stride-1 stem and no max-pooling: 32 px images give a 1920 x 4 x 4 map."""
     from torchvision.models import densenet201
 
@@ -122,18 +131,20 @@ def _densenet201(image_channels: int) -> tuple[nn.Module, nn.Module, int]:
     return features, norm, 1920
 
 
+_MAKERS = {
+    "small_resnet": _small_resnet,
+    "resnet18": lambda image_channels: _resnet("resnet18", 512, image_channels),
+    "resnet50": lambda image_channels: _resnet("resnet50", 2048, image_channels),
+    "densenet201": _densenet201,
+}
+EXTRACTORS = tuple(_MAKERS)
+
+
 def build_extractor(name: str, image_channels: int, num_classes: int, map_at: str = "conv") -> FeatureExtractor:
     """An untrained extractor by name: one of EXTRACTORS. Raises ValueError for another name."""
     if name not in EXTRACTORS:
         raise ValueError(f"extractor is {name!r}, expected one of {EXTRACTORS}")
-    make = {
-        "small_resnet": _small_resnet,
-        "resnet18": partial(_resnet, name, 512),
-        "resnet50": partial(_resnet, name, 2048),
-        "densenet201": _densenet201,
-    }[name]
-    trunk, norm, channels = make(image_channels)
-    return FeatureExtractor(trunk, norm, channels, num_classes, map_at)
+    return FeatureExtractor(*_MAKERS[name](image_channels), num_classes, map_at)
 
 
 def extractor_of(name: str, tensors: dict[str, Tensor], map_at: str = "conv") -> FeatureExtractor:
@@ -145,25 +156,23 @@ def extractor_of(name: str, tensors: dict[str, Tensor], map_at: str = "conv") ->
 
 
 class MapExtractor(nn.Module):
-    """Any network that returns a feature map [N, C, H, W] of images, as an extractor: Features(map, its mean, None).
-
-    Without class predictions it serves CFD and RDD, not RCFD. Made by `as_extractor`.
-    """
+    """Any network that returns a feature map of images, as an extractor for CFD and RDD; made by `as_extractor`."""
 
     def __init__(self, network: nn.Module, channels: int):
         super().__init__()
         self.network, self.channels = network, channels
 
     def forward(self, images: Tensor) -> Features:
+        """The map [N, C', H', W'] of images [N, C, H, W] in [-1, 1] and its mean; no class predictions."""
         found = self.network(images)
         return Features(found, found.mean(dim=(2, 3)), None)
 
 
 def as_extractor(network: nn.Module, image_shape: tuple[int, int, int]) -> FeatureExtractor | MapExtractor:
-    """Any nn.Module that maps images [N, C, H, W] in [-1, 1] to a feature map [N, C', H', W'], for the objectives to look
-    through. image_shape: (C, H, W), on zeros of which it is tried once. A FeatureExtractor is returned as it is.
+    """Make any network an extractor that the objectives can look through. An extractor is returned as it is.
 
-    Raises ValueError where it returns anything but such a map.
+    network: images [N, C, H, W] in [-1, 1] -> a feature map [N, C', H', W']. image_shape: (C, H, W); it is tried once on
+    zeros of that shape. Raises ValueError where it returns anything but such a map.
     """
     if isinstance(network, (FeatureExtractor, MapExtractor)):
         return network
@@ -184,7 +193,7 @@ class MetricNetwork(nn.Module):
     """The plain convolutional network that scores digits: no residual connection, no batch statistics at test time.
 
     Another architecture than any extractor a student is distilled with, so a student cannot have been trained to
-    please it. Images [N, 1, 8, 8] in [-1, 1] -> (features [N, 64], logits [N, 10]).
+    please it.
     """
 
     features = 64
@@ -198,6 +207,7 @@ class MetricNetwork(nn.Module):
         self.fc = nn.Linear(self.features, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(features [N, 64], logits [N, num_classes]) of images [N, image_channels, 8, 8] in [-1, 1]."""
         features = self.body(images)
         return features, self.fc(features)
 

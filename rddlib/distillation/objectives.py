@@ -1,8 +1,14 @@
-"""What a student minimises: named sums of losses between its image x^S and the teacher's x^T."""
+"""What a student minimises: sums of named terms between its image x^S and the teacher's x^T.
+
+The published methods are entries of one class, `Sum`; a new method is another list of `Term`s.
+"""
 
 import itertools
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -10,19 +16,22 @@ from torch import Tensor, nn
 
 from rddlib.diffusion.schedule import Schedule
 from rddlib.distillation.extractor import FeatureExtractor, Features, MapExtractor
-from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue
+from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue, check_released
 from rddlib.losses import (
     cfd_loss,
     diversity_loss,
     entropy_loss,
+    frechet_loss,
     ii_p2p_loss,
     is_p2p_loss,
+    kernel_loss,
     m_p2p_loss,
     pd_loss,
     perceptual_loss,
     stage_perceptual_loss,
 )
 from rddlib.utils.distributed import all_gather_grad, sum_over_ranks, world_size
+from rddlib.utils.errors import nearest
 
 RELEASED_SWITCHES = {
     **RELEASED_RULES,
@@ -33,6 +42,8 @@ RELEASED_SWITCHES = {
 }
 WEIGHTS = ("fixed", "balanced")
 RELATIONS = ("is_p2p", "ii_p2p")
+HEADS = ("paper", "identity", "none")
+SMOOTHING = 0.5  # of measured gradients, where they are not measured at each iteration
 
 
 class Loss(NamedTuple):
@@ -43,22 +54,28 @@ class Loss(NamedTuple):
 
 
 class Objective(nn.Module, ABC):
-    """A weighted sum of losses.
+    """A weighted sum of losses between a student's image and its teacher's.
 
-    Subclasses return their terms from `terms(x_student, x_teacher, t, generator)`: images [N, C, H, W] in [-1, 1], t [N],
-    a generator that is the same on every rank. Calling the objective gives Loss(total, terms); `after_step(generator)`
-    runs once its gradient has been taken. Trainable parameters of an objective are trained along with the student.
+    Subclasses set `weights` and return their losses from `terms`. Trainable parameters of an objective, such as a
+    projection head, are trained along with the student.
 
-    weights: of each term by name. shares: instead of fixed weights, the size that a term's gradient at the student's
-    image should have, as a share of the first term's; terms without a share keep their weight. One more backward pass
-    through the extractor for each balanced term.
-
-    released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
+    Attributes:
+        weights: of each term by name.
+        balance: weighs terms by their gradients instead, where some have a share; terms without one keep their weight.
+        released: of RELEASED_SWITCHES, where it follows the released code; `distill` heeds "head_free".
     """
 
     weights: dict[str, float]
-    shares: Mapping[str, float] = {}
     released: Collection[str] = frozenset()
+    _frozen: tuple[nn.Module, ...] = ()
+
+    def __init__(self):
+        super().__init__()
+        self.balance: Balance | None = None
+
+    def look_through(self, network: nn.Module) -> None:
+        """Freeze a network to compare images through: it moves along with the objective and is no part of its state."""
+        self._frozen = (network.eval().requires_grad_(False),)  # in a tuple nn.Module does not see it
 
     def wants(self, name: str) -> bool:
         """Whether a term counts: one of weight 0 need not be computed."""
@@ -66,33 +83,37 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Each loss before its weight, by name."""
+        """Each loss before its weight, a scalar, by name. Arguments as in `forward`."""
 
     def forward(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> Loss:
+        """The losses and their weighted sum.
+
+        Args:
+            x_student: images [N, C, H, W] in [-1, 1], differentiable.
+            x_teacher: the teacher's, of the same shape, without gradient.
+            t: [N] in [0, 1], the time of the noised image that both denoised.
+            generator: for random draws; in the same state on every process.
+        """
         terms = self.terms(x_student, x_teacher, t, generator)
-        weights = {**self.weights, **self._balanced(terms, x_student)}
+        balanced = self.balance(terms, x_student) if self.balance is not None and x_student.requires_grad else {}
+        weights = {**self.weights, **balanced}
         return Loss(sum(weights[name] * value for name, value in terms.items()), terms)
 
-    def _balanced(self, terms: dict[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
-        wanted = [name for name in terms if name in self.shares]
-        if not wanted or not x_student.requires_grad:
-            return {}
-        first = next(iter(terms))
-        # In one order on every rank: each norm is a collective.
-        norms = {name: _global_norm(_gradient(terms[name], x_student)) for name in dict.fromkeys([first, *wanted])}
-        tiny = torch.finfo(x_student.dtype).tiny
-        return {name: self.shares[name] * norms[first] / norms[name].clamp(min=tiny) for name in wanted}
-
     def after_step(self, generator: torch.Generator) -> None:
-        """Nothing to do, unless the objective keeps a memory."""
+        """Called once the gradient has been taken; generator as in `forward`. For objectives that keep a memory."""
 
     def status(self) -> dict[str, Tensor]:
-        """What else to log with the terms."""
+        """Scalars to log beside the terms."""
         return {}
 
-    def frozen(self) -> list[nn.Module]:
+    def frozen(self) -> tuple[nn.Module, ...]:
         """The networks it looks through, which training leaves as they are."""
-        return []
+        return self._frozen
+
+    def _apply(self, fn, *arguments, **options):  # what .to(), .double() and the like go through
+        for network in self._frozen:
+            network._apply(fn, *arguments, **options)
+        return super()._apply(fn, *arguments, **options)
 
 
 def _gradient(term: Tensor, x_student: Tensor) -> Tensor:
@@ -124,56 +145,342 @@ def gradient_report(terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str,
     return report
 
 
-class _Frozen:
-    """A module held outside the module tree: moved along with its holder, but no part of what training changes."""
+class Balance(nn.Module):
+    """Weights that give terms' gradients at the student's image a share of another term's.
 
-    def _hold(self, name: str, module: nn.Module) -> None:
-        object.__setattr__(self, name, module.eval().requires_grad_(False))
-        object.__setattr__(self, "_held", module)
-
-    def frozen(self) -> list[nn.Module]:
-        return [self._held]
-
-    def _apply(self, fn, *arguments, **options):
-        self._held._apply(fn, *arguments, **options)
-        return super()._apply(fn, *arguments, **options)
-
-
-class PD(Objective):
-    """Progressive distillation: w_t ||x^T - x^S||^2, w_t = max(alpha^2/sigma^2, 1)  (Eq. 2, Feng et al. 2024)."""
-
-    def __init__(self, schedule: Schedule):
-        super().__init__()
-        self.schedule, self.weights = schedule, {"pd": 1.0}
-
-    def terms(self, x_student, x_teacher, t, generator):
-        return {"pd": pd_loss(x_student, x_teacher, t, self.schedule)}
-
-
-class PDPerceptual(_Frozen, PD):
-    """PD with a perceptual distance beside it: "PD + LPIPS" of Tables 1 and 2, Feng et al. 2024.
-
-    network: LPIPS, from `rddlib.losses.load_lpips()`; or a FeatureExtractor, whose stages are then compared in LPIPS's
-    form, for images that VGG makes no sense of. The term is called "lpips" or "stages" accordingly: the second is not
-    LPIPS. weight: of that term.
+    Args:
+        shares: of each balanced term, the size of its gradient over that of `reference`, a term of fixed weight.
+        reference: its name.
+        every: at how many calls once gradients are measured, each by one more backward pass through the network that the
+            terms look through; between, the last measurements hold, smoothed where every > 1. A term that was not there
+            before is measured at once.
     """
 
-    def __init__(self, schedule: Schedule, network: nn.Module, weight: float = 1.0):
-        super().__init__(schedule)
-        self._hold("network", network)
-        self.name = "stages" if isinstance(network, FeatureExtractor) else "lpips"
-        self.weights = {"pd": 1.0, self.name: weight}
+    def __init__(self, shares: Mapping[str, float], reference: str, every: int):
+        super().__init__()
+        self.shares, self.reference, self.every = dict(shares), reference, every
+        self.count, self.norms = 0, {}
 
-    def _distance(self, x_student: Tensor, x_teacher: Tensor) -> Tensor:
-        if self.name == "lpips":
-            return perceptual_loss(x_student, x_teacher, self.network)
+    def forward(self, terms: Mapping[str, Tensor], x_student: Tensor) -> dict[str, Tensor]:
+        """{name: weight} of the balanced terms; all ranks call it together.
+
+        terms: scalars by name, with their graph; x_student: [N, C, H, W], requires a gradient.
+        """
+        wanted = [name for name in terms if name in self.shares]
+        if not wanted:
+            return {}
+        names = dict.fromkeys([self.reference, *wanted])
+        if self.count % self.every == 0 or not names.keys() <= self.norms.keys():
+            self._measure({name: terms[name] for name in names}, x_student)
+        self.count += 1
+        reference, tiny = self.norms[self.reference], torch.finfo(x_student.dtype).tiny
+        return {name: self.shares[name] * reference / self.norms[name].clamp(min=tiny) for name in wanted}
+
+    def _measure(self, terms: Mapping[str, Tensor], x_student: Tensor) -> None:
+        for name, term in terms.items():  # in one order on every rank: each norm is a collective
+            norm, before = _global_norm(_gradient(term, x_student)), self.norms.get(name)
+            smooth = before is not None and self.every > 1
+            self.norms[name] = torch.lerp(norm, before, SMOOTHING) if smooth else norm
+
+    def get_extra_state(self) -> Tensor:
+        """How often it was called, then the norm of the reference and of each balanced term, -1 for one not measured yet."""
+        norms = [self.norms.get(name) for name in (self.reference, *self.shares)]
+        return torch.tensor([float(self.count), *(-1.0 if norm is None else float(norm) for norm in norms)]).double()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.count = int(state[0])
+        known = zip((self.reference, *self.shares), state[1:].float(), strict=True)
+        self.norms = {name: norm for name, norm in known if norm >= 0}
+
+
+# terms
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a `Sum`.
+
+    Args:
+        loss: which, of TERMS; a sum has each once.
+        weight: fixed factor; 0 leaves the term out.
+        share: instead of a fixed factor, the size of its gradient at the student's image as a share of that of the first
+            term with a fixed factor.
+        tau: temperature (of kernel: bandwidth), where the loss has one.
+        head: of m_p2p, on the student's map: "paper", two 1x1 convolutions that start at random; "identity", the same
+            beside a shortcut, starting as nothing; "none".
+        dual, predictions: of cfd: tau on both sides; class predictions instead of features.
+    """
+
+    loss: str
+    weight: float = 1.0
+    share: float | None = None
+    tau: float = 1.0
+    head: str = "paper"
+    dual: bool = False
+    predictions: bool = False
+
+
+class View:
+    """What terms look at in one iteration; each thing is made once, when the first term asks for it."""
+
+    def __init__(self, owner: "Sum", x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator):
+        self.owner, self.x_student, self.x_teacher, self.t, self.generator = owner, x_student, x_teacher, t, generator
+
+    @cached_property
+    def features(self) -> tuple[Features, Features]:
+        """The student's, differentiable, and the teacher's."""
+        return self.owner.features(self.x_student, self.x_teacher)
+
+    @cached_property
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's maps of all ranks [N, C, H, W]: the head too sees them, so that there is one batch
+        statistic, and the same gradient for its weights everywhere."""
+        student, teacher = self.features
+        return all_gather_grad(student.map), all_gather_grad(teacher.map)
+
+    @cached_property
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's pooled features of all ranks [N, C]."""
+        student, teacher = self.features
+        return all_gather_grad(student.pooled), all_gather_grad(teacher.pooled)
+
+    @property
+    def related(self) -> tuple[Tensor, Tensor]:
+        """The maps that IS_P2P and II_P2P relate."""
+        student, teacher = self.features
+        return (student.map, teacher.map) if "local_batch" in self.owner.released else self.maps
+
+
+def _pd(view: View, term: Term) -> Tensor:
+    return pd_loss(view.x_student, view.x_teacher, view.t, view.owner.schedule)
+
+
+def _lpips(view: View, term: Term) -> Tensor:
+    return perceptual_loss(view.x_student, view.x_teacher, view.owner.extractor)
+
+
+def _stages(view: View, term: Term) -> Tensor:
+    with torch.no_grad():
+        stages_teacher = view.owner.extractor.stages(view.x_teacher)
+    return stage_perceptual_loss(view.owner.extractor.stages(view.x_student), stages_teacher)
+
+
+def _cfd(view: View, term: Term) -> Tensor:
+    chosen = "logits" if term.predictions else "pooled"
+    student, teacher = (getattr(features, chosen) for features in view.features)
+    return cfd_loss(student, teacher, term.tau, dual=term.dual)
+
+
+def _entropy(view: View, term: Term) -> Tensor:
+    return entropy_loss(view.features[0].logits)
+
+
+def _diversity(view: View, term: Term) -> Tensor:
+    return diversity_loss(all_gather_grad(view.features[0].logits))
+
+
+def _is_p2p(view: View, term: Term) -> Tensor:
+    return is_p2p_loss(*view.related, term.tau, impl=view.owner.impl)
+
+
+def _ii_p2p(view: View, term: Term) -> Tensor:
+    return ii_p2p_loss(*view.related, term.tau)
+
+
+def _m_p2p(view: View, term: Term) -> Tensor | None:
+    owner = view.owner
+    map_student, owner.map_teacher = view.maps
+    if "queue_push" in owner.released:
+        owner.push(view.generator)
+    if not len(owner.queue):
+        return None
+    embeddings = owner.queue.sample(owner.draws, view.generator)  # [V, C]
+    return m_p2p_loss(owner.head(map_student), view.maps[1], embeddings, term.tau, impl=owner.impl)
+
+
+def _frechet(view: View, term: Term) -> Tensor:
+    student, teacher = view.pooled
+    loss = frechet_loss(student, teacher, *view.owner.memory.held())
+    view.owner.memory.push(student, teacher)
+    return loss
+
+
+def _kernel(view: View, term: Term) -> Tensor:
+    return kernel_loss(*view.pooled, term.tau)
+
+
+TERMS = {
+    "pd": _pd,
+    "lpips": _lpips,
+    "stages": _stages,
+    "cfd": _cfd,
+    "is_p2p": _is_p2p,
+    "ii_p2p": _ii_p2p,
+    "entropy": _entropy,
+    "diversity": _diversity,
+    "m_p2p": _m_p2p,
+    "frechet": _frechet,
+    "kernel": _kernel,
+}
+PIXEL_TERMS = ("pd", "lpips")  # which need no extractor
+LOGIT_TERMS = ("entropy", "diversity")  # which need class predictions
+
+
+def check_terms(terms: Sequence[Term]) -> None:
+    """Raise ValueError for unknown or repeated losses, heads or temperatures out of range, and shares of nothing."""
+    if not terms:
+        raise ValueError("a sum needs at least one term")
+    names = [term.loss for term in terms]
+    for term in terms:
+        if term.loss not in TERMS:
+            raise ValueError(f"unknown term {term.loss!r}{nearest(term.loss, TERMS)}: known are {', '.join(TERMS)}")
+        if term.head not in HEADS:
+            raise ValueError(f"{term.loss}: head is {term.head!r}, expected one of {', '.join(HEADS)}")
+        if not term.tau > 0 or term.weight < 0 or (term.share is not None and not term.share >= 0):
+            raise ValueError(f"{term.loss}: tau must be above 0, weight and share at least 0")
+    if "lpips" in names and any(name not in PIXEL_TERMS for name in names):
+        raise ValueError("lpips looks through a network of its own: beside terms on the extractor use stages")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"the term {twice.pop()} stands twice: give each once")
+    fixed = [term for term in terms if term.share is None and term.weight > 0]
+    if any(term.share is not None for term in terms) and not fixed:
+        raise ValueError("shares need a term with a fixed weight to be shares of: give one term no share")
+    if not any(term.weight if term.share is None else term.share for term in terms):
+        raise ValueError("all weights are 0: nothing would be learnt")
+    if [term.loss for term in fixed] == ["m_p2p"]:
+        raise ValueError("M_P2P alone has nothing to compare with while the queue is empty: add another term")
+
+
+class FeatureMemory(nn.Module):
+    """The pooled features [C] of the last `size` images of student and teacher, first in, first out."""
+
+    def __init__(self, size: int, channels: int):
+        super().__init__()
+        self.size, self.pushed = size, 0
+        self.register_buffer("rows", torch.zeros(2, size, channels))
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's [M, C]."""
+        student, teacher = self.rows[:, : min(self.pushed, self.size)]
+        return student, teacher
+
+    @torch.no_grad()
+    def push(self, student: Tensor, teacher: Tensor) -> None:
+        """Remember [N, C] of each."""
+        new = torch.stack([student, teacher]).to(self.rows.dtype)[:, -self.size :]
+        self.rows[:, (self.pushed + torch.arange(new.shape[1], device=new.device)) % self.size] = new
+        self.pushed += new.shape[1]
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.pushed])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.pushed = int(state[0])
+
+
+class Sum(Objective):
+    """A sum of terms, each with a fixed weight or a share of the first fixed term's gradient.
+
+    Over several processes relations span all of them. The pixel queue is filled after each update, so the first iteration
+    has none and leaves M_P2P out; without M_P2P there is neither projection head nor queue.
+
+    Args:
+        terms: each loss once, in the order in which they are summed.
+        schedule: of the teacher, for pd.
+        extractor: a FeatureExtractor, or any network through as_extractor, for all terms but pd and lpips; frozen here, and
+            no part of this module's state. For lpips the LPIPS network.
+        queue_size: N_q, rows of the pixel queue.
+        draws: V, rows of it that M_P2P compares with.
+        per_image: K, pixels of each of the teacher's maps that are pushed.
+        impl: of rddlib.losses.is_p2p_loss.
+        every: at how many iterations once the gradients behind shares are measured.
+        released: names of RELEASED_SWITCHES to follow instead of the paper.
+
+    Raises ValueError where `check_terms` does, where schedule or extractor is missing or cannot give what a term needs, and
+    for unknown switches.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        schedule: Schedule | None = None,
+        extractor: nn.Module | None = None,
+        *,
+        queue_size: int = 20_000,
+        draws: int = 2048,
+        per_image: int = 1,
+        impl: str = "auto",
+        every: int = 8,
+        released: Collection[str] = (),
+    ):
+        super().__init__()
+        check_terms(terms)
+        check_released(released, RELEASED_SWITCHES)
+        self.schedule, self.draws, self.per_image, self.impl = schedule, draws, per_image, impl
+        self.released = frozenset(released)
+        self.summands = {term.loss: term for term in terms if (term.weight if term.share is None else term.share)}
+        self.weights = {term.loss: term.weight for term in terms}
+        shares = {name: term.share for name, term in self.summands.items() if term.share is not None}
+        if shares:
+            reference = next(name for name, term in self.summands.items() if term.share is None)
+            self.balance = Balance(shares, reference, every)
+        self._check_network(extractor)
+        self.head, self.queue, self.map_teacher = None, None, None
+        if m_p2p := self.summands.get("m_p2p"):
+            self.head = projection_head(extractor.channels, m_p2p.head)
+            self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
+        self.memory = FeatureMemory(draws, extractor.channels) if "frechet" in self.summands else None
+
+    def _check_network(self, extractor: nn.Module | None) -> None:
+        """Look through the network, once it is one that can give the terms what they need."""
+        if "pd" in self.summands and self.schedule is None:
+            raise ValueError("pd weighs by the schedule: pass schedule=teacher.schedule")
+        needing = [name for name in self.weights if name not in PIXEL_TERMS]
+        if (needing or "lpips" in self.weights) and extractor is None:
+            raise ValueError(f"{(needing or ['lpips'])[0]} looks through an extractor: pass extractor=")
+        if extractor is None:
+            return
+        if needing and not hasattr(extractor, "channels"):
+            raise ValueError(
+                "the extractor is a bare module: make it one with rddlib.as_extractor(module, image_shape)"
+            )
+        predicting = [name for name in self.weights if name in LOGIT_TERMS or self._term(name).predictions]
+        if predicting:
+            check_predicts(extractor)
+        self.look_through(extractor)
+
+    def _term(self, name: str) -> Term:
+        return self.summands.get(name, Term(name))
+
+    @property
+    def extractor(self) -> nn.Module:
+        """The network that it looks through."""
+        return self._frozen[0]
+
+    def features(self, x_student: Tensor, x_teacher: Tensor) -> tuple[Features, Features]:
+        """The student's features, differentiable, and the teacher's."""
         with torch.no_grad():
-            stages_teacher = self.network.stages(x_teacher)
-        return stage_perceptual_loss(self.network.stages(x_student), stages_teacher)
+            teacher = self.extractor(x_teacher)
+        return self.extractor(x_student), teacher
 
     def terms(self, x_student, x_teacher, t, generator):
-        pd = pd_loss(x_student, x_teacher, t, self.schedule)
-        return {"pd": pd, self.name: self._distance(x_student, x_teacher)}
+        view = View(self, x_student, x_teacher, t, generator)
+        made = {name: TERMS[name](view, term) for name, term in self.summands.items()}
+        return {name: value for name, value in made.items() if value is not None}
+
+    def push(self, generator: torch.Generator) -> None:
+        """Push pixels of the teacher's map of this iteration, once."""
+        if self.map_teacher is not None:
+            self.queue.push(self.map_teacher, self.per_image, generator)
+            self.map_teacher = None
+
+    def after_step(self, generator: torch.Generator) -> None:
+        """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
+        self.push(generator)
+
+    def status(self) -> dict[str, Tensor]:
+        """Rows in the queue when the terms were made: 0 says why they lack M_P2P."""
+        return {} if self.queue is None else {"queue_rows": torch.tensor(float(len(self.queue)))}
 
 
 def check_predicts(extractor: nn.Module) -> None:
@@ -184,95 +491,110 @@ def check_predicts(extractor: nn.Module) -> None:
         )
 
 
-class CFD(_Frozen, Objective):
-    """Classifier-based feature distillation: KL(softmax(F^T/tau) || softmax(F^S))  (Eq. 4, Feng et al. 2024).
+class Residual(nn.Module):
+    """x + branch(x), the branch's last layer starting at zero."""
 
-    extractor: a FeatureExtractor, or any network through as_extractor; frozen here, and no part of this
-    module's state; temperature: tau of the teacher's features, in (0, 1] as
-    the papers have it; dual: tau on both sides, times tau^2 (Eq. 8, Sun et al. 2023); predictions: compare the
-    classifier's logits instead of its pooled features (Figures 4 and 5 there); cfd: weight, for subclasses with more terms.
-    """
-
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        temperature: float,
-        *,
-        dual: bool = False,
-        predictions: bool = False,
-        cfd: float = 1.0,
-    ):
+    def __init__(self, branch: nn.Sequential):
         super().__init__()
-        if not hasattr(extractor, "channels"):
-            raise ValueError(
-                "the extractor is a bare module: make it one with rddlib.as_extractor(module, image_shape)"
-            )
-        if predictions:
-            check_predicts(extractor)
-        self._hold("extractor", extractor)
-        self.temperature, self.dual, self.predictions = temperature, dual, predictions
-        self.weights = {"cfd": cfd}
+        self.branch = branch
+        nn.init.zeros_(branch[-1].weight)
+        nn.init.zeros_(branch[-1].bias)
 
-    def features(self, x_student: Tensor, x_teacher: Tensor) -> tuple[Features, Features]:
-        """The student's features, differentiable, and the teacher's."""
-        with torch.no_grad():
-            teacher = self.extractor(x_teacher)
-        return self.extractor(x_student), teacher
-
-    def cfd(self, student: Features, teacher: Features) -> Tensor:
-        chosen = "logits" if self.predictions else "pooled"
-        return cfd_loss(getattr(student, chosen), getattr(teacher, chosen), self.temperature, dual=self.dual)
-
-    def _terms(self, **makers: Callable[[], Tensor]) -> dict[str, Tensor]:
-        """Those that count, made in order."""
-        return {name: make() for name, make in makers.items() if self.wants(name)}
-
-    def terms(self, x_student, x_teacher, t, generator):
-        student, teacher = self.features(x_student, x_teacher)
-        return self._terms(cfd=lambda: self.cfd(student, teacher))
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape."""
+        return x + self.branch(x)
 
 
-class RCFD(CFD):
-    """CFD + beta [gamma entropy + (1 - gamma) diversity] of the student's predictions (Eq. 7, Sun et al. 2023)."""
+def projection_head(channels: int, kind: str = "paper") -> nn.Module:
+    """Two 1x1 convolutions with batch normalisation and ReLU between (Section 4.3, Feng et al. 2024).
 
-    def __init__(self, extractor: FeatureExtractor, temperature: float, beta: float, gamma: float, **options):
-        super().__init__(extractor, temperature, **options)
-        check_predicts(extractor)
-        self.weights |= {"entropy": beta * gamma, "diversity": beta * (1 - gamma)}
-        if not any(self.weights.values()):
-            raise ValueError("all weights are 0: nothing would be learnt")
-
-    def terms(self, x_student, x_teacher, t, generator):
-        student, teacher = self.features(x_student, x_teacher)
-        return self._terms(
-            cfd=lambda: self.cfd(student, teacher),
-            entropy=lambda: entropy_loss(student.logits),
-            diversity=lambda: diversity_loss(all_gather_grad(student.logits)),
-        )
-
-
-def projection_head(channels: int) -> nn.Sequential:
-    """Two 1x1 convolutions with batch normalisation and ReLU between (Section 4.3, Feng et al. 2024)."""
-    return nn.Sequential(
+    kind: "paper"; "identity", the same beside a shortcut, starting as the identity; "none", nothing at all.
+    """
+    if kind == "none":
+        return nn.Identity()
+    head = nn.Sequential(
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels),
         nn.ReLU(),
         nn.Conv2d(channels, channels, 1),
     )
+    return Residual(head) if kind == "identity" else head
 
 
-class RDD(CFD):
+# the published methods
+
+
+class PD(Sum):
+    """Progressive distillation: w_t ||x^T - x^S||^2, w_t = max(alpha^2/sigma^2, 1)  (Eq. 2, Feng et al. 2024)."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__([Term("pd")], schedule)
+
+
+class PDPerceptual(Sum):
+    """PD with a perceptual distance beside it: "PD + LPIPS" of Tables 1 and 2, Feng et al. 2024.
+
+    network: LPIPS, from `rddlib.losses.load_lpips()`; or a FeatureExtractor, whose stages are then compared in LPIPS's
+    form, for images that VGG makes no sense of. The term is called "lpips" or "stages" accordingly: the second is not
+    LPIPS. weight: of that term.
+    """
+
+    def __init__(self, schedule: Schedule, network: nn.Module, weight: float = 1.0):
+        name = "stages" if isinstance(network, FeatureExtractor) else "lpips"
+        super().__init__([Term("pd"), Term(name, weight)], schedule, network)
+
+
+class CFD(Sum):
+    """Classifier-based feature distillation: KL(softmax(F^T/tau) || softmax(F^S))  (Eq. 4, Feng et al. 2024).
+
+    temperature: tau of the teacher's features, in (0, 1] as the papers have it; dual: tau on both sides, times tau^2 (Eq. 8,
+    Sun et al. 2023); predictions: compare the classifier's logits instead of its pooled features (Figures 4 and 5 there).
+    """
+
+    def __init__(
+        self, extractor: FeatureExtractor, temperature: float, *, dual: bool = False, predictions: bool = False
+    ):
+        super().__init__([Term("cfd", tau=temperature, dual=dual, predictions=predictions)], extractor=extractor)
+
+
+class RCFD(Sum):
+    """CFD + beta [gamma entropy + (1 - gamma) diversity] of the student's predictions (Eq. 7, Sun et al. 2023).
+
+    cfd: weight of CFD; dual, predictions: of CFD.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        temperature: float,
+        beta: float,
+        gamma: float,
+        *,
+        cfd: float = 1.0,
+        dual: bool = False,
+        predictions: bool = False,
+    ):
+        terms = [
+            Term("cfd", cfd, tau=temperature, dual=dual, predictions=predictions),
+            Term("entropy", beta * gamma),
+            Term("diversity", beta * (1 - gamma)),
+        ]
+        super().__init__(terms, extractor=extractor)
+
+
+class RDD(Sum):
     """Relational Diffusion Distillation: L_CFD + alpha L_IS_P2P + beta L_M_P2P  (Eq. 10, Feng et al. 2024).
 
-    alpha, beta: weights; temperature: tau of CFD; tau_is, tau_m: of the relations; queue_size: N_q rows; draws: V rows
-    compared with; per_image: K pixels pushed of each map. The queue is filled after each update, so the first iteration
-    has none and leaves M_P2P out. Over several processes the relations span all of them. A term of weight 0 is left out,
-    and without M_P2P there is neither projection head nor queue. relation: "ii_p2p" puts L_II_P2P (Eq. 6) in the place of
-    L_IS_P2P; impl: of rddlib.losses.is_p2p_loss.
+    Args:
+        extractor, temperature, dual, predictions: of CFD.
+        cfd, alpha, beta: weights.
+        tau_is, tau_m: temperatures of the relations.
+        relation: "ii_p2p" puts L_II_P2P (Eq. 6) in the place of L_IS_P2P.
+        weights: "fixed"; or "balanced", for alpha and beta to say how large the gradients of the relations at the student's
+            image should be as a share of CFD's, measured at each iteration.
+        options: of `Sum`: queue_size, draws, per_image, impl, released.
 
-    weights: "fixed", alpha and beta multiply the losses; "balanced", they say how large the gradients of IS_P2P and M_P2P
-    at the student's image should be as a share of CFD's. released: names of RELEASED_SWITCHES to follow instead of the
-    paper. Raises ValueError for unknown names of either.
+    Raises ValueError for unknown names, and where cfd and alpha are 0.
     """
 
     def __init__(
@@ -280,72 +602,63 @@ class RDD(CFD):
         extractor: FeatureExtractor,
         temperature: float,
         *,
+        cfd: float = 1.0,
         alpha: float = 1.0,
         beta: float = 0.1,
         tau_is: float = 1.0,
         tau_m: float = 0.1,
-        queue_size: int = 20_000,
-        draws: int = 2048,
-        per_image: int = 1,
         relation: str = "is_p2p",
-        impl: str = "auto",
         weights: str = "fixed",
-        released: Collection[str] = (),
+        dual: bool = False,
+        predictions: bool = False,
         **options,
     ):
-        super().__init__(extractor, temperature, **options)
         for name, value, known in (("weights", weights, WEIGHTS), ("relation", relation, RELATIONS)):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {known}")
-        unknown = set(released) - RELEASED_SWITCHES.keys()
-        if unknown:
-            raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_SWITCHES)}")
-        self.tau_is, self.tau_m, self.draws, self.per_image = tau_is, tau_m, draws, per_image
-        self.relation, self.impl, self.released = relation, impl, frozenset(released)
-        relational = {relation: alpha, "m_p2p": beta}
-        self.weights |= relational
-        if not self.weights["cfd"] and not alpha:
+        if not cfd and not alpha:
             raise ValueError("cfd and alpha are 0: M_P2P alone has nothing to compare with while the queue is empty")
-        self.shares = {name: share for name, share in relational.items() if share} if weights == "balanced" else {}
-        self.head, self.queue = None, None
-        if self.wants("m_p2p"):
-            self.head = projection_head(extractor.channels)
-            self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
-        self._map_teacher: Tensor | None = None
+        balanced = weights == "balanced"
+        terms = [
+            Term("cfd", cfd, tau=temperature, dual=dual, predictions=predictions),
+            Term(relation, alpha, alpha if balanced else None, tau_is),
+            Term("m_p2p", beta, beta if balanced else None, tau_m),
+        ]
+        super().__init__(terms, extractor=extractor, every=1, **options)
 
-    def terms(self, x_student, x_teacher, t, generator):
-        student, teacher = self.features(x_student, x_teacher)
-        # The head too sees every rank's maps: one batch statistic, and the same gradient for its weights everywhere.
-        map_student, map_teacher = all_gather_grad(student.map), all_gather_grad(teacher.map)
-        related = (student.map, teacher.map) if "local_batch" in self.released else (map_student, map_teacher)
-        terms = self._terms(
-            cfd=lambda: self.cfd(student, teacher), **{self.relation: lambda: self._relations(*related)}
-        )
-        if self.queue is None:
-            return terms
-        self._map_teacher = map_teacher
-        if "queue_push" in self.released:
-            self._push(generator)
-        if len(self.queue):
-            embeddings = self.queue.sample(self.draws, generator)  # [V, C]
-            head = self.head(map_student)
-            terms["m_p2p"] = m_p2p_loss(head, map_teacher, embeddings, self.tau_m, impl=self.impl)
-        return terms
 
-    def _relations(self, map_student: Tensor, map_teacher: Tensor) -> Tensor:
-        if self.relation == "ii_p2p":
-            return ii_p2p_loss(map_student, map_teacher, self.tau_is)
-        return is_p2p_loss(map_student, map_teacher, self.tau_is, impl=self.impl)
+# sums as people write them
 
-    def _push(self, generator: torch.Generator) -> None:
-        if self._map_teacher is not None:
-            self.queue.push(self._map_teacher, self.per_image, generator)
-            self._map_teacher = None
+_TERM = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
 
-    def after_step(self, generator: torch.Generator) -> None:
-        """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
-        self._push(generator)
 
-    def status(self) -> dict[str, Tensor]:
-        """Rows in the queue when the terms were made: 0 says why they lack M_P2P."""
-        return {} if self.queue is None else {"queue_rows": torch.tensor(float(len(self.queue)))}
+def parse_sum(text: str) -> tuple[str, tuple[Term, ...]]:
+    """ "ours = cfd + is_p2p(share=1 tau=0.1)" as (name, terms); a tau that is not said is None.
+
+    NAME = TERM + TERM ..., each TERM the name of a loss of TERMS with options of `Term` in brackets: weight, share, tau,
+    head, dual, predictions. Raises ValueError where it reads otherwise.
+    """
+    name, equals, right = text.partition("=")
+    name = name.strip()
+    if not equals or not re.fullmatch(r"[a-z]\w*", name):
+        raise ValueError(f"{text!r} is no sum: write it as name = cfd + is_p2p(share=1 tau=0.1)")
+    terms = tuple(_parse_term(word) for word in right.split("+"))
+    check_terms([term if term.tau is not None else replace(term, tau=1.0) for term in terms])
+    return name, terms
+
+
+def _parse_term(word: str) -> Term:
+    found = _TERM.fullmatch(word)
+    if not found:
+        raise ValueError(f"{word.strip()!r} is no term: write it as is_p2p(share=1 tau=0.1)")
+    options: dict = {"tau": None}
+    kinds = {field.name: str(field.type) for field in fields(Term) if field.name != "loss"}
+    for option in (found[2] or "").replace(",", " ").split():
+        key, _, value = option.partition("=")
+        if key not in kinds:
+            raise ValueError(f"{found[1]} has no option {key!r}{nearest(key, kinds)}: known are {', '.join(kinds)}")
+        try:
+            options[key] = value if key == "head" else value == "true" if kinds[key] == "bool" else float(value)
+        except ValueError:
+            raise ValueError(f"{found[1]}({option}): {value!r} is no number") from None
+    return Term(found[1], **options)

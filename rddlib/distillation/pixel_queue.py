@@ -16,29 +16,39 @@ RELEASED_RULES = {
 }
 
 
+def check_released(names: Collection[str], known: Collection[str]) -> frozenset[str]:
+    """The names as a set. Raises ValueError for one that is not known."""
+    if unknown := set(names) - set(known):
+        raise ValueError(f"released names {sorted(unknown)}, expected some of {list(known)}")
+    return frozenset(names)
+
+
 class PixelQueue(nn.Module):
     """Q in R^{size x channels}: rows are l2-normalised pixels of the teacher's feature maps.
 
-    size: N_q, rows held at most; channels: C of the maps. A new queue is empty; once full, a push overwrites the
-    oldest rows. Rows live in a buffer, so they move with `.to(device)` and travel with `state_dict()`.
-    released: names of RELEASED_RULES to follow instead of the paper. Raises ValueError for size or channels below 1
-    and for unknown rules.
+    A new queue is empty; once full, a push overwrites the oldest rows. Rows live in a buffer, so they move with
+    `.to(device)` and travel with `state_dict()`.
+
+    Args:
+        size: N_q, rows held at most.
+        channels: C of the maps.
+        released: names of RELEASED_RULES to follow instead of the paper.
+
+    Raises ValueError for size or channels below 1 and for unknown rules.
     """
 
     def __init__(self, size: int, channels: int, released: Collection[str] = ()):
         super().__init__()
         if size < 1 or channels < 1:
             raise ValueError(f"PixelQueue needs size >= 1 and channels >= 1, got {size} and {channels}")
-        unknown = set(released) - RELEASED_RULES.keys()
-        if unknown:
-            raise ValueError(f"released names {sorted(unknown)}, expected some of {list(RELEASED_RULES)}")
-        self.size, self.channels, self.released = size, channels, frozenset(released)
+        self.size, self.channels, self.released = size, channels, check_released(released, RELEASED_RULES)
         full_of_noise = "queue_start" in self.released
         rows = F.normalize(torch.randn(size, channels), dim=1) if full_of_noise else torch.zeros(size, channels)
         self.register_buffer("rows", rows)
         self.pushed = size if full_of_noise else 0  # rows ever pushed: a plain number, so len() never waits for a GPU
 
     def __len__(self) -> int:
+        """Rows held."""
         return min(self.pushed, self.size)
 
     def get_extra_state(self) -> Tensor:
@@ -51,8 +61,14 @@ class PixelQueue(nn.Module):
     def push(self, map_teacher: Tensor, per_image: int, generator: torch.Generator | None = None) -> None:
         """Append K = per_image pixels of each map, drawn without replacement, images in order.
 
-        map_teacher: [N, C, H, W], normalised over C here; per_image in 1..H*W. If one push brings more than `size`
-        rows, the last `size` of them stay. Raises ValueError for other shapes or a per_image out of range.
+        If one push brings more than `size` rows, the last `size` of them stay.
+
+        Args:
+            map_teacher: [N, C, H, W], normalised over C here.
+            per_image: 1..H*W.
+            generator: of the draws.
+
+        Raises ValueError for other shapes or a per_image out of range.
         """
         if map_teacher.ndim != 4 or map_teacher.shape[1] != self.channels:
             raise ValueError(f"map_teacher is {tuple(map_teacher.shape)}, expected [N, {self.channels}, H, W]")

@@ -54,8 +54,10 @@ def weighted_error(prediction: Tensor, x: Tensor, weight: Tensor) -> tuple[Tenso
 def _preview(
     dataset: ImageDataset, steps: int, seed: int, stochastic: bool = False, count: int = 64
 ) -> Callable[[Denoiser], Tensor]:
-    """A function denoiser -> images drawn from the same noise each time, of the first images' classes where there are any,
-    guided by the middle of the range where the denoiser takes one."""
+    """A function denoiser -> `count` images, drawn in `steps` steps from the same noise each time.
+
+    They are of the first images' classes where there are any, guided by the middle of the range that a denoiser takes.
+    """
 
     def noise(*number: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, 8, *number))
@@ -72,9 +74,32 @@ def _preview(
     return images
 
 
-def _frozen_copy(denoiser: Denoiser) -> Denoiser:
-    """The denoiser as a teacher: a copy on the training device, in eval mode, without gradients."""
-    return copy.deepcopy(denoiser).to(training_device()).eval().requires_grad_(False)
+def _fit_denoiser(
+    denoiser: Denoiser,
+    target: Callable[..., Tensor],
+    dataset: ImageDataset,
+    trainer: Trainer,
+    snr_max: float | None,
+    weight: str,
+    preview_steps: int,
+) -> Denoiser:
+    """Train a denoiser towards target(x, z_t, t, y, w): E w_t ||target - x_theta(z_t, t, y, w)||^2, t uniform in [0, 1].
+
+    w is uniform in the range that the denoiser takes, None where it takes none.
+    """
+    dataset = dataset.to(training_device())
+
+    def loss(model: nn.Module, step: Step):
+        x = dataset.batch(step.rows, step.generator)
+        t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
+        w = draw_guidance(denoiser, len(x), step.generator, x.device)
+        z, y = add_noise(x, t, denoiser.schedule, step.generator), labels_of(dataset, step.rows, denoiser)
+        y = drop_labels(y, denoiser, step.generator)
+        with torch.no_grad():
+            wanted = target(x, z, t, y, w)
+        return weighted_error(model(z, t, y, w), wanted, loss_weight(weight, t, denoiser.schedule, maximum=snr_max))
+
+    return trainer.fit(denoiser, loss, len(dataset), preview=_preview(dataset, preview_steps, trainer.seed))
 
 
 def train_base(
@@ -95,16 +120,13 @@ def train_base(
         snr_max: upper bound of w_t; None: none.
         preview_steps: of the sampler that draws run.sample_every's grids.
     """
-    dataset = dataset.to(training_device())
+    return _fit_denoiser(denoiser, lambda x, *_: x, dataset, trainer, snr_max, weight, preview_steps)
 
-    def loss(model: nn.Module, step: Step):
-        x = dataset.batch(step.rows, step.generator)
-        t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
-        z, y = add_noise(x, t, denoiser.schedule, step.generator), labels_of(dataset, step.rows, denoiser)
-        y = drop_labels(y, denoiser, step.generator)
-        return weighted_error(model(z, t, y), x, loss_weight(weight, t, denoiser.schedule, maximum=snr_max))
 
-    return trainer.fit(denoiser, loss, len(dataset), preview=_preview(dataset, preview_steps, trainer.seed))
+def _as_teacher(denoiser: Denoiser, trainer: Trainer) -> Denoiser:
+    """A copy on the training device, in eval mode, without gradients, laid out and compiled as the trainer's run says."""
+    teacher = copy.deepcopy(denoiser).to(training_device()).eval().requires_grad_(False)
+    return prepared(teacher, trainer.run, trainer.config.precision)
 
 
 def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser:
@@ -146,8 +168,9 @@ def distill_guidance(
     teacher.check_guidable()
     if not student.guidance:
         raise ValueError("the student takes no guidance weights: make it with takes_guidance(teacher, (w_min, w_max))")
-    options = {"snr_max": snr_max, "weight": weight, "preview_steps": preview_steps}
-    return _imitate(teacher, student, dataset, trainer, **options)
+    teacher = _as_teacher(teacher, trainer)
+    target = lambda x, z, t, y, w: teacher(z, t, y, w)  # noqa: E731
+    return _fit_denoiser(student, target, dataset, trainer, snr_max, weight, preview_steps)
 
 
 def reparametrise(
@@ -177,40 +200,9 @@ def reparametrise(
         guidance=teacher.guidance,
         steps=teacher.steps,
     )
-    return _imitate(teacher, student, dataset, trainer, snr_max=snr_max, preview_steps=preview_steps, plain=True)
-
-
-def _imitate(
-    teacher: Denoiser,
-    student: Denoiser,
-    dataset: ImageDataset,
-    trainer: Trainer,
-    *,
-    snr_max: float | None,
-    preview_steps: int,
-    weight: str = "truncated",
-    plain: bool = False,
-) -> Denoiser:
-    """Train the student to denoise as the teacher does at any t, for any w where it takes one.
-
-    plain: w is not what is to be learnt, so labels are dropped as often as the teacher's were, and the teacher's x is held
-    in [-1, 1].
-    """
-    teacher, dataset = _frozen_copy(teacher), dataset.to(training_device())
-    prepared(teacher, trainer.run, trainer.config.precision)
-
-    def loss(model: nn.Module, step: Step):
-        x = dataset.batch(step.rows, step.generator)
-        t = torch.rand(len(x), generator=step.generator, device=x.device, dtype=torch.float64)
-        w = draw_guidance(student, len(x), step.generator, x.device)
-        z, y = add_noise(x, t, teacher.schedule, step.generator), labels_of(dataset, step.rows, teacher)
-        y = drop_labels(y, teacher, step.generator) if plain else y
-        with torch.no_grad():
-            x_teacher = teacher(z, t, y, w)
-            x_teacher = x_teacher.clamp(-1, 1) if plain else x_teacher
-        return weighted_error(model(z, t, y, w), x_teacher, loss_weight(weight, t, teacher.schedule, maximum=snr_max))
-
-    return trainer.fit(student, loss, len(dataset), preview=_preview(dataset, preview_steps, trainer.seed))
+    teacher = _as_teacher(teacher, trainer)
+    target = lambda x, z, t, y, w: teacher(z, t, y, w).clamp(-1, 1)  # noqa: E731
+    return _fit_denoiser(student, target, dataset, trainer, snr_max, "truncated", preview_steps)
 
 
 def augment(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
@@ -290,10 +282,10 @@ def distill(
     if student.schedule != teacher.schedule:
         raise ValueError("student and teacher have different schedules: give the student the teacher's")
     student.steps = steps
-    teacher, dataset = _frozen_copy(teacher), dataset.to(training_device())
+    teacher, dataset = _as_teacher(teacher, trainer), dataset.to(training_device())
     objective.to(training_device())
-    for frozen in (teacher, *objective.frozen()):
-        prepared(frozen, trainer.run, trainer.config.precision)
+    for network in objective.frozen():
+        prepared(network, trainer.run, trainer.config.precision)
     dropping = student if getattr(teacher.network, "config", None) is None and teacher.unconditional else teacher
     target, teacher_step = (stochastic_target, 1 / steps) if stochastic else (two_step_target, 1 / (2 * steps))
 

@@ -1,26 +1,182 @@
-"""Drawing images into files: what `rdd sample` leaves, batch after batch, going on where it was stopped."""
+"""Images that a model draws from seeded noise, and drawing them into a file."""
 
-import io
+import json
+import math
 import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rddlib.data import grid_png, to_uint8
-from rddlib.evaluation.images import DrawnImages, Images
-from rddlib.utils.checkpoint import write_atomically
+from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.samplers import evaluations, find_sampler
+from rddlib.diffusion.schedule import schedule_facts
+from rddlib.evaluation.images import GIVEN, UNKNOWN, Images, write_npz
+from rddlib.training import derive_seed
+from rddlib.training.hardware import tf32_context
+from rddlib.utils.checkpoint import digest, write_atomically
 from rddlib.utils.distributed import join, rank, wait, world_size
+from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress
+
+NOISE_BLOCK = 100  # images whose noise is drawn together, whatever the batch size
+
+
+def common_noise(shape: tuple[int, int, int], start: int, stop: int, seed: int) -> Tensor:
+    """Standard normal noise [stop - start, C, H, W] of images start..stop-1: the same for every method and batch size."""
+    return _drawn(start, stop, seed, 1, lambda generator: torch.randn(NOISE_BLOCK, *shape, generator=generator))
+
+
+def common_labels(classes: int, start: int, stop: int, seed: int) -> Tensor:
+    """Random labels [stop - start] of the same images, int64 in 0..classes-1."""
+    return _drawn(start, stop, seed, 2, lambda generator: torch.randint(classes, (NOISE_BLOCK,), generator=generator))
+
+
+def fresh_noise(shape: tuple[int, int, int], start: int, stop: int, seed: int, step: int) -> Tensor:
+    """The noise [stop - start, C, H, W] that the stochastic sampler adds to the same images after its step-th step."""
+    return _drawn(start, stop, seed, 3 + step, lambda generator: torch.randn(NOISE_BLOCK, *shape, generator=generator))
+
+
+def _drawn(start: int, stop: int, seed: int, kind: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+    """Rows start..stop-1 of an endless sequence whose blocks each depend on (seed, block, kind) alone."""
+    first, last = start // NOISE_BLOCK, -(-stop // NOISE_BLOCK)
+    blocks = [draw(torch.Generator().manual_seed(derive_seed(seed, block, kind))) for block in range(first, last)]
+    return torch.cat(blocks)[start - first * NOISE_BLOCK : stop - first * NOISE_BLOCK]
+
+
+def check_classes(classes: Sequence[int], known: int) -> None:
+    """Raise UserError if a model of `known` classes cannot draw these."""
+    if classes and not known:
+        raise UserError("this model is unconditional and draws no chosen classes: leave the classes out")
+    if unknown := sorted(set(classes) - set(range(known))):
+        raise UserError(f"unknown classes {', '.join(map(str, unknown))}: choose from 0 to {known - 1}")
+
+
+def check_weight(guidance: float) -> None:
+    """Raise UserError if a guidance weight is not finite."""
+    if not math.isfinite(guidance):
+        raise UserError(f"guidance {guidance}: expected a number, 0 for the conditional model")
+
+
+def _check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
+    if guidance is not None:
+        check_weight(guidance)
+        try:
+            denoiser.check_guidable()
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    elif denoiser.guidance:
+        low, high = denoiser.guidance
+        raise UserError(f"this model takes a guidance weight: give one of {low:g} to {high:g}")
+
+
+class DrawnImages(Images):
+    """Images that a denoiser draws on demand from common noise, as floats in [-1, 1].
+
+    Args:
+        count: the number of images.
+        steps: sampling steps.
+        seed: of the noise.
+        clip: clamp the predicted x to [-1, 1] at every step.
+        shape: (C, H, W); default the denoiser's own.
+        sampler: one of rddlib.diffusion.samplers.SAMPLERS.
+        made: what a receipt should say of the model (`model_file.provenance`).
+        guidance: the weight w, or None for no guidance.
+        classes: labels to draw in turn; default all at random.
+
+    Raises UserError for guidance or classes that the model does not support.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        count: int,
+        steps: int,
+        *,
+        seed: int,
+        clip: bool = True,
+        shape: tuple[int, int, int] | None = None,
+        device: torch.device | str = "cpu",
+        name: str = "",
+        sampler: str = "ddim",
+        made: dict | None = None,
+        guidance: float | None = None,
+        classes: Sequence[int] = (),
+    ):
+        check_classes(classes, denoiser.num_classes)
+        _check_guidance(denoiser, guidance)
+        if shape is None:
+            config = denoiser.network.config
+            shape = (config.image_channels, config.image_size, config.image_size)
+        self.denoiser, self.count, self.steps, self.seed, self.clip = denoiser, count, steps, seed, clip
+        self.shape, self.device, self._sample = shape, device, find_sampler(sampler, steps)
+        self.sampler, self.guidance, self.classes = sampler, guidance, tuple(classes)
+        self.name = name or f"{sampler}, {steps} step{'s' * (steps > 1)}"
+        tensors, evaluated = denoiser.state_dict(), evaluations(sampler, steps)
+        read_as = json.dumps({"prediction": denoiser.prediction, **schedule_facts(denoiser.schedule)}, sort_keys=True)
+        labels = "drawn at random, all classes alike" if denoiser.num_classes else "none"
+        self.provenance = {
+            **GIVEN,
+            "sampler": sampler,
+            "steps": steps,
+            "clip": clip,
+            "evaluations": evaluated if guidance is None else evaluated * denoiser.evaluations,
+            "guidance": "none" if guidance is None else guidance,
+            "labels": f"{', '.join(map(str, classes))} in turn" if classes else labels,
+            "noise_seed": seed,
+            "precision": "float32",
+            "weights_sha256": digest(tensors, read_as) if tensors else UNKNOWN,
+            **(made or {}),
+        }
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def sha256(self) -> str:
+        return "drawn, not stored"
+
+    @property
+    def identity(self) -> str:
+        """Of the model and the sampling; UserError for a model without tensors, such as a plain function."""
+        if self.provenance["weights_sha256"] == UNKNOWN:
+            raise UserError(
+                f"{self.name}: a model without weights cannot be told from another: name no folder to keep results"
+            )
+        drawn = {name: value for name, value in self.provenance.items() if name not in ("model", "checkpoint_sha256")}
+        return json.dumps([drawn, len(self)], sort_keys=True)
+
+    def labels(self, start: int, stop: int) -> Tensor | None:
+        """The labels [stop - start] that images start..stop-1 are drawn with; None without classes."""
+        if self.classes:
+            return torch.tensor(self.classes)[torch.arange(start, stop) % len(self.classes)]
+        classes = self.denoiser.num_classes
+        return common_labels(classes, start, stop, self.seed) if classes else None
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        began, y = time.perf_counter(), self.labels(start, stop)
+        noise = common_noise(self.shape, start, stop, self.seed).to(self.device)
+        y = None if y is None else y.to(self.device)
+        options: dict = {"y": y, "clip": self.clip, "guidance": self.guidance}
+        if self.sampler == "stochastic":
+            options["fresh"] = lambda k: fresh_noise(self.shape, start, stop, self.seed, k).to(self.device)
+        with tf32_context("float32", torch.device(self.device)):
+            images = self._sample(self.denoiser, noise, self.steps, **options)
+        if not images.isfinite().all():
+            raise UserError(f"{self.name}: images hold NaN or infinity, so nothing can be scored: check the model")
+        self.seconds += time.perf_counter() - began
+        return images.clamp(-1, 1)
 
 
 def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500) -> Path:
-    """Draw all images into an .npz in ADM's layout, arr_0 [count, H, W, C] uint8 and arr_1 labels [count] where there are
-    classes, and a picture of the first 64 beside it, whose path is returned.
+    """Draw all images into an .npz in ADM's layout, and a picture of the first 64 beside it; return the picture's path.
 
-    Finished batches lie in a folder beside it until all are there, so a killed run goes on; an .npz that exists is kept.
+    The .npz holds arr_0 [count, H, W, C] uint8 and, if the model has classes, arr_1 labels [count]. Finished batches are
+    kept in a folder beside it until all are drawn, so that a stopped run resumes; an existing .npz is kept.
     """
     join()
     parts, picture, count = path.with_suffix(".parts"), path.with_suffix(".png"), len(images)
@@ -32,46 +188,20 @@ def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500) -> Path
     for position in Progress(f"drawing {images.name}", len(mine), unit="batches", quiet=True):
         number = mine[position]
         if not files[number].exists():
-            drawn = to_uint8(images.batch(*ranges[number])).cpu()
-            _write_npz(files[number], drawn.permute(0, 2, 3, 1).numpy(), images.labels(*ranges[number]))
+            drawn, labels = to_uint8(images.batch(*ranges[number])).cpu(), images.labels(*ranges[number])
+            columns = {} if labels is None else {"arr_1": labels.numpy()}
+            write_npz(files[number], arr_0=drawn.permute(0, 2, 3, 1).numpy(), **columns)
     wait()
     if rank() == 0:
         finished = [_read_npz(file) for file in files]
-        whole = np.concatenate([pixels for pixels, _ in finished])  # [count, H, W, C]
-        labels = [labels for _, labels in finished if labels is not None]
-        _write_npz(path, whole, np.concatenate(labels) if labels else None)
-        write_atomically(picture, grid_png(torch.from_numpy(whole[:64]).permute(0, 3, 1, 2)))
+        whole = {name: np.concatenate([part[name] for part in finished]) for name in finished[0]}
+        write_npz(path, **whole)
+        write_atomically(picture, grid_png(torch.from_numpy(whole["arr_0"][:64]).permute(0, 3, 1, 2)))
         shutil.rmtree(parts)
     wait()
     return picture
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """(images, labels or None)."""
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
-        return file["arr_0"], file.get("arr_1")
-
-
-def _write_npz(path: Path, images: np.ndarray, labels: Tensor | np.ndarray | None) -> None:
-    content, columns = io.BytesIO(), {} if labels is None else {"arr_1": np.asarray(labels)}
-    np.savez(content, arr_0=images, **columns)
-    write_atomically(path, content.getvalue())
-
-
-def write_pngs(images: Images, folder: Path, batch_size: int = 500) -> None:
-    """Each image as a PNG file of its number, for other tools; those that exist are kept."""
-    for start in range(0, len(images), batch_size):
-        stop = min(start + batch_size, len(images))
-        missing = [number for number in range(start, stop) if not (folder / f"{number:06d}.png").exists()]
-        batch = images.batch(start, stop) if missing else None
-        for number in missing:
-            pixels = batch[number - start]
-            pixels = to_uint8(pixels) if pixels.is_floating_point() else pixels
-            write_atomically(folder / f"{number:06d}.png", _png(pixels.permute(1, 2, 0).cpu().numpy()))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """[H, W, 1] or [H, W, 3] uint8 as the content of a PNG file."""
-    content = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(content, format="png")
-    return content.getvalue()
+        return dict(file)

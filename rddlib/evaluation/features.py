@@ -1,6 +1,5 @@
-"""Features of images, a file a batch: any number of processes make them, and a stopped run goes on where it was."""
+"""Features of images in files, one per batch: several processes share the work, and a stopped run resumes."""
 
-import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,25 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rddlib.evaluation.images import UNREADABLE, DrawnImages, Images
+from rddlib.evaluation.drawing import DrawnImages
+from rddlib.evaluation.images import UNREADABLE, Images, write_npz
 from rddlib.evaluation.networks import Network
-from rddlib.evaluation.protocols import Protocol
+from rddlib.evaluation.receipt import Protocol
 from rddlib.training.hardware import tf32_context
-from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import rank, together, world_size
 from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress
 
-KINDS = ("features", "logits", "pixels")
-
 
 @dataclass(frozen=True)
 class Shards:
-    """The batches' files in a folder. images: how many in all; size: how many a file holds; kinds: what is kept of each.
+    """The files of features in a folder, one per batch.
 
-    "features" and "logits" are the network's; "pixels" the levels it saw, as floats in [-1, 1], flattened.
+    images: their total number; size: images per file; kinds: what is kept of each image: the network's "features" and
+    "logits", and "pixels", the levels it saw as floats in [-1, 1], flattened.
     """
 
     folder: Path
@@ -45,14 +43,18 @@ class Shards:
         """(first image, one past the last) of a file."""
         return number * self.size, min((number + 1) * self.size, self.images)
 
-    def read(self, protocol: Protocol, kind: str) -> Iterator[tuple[int, Tensor]]:
-        """(first image, rows [n, D]) file after file."""
+    def _read(self, name: str) -> Iterator[np.ndarray]:
         for number in range(len(self)):
             with np.load(self.path(number), allow_pickle=False) as file:
-                yield number * self.size, torch.from_numpy(file[f"{protocol.name}.{kind}"])
+                yield file[name]
+
+    def read(self, protocol: Protocol, kind: str) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first image, rows [n, D]) file by file."""
+        for number, rows in enumerate(self._read(f"{protocol.name}.{kind}")):
+            yield number * self.size, torch.from_numpy(rows)
 
     def mapped(self, protocol: Protocol, kind: str, place: Path) -> Tensor:
-        """All rows [M, D] in one file that is mapped into memory, written to `place`."""
+        """All rows [M, D], memory-mapped from one file that is written to `place`."""
         whole = None
         for start, rows in self.read(protocol, kind):
             if whole is None:
@@ -61,16 +63,12 @@ class Shards:
         return torch.from_numpy(whole)
 
     def values(self, name: str) -> list[float]:
-        """What each file says under a name: "seconds", "least", "most", "whole" (uint8 or not)."""
-        found = []
-        for number in range(len(self)):
-            with np.load(self.path(number), allow_pickle=False) as file:
-                found.append(float(file[name]))
-        return found
+        """One number from each file: "seconds", "least", "most" or "whole" (whether the images are uint8)."""
+        return [float(value) for value in self._read(name)]
 
 
 def complete(path: Path) -> bool:
-    """Whether a file is there and whole; a damaged one is removed."""
+    """Whether a file exists and is undamaged; a damaged one is removed."""
     if not path.exists():
         return False
     try:
@@ -92,9 +90,9 @@ def extract(
     device: torch.device | str = "cpu",
     quiet: bool = True,
 ) -> None:
-    """Fill the shards with features of the images under every protocol, each process its share; all are there at the end.
+    """Fill the missing shards with features under every protocol; returns when all processes have done their share.
 
-    quiet: no line in a log. Raises UserError, on every process, for images of a wrong range.
+    quiet: print no line in a log. Raises UserError, on every process, for values out of range.
     """
     module, error = network.module.to(device), None
     mine = range(rank(), len(shards), world_size())
@@ -106,43 +104,34 @@ def extract(
     except UserError as met:
         error = met
     together(error)
+    _check_ranges(images, shards)
 
 
-def _extract_one(images: Images, module, protocols: Sequence[Protocol], shards: Shards, number: int, device) -> None:
-    before = images.seconds if isinstance(images, DrawnImages) else 0.0
+def _extract_one(
+    images: Images, module: nn.Module, protocols: Sequence[Protocol], shards: Shards, number: int, device
+) -> None:
+    before = images.seconds
     batch = images.batch(*shards.rows(number)).to(device)
     batch = batch.reshape(-1).view(batch.shape)  # one layout, on which the rounding depends
-    found = {"least": float(batch.min()), "most": float(batch.max()), "whole": batch.dtype == torch.uint8}
-    _check_range(images.name, batch, found)
+    least, most = float(batch.min()), float(batch.max())
+    if batch.dtype != torch.uint8 and not batch.is_floating_point():
+        raise UserError(f"{images.name}: {batch.dtype}, expected uint8 levels 0..255 or floats in [-1, 1]")
+    if batch.is_floating_point() and not -1.001 <= least <= most <= 1.001:
+        raise UserError(f"{images.name}: floats from {least:.2f} to {most:.2f}, expected [-1, 1]: rescale them")
+    found = {"least": least, "most": most, "whole": batch.dtype == torch.uint8, "seconds": images.seconds - before}
     with tf32_context("float32", torch.device(device)):
         for protocol in protocols:
-            found |= _features(batch, module, protocol, shards.kinds)
-    found["seconds"] = images.seconds - before if isinstance(images, DrawnImages) else 0.0
-    content = io.BytesIO()
-    np.savez(content, **found)
-    write_atomically(shards.path(number), content.getvalue())
+            levels, rows = protocol.levels(batch), {}
+            if {"features", "logits"} & set(shards.kinds):
+                rows = dict(zip(("features", "logits"), module(levels), strict=False))  # without logits: fewer outputs
+            if "pixels" in shards.kinds:
+                rows["pixels"] = levels.double().flatten(1) / 127.5 - 1
+            found |= {f"{protocol.name}.{kind}": rows[kind].cpu().numpy() for kind in shards.kinds}
+    write_npz(shards.path(number), **found)
 
 
-def _features(batch: Tensor, module, protocol: Protocol, kinds: Sequence[str]) -> dict[str, np.ndarray]:
-    levels, rows = protocol.levels(batch), {}
-    if {"features", "logits"} & set(kinds):
-        rows = dict(zip(KINDS, module(levels), strict=False))
-    if "pixels" in kinds:
-        rows["pixels"] = levels.double().flatten(1) / 127.5 - 1
-    return {f"{protocol.name}.{kind}": rows[kind].cpu().numpy() for kind in kinds}
-
-
-def _check_range(name: str, batch: Tensor, found: dict) -> None:
-    if batch.dtype != torch.uint8 and not batch.is_floating_point():
-        raise UserError(f"{name}: {batch.dtype}, expected uint8 levels 0..255 or floats in [-1, 1]")
-    if batch.is_floating_point() and not (-1.001 <= found["least"] <= found["most"] <= 1.001):
-        raise UserError(
-            f"{name}: floats from {found['least']:.2f} to {found['most']:.2f}, expected [-1, 1]: rescale them"
-        )
-
-
-def check_ranges(images: Images, shards: Shards) -> None:
-    """UserError where given images all together show a wrong range that no single one does."""
+def _check_ranges(images: Images, shards: Shards) -> None:
+    """Raise UserError if given images all together show a wrong range that no single batch shows."""
     if isinstance(images, DrawnImages):
         return
     least, most, whole = min(shards.values("least")), max(shards.values("most")), shards.values("whole")[0]

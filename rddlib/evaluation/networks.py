@@ -1,20 +1,18 @@
-"""The networks whose features are compared, as torch-fidelity's extractors: Inception, or the project's own classifiers."""
+"""The networks whose features are compared: torch-fidelity's Inception, or the project's own classifiers."""
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
-import torch_fidelity
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from rddlib.data import data_folder
-from rddlib.distillation.extractor import FeatureExtractor, MetricNetwork, extractor_of
-from rddlib.evaluation.protocols import Protocol
+from rddlib.distillation.extractor import MetricNetwork, extractor_of
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.distributed import rank, together
 from rddlib.utils.download import fetch
@@ -31,9 +29,9 @@ MEANWHILE = "score with the profile's own network meanwhile: --metric-network ex
 class Network:
     """A frozen network that scores images.
 
-    name, sha256: which one, its weights; module: levels 0..255 [N, C, H, W] -> (features [N, D], logits [N, K]); features:
-    D; shape: the (C, H, W) it takes, H and W 0 where it takes any; resizes: whether its input passes through the
-    protocol's resize.
+    sha256: of its weights' file; module: levels 0..255 [N, C, H, W] -> (features [N, D], logits [N, K]); features: D;
+    shape: the (C, H, W) it takes, with H and W 0 if it takes any; resizes: whether it resizes its input as the protocol
+    says.
     """
 
     name: str
@@ -44,7 +42,7 @@ class Network:
     resizes: bool = False
 
     def check(self, name: str, shape: tuple[int, int, int]) -> None:
-        """UserError where images of this (C, H, W) cannot be scored by it."""
+        """Raise UserError if it cannot take images of this (C, H, W); name: of the images."""
         channels, *size = self.shape
         if shape[0] != channels:
             colours = {1: "grayscale", 3: "colour"}
@@ -58,60 +56,33 @@ class Network:
                 "another --metric-network"
             )
 
-    def resize(self, protocol: Protocol) -> str:
-        """What happens to an image's size on its way in."""
-        return protocol.resize if self.resizes else "none"
-
     @property
     def published(self) -> bool:
         """Whether these are the Inception weights that the literature's FIDs are measured with."""
         return self.sha256 == INCEPTION_SHA256 and self.features == 2048
 
     def metric(self, samples: int) -> str:
-        """The full name of its FID: plain only with Inception's published weights."""
+        """The full name of its FID, which names the network unless it is the published Inception."""
         return f"FID ({'' if self.published else f'{self.name}, '}{samples} samples)"
 
 
-class ClassifierFeatures(torch_fidelity.FeatureExtractorBase):
-    """torch-fidelity's view of a classifier: levels 0..255 [N, C, H, W] -> its features and logits.
+class ClassifierFeatures(nn.Module):
+    """A classifier that takes levels 0..255 [N, C, H, W] and returns (features [N, D], logits [N, K]).
 
-    network: images in [-1, 1] -> (features, logits); default the digits metric network, in float64, so that scores do not
-    depend on how images are split into batches.
+    network: images in [-1, 1] -> (features, logits), or a FeatureExtractor, whose pooled features count.
     """
 
-    def __init__(
-        self,
-        name="rddlib-network",
-        features_list=("features", "logits"),
-        feature_extractor_weights_path=None,
-        network: nn.Module | None = None,
-        **_,
-    ):
-        super().__init__(name, list(features_list))
-        weights = feature_extractor_weights_path and Path(feature_extractor_weights_path)
-        self.network = network or load_metric_network(weights).double()
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
 
-    def forward(self, levels: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         dtype = next(self.network.parameters()).dtype
-        features, logits = self.network(levels.to(dtype) / 127.5 - 1)
-        found = {"features": features, "logits": logits}
-        return tuple(found[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list():
-        return "features", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled():
-        return False
+        return self.network(levels.to(dtype) / 127.5 - 1)[-2:]  # a FeatureExtractor's map comes first
 
 
 class InceptionFeatures(FeatureExtractorInceptionV3):
-    """torch-fidelity's Inception v3, which for float levels takes the released RCFD/RDD code's way in."""
+    """torch-fidelity's Inception v3; float levels are resized as in the released RCFD/RDD code."""
 
     def forward(self, levels: Tensor) -> tuple[Tensor, ...]:
         if levels.dtype == torch.uint8:
@@ -128,12 +99,13 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
         return tuple(found[name] for name in self.features_list)
 
 
-if "rddlib-network" not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
-    torch_fidelity.register_feature_extractor("rddlib-network", ClassifierFeatures)
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_metric_network(path: Path | None = None) -> MetricNetwork:
-    """The network that scores digits, from its checkpoint (default: the shipped one), checksum verified."""
+    """Load the network that scores digits from its checkpoint (default: the shipped one), checksum verified."""
     path = path or shipped(f"data/{DIGITS_NETWORK}")
     tensors, info = load_checkpoint(path)
     if info.get("kind") != "metric network":
@@ -143,58 +115,33 @@ def load_metric_network(path: Path | None = None) -> MetricNetwork:
     return network.eval().requires_grad_(False)
 
 
-class _Pooled(nn.Module):
-    """A feature extractor's pooled features and logits."""
-
-    def __init__(self, extractor: FeatureExtractor):
-        super().__init__()
-        self.extractor = extractor
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.extractor(images)
-        return found.pooled, found.logits
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def digits_network() -> Network:
     """The shipped network for 8x8 digits."""
-    path = shipped(f"data/{DIGITS_NETWORK}")
-    return _classifier(
-        "digits metric network", path, load_metric_network(path).double(), MetricNetwork.features, (1, 8, 8)
-    )
-
-
-def _classifier(name: str, path: Path, network: nn.Module, features: int, shape: tuple[int, int, int]) -> Network:
-    module = ClassifierFeatures(network=network.eval().requires_grad_(False))
-    return Network(name, _file_sha256(path), module, features, shape)
+    return replace(network_of_checkpoint(shipped(f"data/{DIGITS_NETWORK}")), name="digits metric network")
 
 
 def network_of_checkpoint(path: Path) -> Network:
-    """A network from a checkpoint made by `rdd extractor` (its pooled features) or `rdd metric-network`."""
+    """A network from a checkpoint of `rdd extractor` (its pooled features count) or `rdd metric-network`."""
     tensors, info = load_checkpoint(path)
     if info.get("kind") == "metric network":
-        return _classifier(
-            "metric network", path, load_metric_network(path).double(), MetricNetwork.features, (1, 8, 8)
-        )
-    if info.get("kind") != "extractor":
+        # float64, so that scores do not depend on how images are split into batches
+        name, network = "metric network", load_metric_network(path).double()
+        features, shape = MetricNetwork.features, (1, 8, 8)
+    elif info.get("kind") == "extractor":
+        kind = info["facts"]["extractor"]["name"]
+        name = f"extractor {kind}" + (f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else "")
+        network = extractor_of(kind, tensors)
+        features, shape = network.channels, (network.image_channels, 0, 0)
+    else:
         raise UserError(f"{path} holds no network that scores: use one made by `rdd extractor` or `rdd metric-network`")
-    name = info["facts"]["extractor"]["name"]
-    extractor = extractor_of(name, tensors)
-    facts = f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else ""
-    return _classifier(
-        f"extractor {name}{facts}", path, _Pooled(extractor), extractor.channels, (extractor.image_channels, 0, 0)
-    )
+    return Network(name, _file_sha256(path), ClassifierFeatures(network), features, shape)
 
 
 def inception_weights(download: bool = True, timeout: float = 30.0) -> Path:
-    """Where Inception's published weights lie: in torch's cache or the data folder, else downloaded there (95 MB).
+    """Find Inception's published weights in torch's cache or the data folder, else download them (95 MB).
 
-    Raises UserError, after at most about `timeout` seconds without an answer, where they cannot be had, and for a file
-    that is not what was published.
+    Raises UserError for a file that is not the published one, and if the download fails or `timeout` seconds pass without
+    an answer.
     """
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     for path in (folder / name for folder in (cache, data_folder()) for name in INCEPTION_FILES):
@@ -215,10 +162,10 @@ def inception_weights(download: bool = True, timeout: float = 30.0) -> Path:
 
 
 def inception_network(path: Path | None = None, layer: str = "2048", logits: bool = True) -> Network:
-    """Inception v3 as FID uses it (default: the published weights), on one of torch-fidelity's layers.
+    """Inception v3 of FID (default: the published weights), with the features of one of torch-fidelity's layers.
 
-    The file is read without running code from it. logits=False leaves the class predictions out, and with them the layers
-    above `layer`; no inception score then. Raises UserError for a file that holds something else.
+    logits=False leaves out the class predictions, which only the inception score needs, and the layers above `layer`. No
+    code in the file is run. Raises UserError if the file holds something else.
     """
     path = path or inception_weights()
     try:
@@ -228,9 +175,8 @@ def inception_network(path: Path | None = None, layer: str = "2048", logits: boo
         layers = [layer, "logits_unbiased"] if logits else [layer]
         module = InceptionFeatures("rddlib-inception", layers, feature_extractor_weights_path=again)
     except (OSError, EOFError, RuntimeError, UnpicklingError, AttributeError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} holds no Inception v3 of FID ({type(error).__name__}): get {URL_INCEPTION_V3}"
-        ) from error
+        reason = type(error).__name__
+        raise UserError(f"{path} holds no Inception v3 of FID ({reason}): get {URL_INCEPTION_V3}") from error
     sha256 = _file_sha256(path)
     published = "" if sha256 == INCEPTION_SHA256 else ", other weights than FID's"
     name = f"Inception v3{'' if layer == '2048' else f', layer {layer}'}{published}"
@@ -238,22 +184,18 @@ def inception_network(path: Path | None = None, layer: str = "2048", logits: boo
 
 
 def find_network(choice: str, shape: tuple[int, int, int]) -> Network:
-    """A network by name for images of (C, H, W).
+    """The network of this name for images of (C, H, W); UserError if there is none.
 
     choice: "digits", "inception", a checkpoint of `rdd extractor` or `rdd metric-network`, a .pth file of Inception's
-    weights, or "" for what is usual: digits' own for 8x8 gray images, Inception for colour. Raises UserError where there
-    is none.
+    weights, or "" for the default: the digits network for 8x8 grey images, else Inception.
     """
-    if not choice:
-        choice = "digits" if tuple(shape) == (1, 8, 8) else "inception"
+    choice = choice or ("digits" if tuple(shape) == (1, 8, 8) else "inception")
     if choice == "digits":
-        network = digits_network()
-    elif choice == "inception":
+        return digits_network()
+    if choice == "inception":
         if shape[0] != 3:
             raise UserError(f"grayscale images cannot be scored by Inception: convert them to colour, or {MEANWHILE}")
-        network = inception_network()
-    elif not Path(choice).is_file():
+        return inception_network()
+    if not Path(choice).is_file():
         raise UserError(f"--metric-network {choice}: no such file; known are digits, inception, or a checkpoint's path")
-    else:
-        network = (inception_network if choice.endswith(".pth") else network_of_checkpoint)(Path(choice))
-    return network
+    return (inception_network if choice.endswith(".pth") else network_of_checkpoint)(Path(choice))

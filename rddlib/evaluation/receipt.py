@@ -1,19 +1,26 @@
-"""What must be known before two numbers are compared, and what made each of them."""
+"""How scores are measured and recorded: protocols, receipts, and result files that hold both."""
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import pandas as pd
 import torch
 import torch_fidelity
+from torch import Tensor
 
 import rddlib
+from rddlib.data import to_uint8
 from rddlib.evaluation.images import Images
 from rddlib.evaluation.networks import Network
-from rddlib.evaluation.protocols import Protocol
+from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.distributed import rank, wait, world_size
+from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
 
-# Results that differ in one of these measure different things.
+# Scores that differ in one of these fields are not comparable.
 PROTOCOL_FIELDS = (
     "metric",
     "protocol",
@@ -27,8 +34,42 @@ PROTOCOL_FIELDS = (
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How images become a network's input: everything besides the images and the network that changes a score.
+
+    rounding: the network sees "uint8" levels or "float" ones; resize: to Inception's input size; shuffled: whether the
+    inception score's splits are drawn at random (with torch-fidelity's seed).
+    """
+
+    name: str
+    rounding: str
+    resize: str
+    shuffled: bool
+
+    def levels(self, images: Tensor) -> Tensor:
+        """Images [N, C, H, W], uint8 or floats in [-1, 1] -> levels 0..255: uint8, or float32 if nothing is rounded."""
+        if self.rounding == "uint8":
+            return to_uint8(images) if images.is_floating_point() else images
+        return (images.float() + 1) * 127.5 if images.is_floating_point() else images.float()
+
+
+PROTOCOLS = {
+    "torch-fidelity": Protocol("torch-fidelity", "uint8", "bilinear to 299 px as in TensorFlow 1", True),
+    # As the RCFD/RDD code scores (score/both.py and ddim_eval.py there): pytorch-fid's Inception, the same weights.
+    "released": Protocol("released", "float", "bilinear to 299 px, half-pixel centres", False),
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of this name; UserError if there is none."""
+    if name not in PROTOCOLS:
+        raise UserError(f"unknown protocol {name!r}: known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
 class Receipt:
-    """How a number was measured: the protocol, the reference, the images, what drew them, and where it ran."""
+    """How a score was measured: protocol, reference, images, the model that drew them, and the machine."""
 
     metric: str
     protocol: str
@@ -78,18 +119,16 @@ class Receipt:
         settings: str,
         kid_subset: int,
         seconds: float,
-        processes: int,
         device: torch.device | str,
     ) -> "Receipt":
-        """reference: (what, sha256); settings: of the metrics asked for; kid_subset: 0 without kid. What remains follows
-        from this machine."""
+        """Fill in a receipt; reference: (name, sha256); settings: of the metrics; kid_subset: 0 without KID."""
         return cls(
             metric=network.metric(len(images)),
             protocol=protocol.name,
             tool=f"torch-fidelity {torch_fidelity.__version__}",
             network=network.name,
             network_sha256=network.sha256,
-            resize=network.resize(protocol),
+            resize=protocol.resize if network.resizes else "none",
             rounding=protocol.rounding,
             shuffled=protocol.shuffled,
             settings=settings,
@@ -104,16 +143,56 @@ class Receipt:
             git_commit=git_commit(),
             torch=torch.__version__,
             network_precision=str(next(network.module.parameters()).dtype).removeprefix("torch."),
-            processes=processes,
+            processes=world_size(),
             hardware=hardware(device),
             seconds=round(seconds, 2),
             written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
 
 
+@dataclass(frozen=True)
+class Result:
+    """values: the scores by name: fid, is, is_std, kid, kid_std, precision, recall, pfd; receipt: how they were measured;
+    sampling_seconds: spent on drawing, summed over processes."""
+
+    values: dict[str, float]
+    receipt: Receipt
+    sampling_seconds: float = 0.0
+
+
 def differing_protocols(receipts: Sequence[dict]) -> list[str]:
-    """The fields of PROTOCOL_FIELDS (and kid's subsets, where both have kid) in which receipts, as dicts, differ: none, and
-    their numbers can be compared."""
+    """The fields in which receipts, as dicts, are not comparable: PROTOCOL_FIELDS, and kid_subset among those with KID."""
     differing = [field for field in PROTOCOL_FIELDS if len({str(receipt.get(field)) for receipt in receipts}) > 1]
     subsets = {receipt["kid_subset"] for receipt in receipts if receipt.get("kid_subset")}
     return differing + ["kid_subset"] * (len(subsets) > 1)
+
+
+def row_of(result: Result, **columns) -> dict:
+    """The {"row", "receipt"} of a result file; the row holds columns (method, steps, seed), scores, samples, seconds."""
+    row = {**columns, **result.values, "samples": result.receipt.samples, "seconds": round(result.sampling_seconds, 3)}
+    return {"row": row, "receipt": asdict(result.receipt)}
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write a result file; with several processes, the first writes it for all."""
+    if rank() == 0:
+        write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    wait()
+
+
+def read_record(path: Path) -> dict:
+    """Read the {"row", "receipt"} of a result file; UserError if it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        return {"row": dict(found["row"]), "receipt": dict(found["receipt"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
+
+
+def summarise(table: pd.DataFrame, scores: Sequence[str] = ("fid", "pfd", "is")) -> pd.DataFrame:
+    """Mean, standard deviation ("spread") and minimum of the scores over seeds, by method and steps."""
+    grouped = table.groupby(["method", "steps"], sort=False)[list(scores)]
+    summary = grouped.agg(["mean", "std", "min"])
+    summary.columns = [f"{score}_{'spread' if how == 'std' else how}" for score, how in summary.columns]
+    summary.insert(0, "seeds", grouped.size())
+    return summary.reset_index()

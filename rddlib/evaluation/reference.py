@@ -11,26 +11,27 @@ from torch import Tensor
 
 import rddlib
 from rddlib.data import data_folder
-from rddlib.evaluation.features import Shards, check_ranges, complete, extract
-from rddlib.evaluation.images import DrawnImages, open_images
+from rddlib.evaluation.drawing import DrawnImages
+from rddlib.evaluation.features import Shards, complete, extract
+from rddlib.evaluation.images import Source, open_images
 from rddlib.evaluation.networks import Network
-from rddlib.evaluation.protocols import Protocol
+from rddlib.evaluation.receipt import Protocol
 from rddlib.evaluation.statistics import Gaussian, gaussian_of, holds_statistics, read_statistics, write_statistics
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, locked, rank, wait
 from rddlib.utils.errors import UserError
 
-WORTH_KEEPING = 10_000  # images beyond which their statistics are kept for the next time, whatever the network
+WORTH_KEEPING = 10_000  # statistics of more images than this are kept, whatever the network
 
 
 class Reference:
-    """source: anything `open_images` takes, or an .npz with mu and sigma as EDM and ADM publish them.
+    """A reference to score against: anything `open_images` takes, or an .npz with mu and sigma as EDM and ADM publish them.
 
-    Statistics that took long (Inception's, or of many images) are kept in the data folder's cache/features; where kid or
-    pr were asked for, the features themselves too, which may be deleted at any time.
+    Statistics that took long (Inception's, or of many images) are kept in the data folder's cache/features, and with KID or
+    precision and recall the features too; both may be deleted at any time. `close` removes what is not kept.
     """
 
-    def __init__(self, source, batch_size: int, device: torch.device | str):
+    def __init__(self, source: Source, batch_size: int, device: torch.device | str):
         path = Path(source) if isinstance(source, (str, Path)) else None
         self.batch_size, self.device, self._temporary = batch_size, device, None
         self.path = path if path and path.is_file() and holds_statistics(path) else None
@@ -40,12 +41,12 @@ class Reference:
 
     @cached_property
     def statistics(self) -> Gaussian:
-        """The published ones."""
+        """The published statistics."""
         return read_statistics(self.path)
 
     @cached_property
     def described(self) -> tuple[str, str]:
-        """(what, sha256) for the receipt."""
+        """(description, sha256) for the receipt."""
         if self.images is not None:
             return f"{self.images.name}, {len(self.images)} images", self.images.sha256
         arrays = {name: torch.from_numpy(array) for name, array in vars(self.statistics).items()}
@@ -53,63 +54,53 @@ class Reference:
 
     @property
     def counted(self) -> tuple[str, float]:
-        """(name, number of images)."""
-        return (
-            (f"reference {self.images.name}", len(self.images)) if self.path is None else (str(self.path), float("inf"))
-        )
+        """(name, number of images), the number infinite for published statistics."""
+        return (str(self.path), float("inf")) if self.path else (f"reference {self.images.name}", len(self.images))
 
     def check(self, name: str, shape: tuple[int, int, int], network: Network, metrics: Sequence[str]) -> None:
-        """UserError where it cannot serve these metrics of images of (C, H, W)."""
-        if self.images is None:
-            if needing := [metric for metric in ("kid", "pr", "pfd") if metric in metrics]:
+        """Raise UserError if it cannot serve these metrics of images of (C, H, W); name: of the images."""
+        if self.path:
+            if needing := ", ".join(metric for metric in ("kid", "pr", "pfd") if metric in metrics):
+                raise UserError(f"{needing} needs images, {self.path} holds statistics: give a reference of images")
+            if (found := len(self.statistics.mu)) != network.features:
                 raise UserError(
-                    f"{', '.join(needing)} needs images, {self.path} holds statistics: give a reference of images"
-                )
-            if len(self.statistics.mu) != network.features:
-                raise UserError(
-                    f"{self.path} has {len(self.statistics.mu)} dimensions, the {network.name} has "
-                    f"{network.features}: take statistics made with the same network"
+                    f"{self.path} has {found} dimensions, the {network.name} has {network.features}: take statistics made "
+                    "with the same network"
                 )
             return
         network.check(self.counted[0], self.images.shape)
-        if tuple(shape) != tuple(self.images.shape):
-            raise UserError(
-                f"{name}: images {tuple(shape)}, the {self.counted[0]} {tuple(self.images.shape)}: "
-                "give both the same size"
-            )
+        if tuple(shape) != (own := tuple(self.images.shape)):
+            raise UserError(f"{name}: images {tuple(shape)}, the {self.counted[0]} {own}: give both the same size")
 
     def close(self) -> None:
-        """Remove what was not worth keeping."""
+        """Remove what is not worth keeping."""
         if self._temporary is not None and rank() == 0:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _place(self, network: Network, protocol: Protocol, kind: str) -> Path:
-        """Where its statistics lie or will."""
+        """The file of its statistics; the features' files lie in a folder of the same name without suffix."""
         facts = f"{rddlib.__version__} {self.images.sha256} {len(self.images)} {self.images.shape} {protocol} {kind}"
         facts += f" {network.name} {network.sha256}" if kind == "features" else ""
-        if network.resizes or len(self.images) > WORTH_KEEPING:
-            home = data_folder() / "cache" / "features"
-        else:
-            self._temporary = self._temporary or Path(
-                agreed(tempfile.mkdtemp(prefix="rdd-reference-") if rank() == 0 else "")
-            )
+        home = data_folder() / "cache" / "features"
+        if not network.resizes and len(self.images) <= WORTH_KEEPING:
+            if self._temporary is None:
+                self._temporary = Path(agreed(tempfile.mkdtemp(prefix="rdd-reference-") if rank() == 0 else ""))
             home = self._temporary
         return home / f"{digest({}, facts)[:16]}.npz"
 
-    def _extracted(self, folder: Path, network: Network, protocol: Protocol, kind: str) -> Shards:
-        shards = Shards(folder, len(self.images), self.batch_size, (kind,))
+    def _extracted(self, place: Path, network: Network, protocol: Protocol, kind: str) -> Shards:
+        shards = Shards(place.with_suffix(""), len(self.images), self.batch_size, (kind,))
         extract(self.images, network, [protocol], shards, self.device)
-        check_ranges(self.images, shards)
         return shards
 
     def gaussian(self, network: Network, protocol: Protocol, kind: str, kept: bool) -> Gaussian:
-        """Of its "features" or raw "pixels". kept: leave the features themselves where they are, for `rows`."""
-        if self.images is None:
+        """The Gaussian of its "features" or raw "pixels"; kept: keep the features' files, for `rows`."""
+        if self.path:
             return self.statistics
         place = self._place(network, protocol, kind)
         with locked(place):
             if not agreed(complete(place)):
-                shards = self._extracted(place.with_suffix(""), network, protocol, kind)
+                shards = self._extracted(place, network, protocol, kind)
                 wait()
                 if rank() == 0:
                     write_statistics(place, gaussian_of(shards.read(protocol, kind)))
@@ -119,8 +110,8 @@ class Reference:
             return read_statistics(place)
 
     def rows(self, network: Network, protocol: Protocol, scratch: Path) -> Tensor:
-        """Its features [M, D], mapped from the file `scratch`; on the first process only, elsewhere none."""
+        """Its features [M, D], memory-mapped from the file `scratch`, on the first process; elsewhere an empty tensor."""
         place = self._place(network, protocol, "features")
         with locked(place):
-            shards = self._extracted(place.with_suffix(""), network, protocol, "features")
+            shards = self._extracted(place, network, protocol, "features")
             return shards.mapped(protocol, "features", scratch) if rank() == 0 else torch.empty(0)

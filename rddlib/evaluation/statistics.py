@@ -1,8 +1,6 @@
-"""Sums from which scores follow, gathered batch by batch in float64: what is held does not grow with the images."""
+"""Statistics that scores follow from, summed batch by batch in float64: memory does not grow with the images."""
 
-import io
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-from rddlib.utils.checkpoint import write_atomically
+from rddlib.evaluation.images import UNREADABLE, write_npz
 from rddlib.utils.errors import UserError
 
 SPLITS, SHUFFLE_SEED = 10, 2020  # torch-fidelity's
@@ -20,14 +18,14 @@ SPLITS, SHUFFLE_SEED = 10, 2020  # torch-fidelity's
 
 @dataclass(frozen=True)
 class Gaussian:
-    """mu [D] and sigma [D, D], float64, of features."""
+    """Mean mu [D] and covariance sigma [D, D] of features, float64."""
 
     mu: np.ndarray
     sigma: np.ndarray
 
 
 class Moments:
-    """Mean and covariance of rows that come in parts, each centred before it is squared (Chan et al. 1983)."""
+    """Running mean and covariance of rows added in parts, each centred before it is squared (Chan et al. 1983)."""
 
     def __init__(self, features: int):
         self.count = 0
@@ -35,7 +33,7 @@ class Moments:
         self.scatter = torch.zeros(features, features, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
-        """rows: [n, D]."""
+        """Add rows [n, D]."""
         rows = rows.double()
         mean, total = rows.mean(0), self.count + len(rows)
         shift, centred = mean - self.mean, rows - mean
@@ -44,12 +42,12 @@ class Moments:
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """The unbiased estimates; at least two rows."""
+        """The unbiased estimates; needs at least two rows."""
         return Gaussian(self.mean.numpy(), (self.scatter / (self.count - 1)).numpy())
 
 
 def gaussian_of(parts: Iterable[tuple[int, Tensor]]) -> Gaussian:
-    """From (first row, rows [n, D]) part after part."""
+    """The Gaussian of rows that come as (first row, rows [n, D]) part by part."""
     moments = None
     for _, rows in parts:
         moments = moments or Moments(rows.shape[1])
@@ -59,14 +57,13 @@ def gaussian_of(parts: Iterable[tuple[int, Tensor]]) -> Gaussian:
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)) (Eq. 6, Heusel et al. 2017), by torch-fidelity."""
-    statistics = [{"mu": g.mu, "sigma": g.sigma} for g in (a, b)]
-    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    return fid_statistics_to_metric(vars(a), vars(b), verbose=False)[KEY_METRIC_FID]
 
 
 class InceptionScore:
-    """exp of the mean KL between an image's class predictions and their average over its split (Salimans et al. 2016).
+    """exp of the mean KL divergence of an image's class predictions from their average over its split (Salimans et al. 2016).
 
-    As torch-fidelity computes it, from sums: which split an image belongs to is known before it is drawn.
+    Computed as in torch-fidelity, but from running sums: an image's split is known from its number.
     """
 
     def __init__(self, samples: int, shuffled: bool, splits: int = SPLITS):
@@ -77,7 +74,7 @@ class InceptionScore:
         self._negentropy, self._average = torch.zeros(splits, dtype=torch.float64), None
 
     def add(self, start: int, logits: Tensor) -> None:
-        """logits [n, K] of images start, start + 1, ..."""
+        """Add logits [n, K] of images start, start + 1, ..."""
         p = logits.double().softmax(1)
         split = self._split[start : start + len(p)]
         if self._average is None:
@@ -94,13 +91,13 @@ class InceptionScore:
 
 
 def read_statistics(path: Path) -> Gaussian:
-    """mu and sigma from an .npz as EDM and ADM publish them; UserError where it holds no such thing."""
+    """Read mu and sigma from an .npz as EDM and ADM publish them; UserError if it holds no such arrays."""
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
     except KeyError as error:
         raise UserError(f"{path} lacks {error}: expected the arrays mu and sigma") from error
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise UserError(f"{path} cannot be read as reference statistics: {error}; get it again") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"{path} has mu {list(mu.shape)} and sigma {list(sigma.shape)}: expected finite [D] and [D, D]")
@@ -108,10 +105,8 @@ def read_statistics(path: Path) -> Gaussian:
 
 
 def write_statistics(path: Path, gaussian: Gaussian) -> None:
-    """As `read_statistics` reads them."""
-    content = io.BytesIO()
-    np.savez(content, mu=gaussian.mu, sigma=gaussian.sigma)
-    write_atomically(path, content.getvalue())
+    """Write mu and sigma as `read_statistics` reads them."""
+    write_npz(path, **vars(gaussian))
 
 
 def holds_statistics(path: Path) -> bool:

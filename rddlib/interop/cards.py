@@ -1,4 +1,4 @@
-"""Model cards: what a model is, where it comes from and what was measured of it, as Markdown beside what is exported."""
+"""Model cards in Markdown: what an exported model is, where it comes from and how it scores."""
 
 import json
 import re
@@ -15,20 +15,15 @@ from rddlib.utils.installation import git_commit
 
 UNKNOWN = "not recorded"
 SCORE_FOLDERS = ("scores", "guidance", "evaluations", "ablations/scores")  # of a study
-COLUMNS = (
-    "steps",
-    "sampler",
-    "guidance",
-    "clip",
-    "samples",
-    "protocol",
-)  # of a receipt: how a score's images were drawn
+COLUMNS = ("steps", "sampler", "guidance", "clip", "samples", "protocol")  # of a receipt: how the images were drawn
 RECEIPT_FIELDS = ("metric", "reference", "noise_seed", "git_commit", "written")
 
 
 def card_of(denoiser: Denoiser, checkpoint: Path, info: dict, **options) -> str:
-    """The card of a model that a checkpoint holds: its ancestors and scores are looked up in the study around it. options: of
-    `model_card`."""
+    """The card of a checkpoint's model, with its ancestors and scores as found in the study's folder around it.
+
+    info: the checkpoint's record; options: of `model_card`.
+    """
     folder = Path(checkpoint).parent
     records = _records(folder.parent, info.get("sha256"))
     return model_card(denoiser, lineage=_lineage(folder, info), records=records, **options)
@@ -45,9 +40,12 @@ def model_card(
     lineage: Sequence[dict] = (),
     records: Sequence[tuple[Path, dict]] = (),
 ) -> str:
-    """Markdown. steps: 0 for any number of them; guidance: the one w that is fixed in what is exported; clip: whether x is held
-    in [-1, 1]; usage: lines of Python that draw with it; lineage: what checkpoints record of the model and its ancestors,
-    itself first; records: (file, {"row", "receipt"}) of its scores."""
+    """A model card in Markdown.
+
+    steps: of the exported sampler, 0 for any number; guidance: the fixed weight w of what is exported, if any; clip: whether
+    x is clamped to [-1, 1]; usage: lines of Python that draw with it; lineage: the records in the checkpoints of the model
+    and its ancestors, the model first; records: (file, {"row", "receipt"}) of its scores.
+    """
     student = lineage[0] if lineage else {}
     rows = {
         "network": summary(denoiser),
@@ -62,15 +60,14 @@ def model_card(
         "checkpoint (sha256)": student.get("sha256", UNKNOWN),
         "written by": f"rddlib, commit {git_commit()}",
     }
-    parts = [
-        f"# {title}",
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(value, 500)} |" for name, value in rows.items())]),
-        *(
-            ["## How it came about", "\n".join(f"{k}. {_line(info)}" for k, info in enumerate(reversed(lineage), 1))]
-            if len(lineage) > 1
-            else []
-        ),
-        *(["## Use", f"```python\n{usage}\n```"] if usage else []),
+    table = ["| | |", "|---|---|", *(f"| {name} | {one_line(value, 500)} |" for name, value in rows.items())]
+    parts = [f"# {title}", "\n".join(table)]
+    if len(lineage) > 1:
+        ancestors = [f"{k}. {_line(info)}" for k, info in enumerate(reversed(lineage), 1)]
+        parts += ["## How it came about", "\n".join(ancestors)]
+    if usage:
+        parts += ["## Use", f"```python\n{usage}\n```"]
+    parts += [
         "## What was measured",
         _numbers(records),
         "## Licence",
@@ -83,16 +80,22 @@ def _counted(steps: int) -> str:
     return f"{steps} step{'s' * (steps > 1)}" if steps else "any number of steps"
 
 
+def _dict(found: dict, name: str) -> dict:
+    """found[name] if it is a dict, else {}: records may be of other versions."""
+    value = found.get(name)
+    return value if isinstance(value, dict) else {}
+
+
 def _facts(info: dict) -> dict:
-    return info.get("facts") if isinstance(info.get("facts"), dict) else {}
+    return _dict(info, "facts")
 
 
 def _data(lineage: Sequence[dict]) -> str:
-    """What it was trained on: what a given model records is its students' data, unless it was trained on them too."""
-    as_given = [("pretrained" in _facts(info) and "train" not in _facts(info)) for info in lineage[:1]]
-    found = [_facts(info).get("data") for info in lineage]
-    names = [str(data["name"]) for data in found if isinstance(data, dict) and "name" in data]
-    return names[0] if names and not any(as_given) else UNKNOWN
+    """The data it was trained on. A given model's record names the data of its students, which it may never have seen."""
+    if lineage and "pretrained" in _facts(lineage[0]) and "train" not in _facts(lineage[0]):
+        return UNKNOWN
+    found = [_dict(_facts(info), "data") for info in lineage]
+    return next((str(data["name"]) for data in found if "name" in data), UNKNOWN)
 
 
 def _images(denoiser: Denoiser) -> str:
@@ -113,7 +116,7 @@ def _schedule(denoiser: Denoiser) -> str:
 def _kind(info: dict) -> str:
     facts = _facts(info)
     if "pretrained" in facts or "source" in info:
-        source = info.get("source") if isinstance(info.get("source"), dict) else {}
+        source = _dict(info, "source")
         learnt = ", which has learnt to predict v" if "train" in facts else ""
         return f"{source.get('name', 'a model')} ({source.get('made_by', UNKNOWN)}){learnt}"
     steps = facts.get("steps", UNKNOWN)
@@ -135,14 +138,14 @@ def _objective(info: dict) -> str:
     facts = _facts(info)
     if "method" not in facts:
         return "PD" if "steps" in facts else UNKNOWN
-    numbers = facts.get("numbers") if isinstance(facts.get("numbers"), dict) else {}
-    said = ", ".join(f"{name} {value}" for name, value in numbers.items() if value is not False and value != [])
+    numbers = _dict(facts, "numbers").items()
+    said = ", ".join(f"{name} {value}" for name, value in numbers if value is not False and value != [])
     return f"{str(facts['method']).upper()}{f' ({said})' if said else ''}"
 
 
 def _training(info: dict) -> str:
     facts = _facts(info)
-    train = facts.get("train", facts.get("base", {}).get("train") if isinstance(facts.get("base"), dict) else None)
+    train = facts.get("train", _dict(facts, "base").get("train"))
     if not isinstance(train, dict):
         return UNKNOWN
     iterations = facts.get("iterations", train.get("iterations", UNKNOWN))
@@ -153,11 +156,9 @@ def _training(info: dict) -> str:
 
 
 def _lineage(folder: Path, info: dict) -> list[dict]:
-    """What is recorded of a model and of its ancestors, as far as their records lie in its folder."""
+    """The records of a model and of its ancestors, up to the first that its folder lacks."""
     found, seen = [info], set()
-    while parent := _parent(found[-1]):
-        if parent in seen:
-            break
+    while (parent := _parent(found[-1])) and parent not in seen:
         seen.add(parent)
         try:
             record = json.loads(next(iter(sorted(folder.glob(f"*-{parent}.json")))).read_text())
@@ -176,7 +177,7 @@ def _parent(info: dict) -> str | None:
 
 
 def _records(study: Path, sha256: str | None) -> list[tuple[Path, dict]]:
-    """(file, {"row", "receipt"}) of the scores in a study's folder whose images this checkpoint's model drew."""
+    """(file, {"row", "receipt"}) of the scores in a study's folder of images that this checkpoint's model drew."""
     found = []
     for path in (path for name in SCORE_FOLDERS for path in sorted((study / name).glob("*.json"))):
         try:
@@ -192,21 +193,17 @@ def _numbers(records: Sequence[tuple[Path, dict]]) -> str:
     if not records:
         return "Nothing yet, or not beside the checkpoint: `rdd evaluate` scores it and writes a receipt."
     values = [name for name in VALUES if any(name in record["row"] for _, record in records)]
-    lines = [
-        "Lower is better for FID, KID and pFD, higher for the inception score (is), precision and recall. Scores compare "
-        "only where metric, protocol and reference are the same.",
-        "",
-    ]
-    lines += [f"| {' | '.join((*COLUMNS, *values))} | receipt |", "|---" * (len(COLUMNS) + len(values) + 1) + "|"]
-    for number, (_, record) in enumerate(records, start=1):
-        row, drawn = record["row"], {**record["row"], **record["receipt"]}
-        cells = [one_line(drawn.get(name, UNKNOWN)) for name in COLUMNS]
-        cells += [f"{row[name]:.5g}" if isinstance(row.get(name), (int, float)) else "" for name in values]
-        lines.append(f"| {' | '.join(cells)} | {number} |")
-    lines += ["", "Receipts:", ""]
+    table = [f"| {' | '.join((*COLUMNS, *values))} | receipt |", "|---" * (len(COLUMNS) + len(values) + 1) + "|"]
+    receipts = []
     for number, (path, record) in enumerate(records, start=1):
-        said = "; ".join(
-            f"{field} {record['receipt'][field]}" for field in RECEIPT_FIELDS if field in record["receipt"]
-        )
-        lines.append(f"{number}. `{path}`: {one_line(said, 500)}")
-    return "\n".join(lines)
+        row, receipt = record["row"], record["receipt"]
+        cells = [one_line({**row, **receipt}.get(name, UNKNOWN)) for name in COLUMNS]
+        cells += [f"{row[name]:.5g}" if isinstance(row.get(name), (int, float)) else "" for name in values]
+        table.append(f"| {' | '.join(cells)} | {number} |")
+        said = "; ".join(f"{field} {receipt[field]}" for field in RECEIPT_FIELDS if field in receipt)
+        receipts.append(f"{number}. `{path}`: {one_line(said, 500)}")
+    intro = (
+        "Lower is better for FID, KID and pFD, higher for the inception score (is), precision and recall. Scores compare "
+        "only where metric, protocol and reference are the same."
+    )
+    return "\n".join([intro, "", *table, "", "Receipts:", "", *receipts])

@@ -1,4 +1,4 @@
-"""Any file that a model may come in: ours, a published one, or the folder of a diffusers pipeline."""
+"""Load a model from any source: our checkpoints, published files, and folders of diffusers pipelines."""
 
 import json
 from collections.abc import Callable
@@ -12,14 +12,15 @@ from rddlib.interop.released import load_released_classifier, load_released_unet
 from rddlib.utils.checkpoint import DamagedFile, digest, load_checkpoint
 from rddlib.utils.errors import UserError
 
-RELEASED, DIFFUSERS = "released with RCFD and RDD", "diffusers"  # whose a model is
+RELEASED, DIFFUSERS = "released with RCFD and RDD", "diffusers"  # who made a model
 
 
 def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoiser, dict]:
-    """(denoiser in eval mode, what is recorded of it) from a checkpoint of ours (.safetensors), a diffusers folder, or a file
-    published with RCFD or RDD (anything else); image_size: of `load_released_unet`.
+    """(denoiser in eval mode, its record) from any file or folder.
 
-    The record of a model from elsewhere is {"kind": "pretrained", "model", "source", "sha256"}. Raises UserError as they do.
+    path: a checkpoint of ours (.safetensors), a diffusers folder, or else a file published with RCFD or RDD; image_size: of
+    `load_released_unet`. The record of a model from elsewhere is {"kind": "pretrained", "model", "source", "sha256"}.
+    Raises UserError as `load_denoiser`, `from_diffusers` and `load_released_unet` do.
     """
     path = Path(path)
     if not path.exists():
@@ -31,7 +32,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoise
 
 
 def _whole(path: Path, load: Callable):
-    """What load(path) reads from a file that may be anybody's: it is not for us to say that it is made again."""
+    """load(path) for a file that may not be ours, so that the next run would not make it again."""
     if (path.parent / "config.json").exists():
         raise UserError(f"{path} is a part of a diffusers model: name its pipeline's folder")
     try:
@@ -41,7 +42,7 @@ def _whole(path: Path, load: Callable):
 
 
 def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
-    """What is recorded of a model from elsewhere; its sha256 is of its tensors and description."""
+    """The record of a model from elsewhere. Its sha256 covers the tensors and the description."""
     model = describe(denoiser)
     return {
         "kind": "pretrained",
@@ -54,7 +55,7 @@ def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
 def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtractor, dict]:
     """(extractor in eval mode, {"name", "sha256"}) from a checkpoint of `rdd extractor` or a published classifier's file.
 
-    map_at: of FeatureExtractor. Raises UserError where it is something else.
+    map_at: of FeatureExtractor. Raises UserError for anything else.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,5 +1,6 @@
 """Pixel-space diffusion models of diffusers in and out: a UNet2DModel with its scheduler as a Denoiser, and back."""
 
+import contextlib
 import copy
 import json
 import math
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class
+from rddlib.diffusion.samplers import alpha_bars
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
 from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
-from rddlib.interop.released import listed, one_line
+from rddlib.interop.released import one_line, tensor_faults
 from rddlib.interop.torchscript import check_guidance, scripted, shape_of
 from rddlib.utils.checkpoint import cannot_write
 from rddlib.utils.errors import UserError
@@ -23,48 +25,48 @@ from rddlib.utils.errors import UserError
 FRONT_MATTER = "---\nlibrary_name: diffusers\nlicense: # to be filled in\n---\n"  # of a model card, as hubs read it
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names, ours
 LATENT = ("vae", "vqvae", "movq", "prior", "transformer", "text_encoder")  # components of pipelines in latent space
-TABLE_TOLERANCE = 1e-3  # of a released time table against its sinusoids, which float32 alone makes differ by 1e-4
+TABLE_TOLERANCE = 1e-3  # of a released time table against its sinusoids, which differ by 1e-4 in float32
+PIXELS = "only pixel-space models, UNet2DModel with a DDPM or DDIM kind of scheduler, are supported"
 
 
 # in
 
 
 def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) -> Denoiser:
-    """A pixel-space model of diffusers as a Denoiser in eval mode: (z, t) -> x, or (z, t, y) where it has classes.
+    """A pixel-space model of diffusers as a Denoiser in eval mode: (z, t) -> x, or (z, t, y) if it has classes.
 
     source: a pipeline (DDPMPipeline, DDIMPipeline, ...), a UNet2DModel, or the folder of either; scheduler: a diffusers
-    scheduler (or the folder of one), needed beside a bare UNet2DModel, which does not know its betas. Any betas; prediction
-    "epsilon", "sample" or "v_prediction". null_class: its last class embedding means "no class", so that it can be guided;
-    by default what the pipeline says of itself, as those of `to_diffusers` do.
+    scheduler (or the folder of one), needed with a bare UNet2DModel, which does not know its betas. Any betas; prediction
+    "epsilon", "sample" or "v_prediction". null_class: whether its last class embedding means "no class", so that it can be
+    guided; by default what the pipeline records, as those of `to_diffusers` do.
 
-    The scheduler's index i stands for t = (i + 1)/T: t = 1 is its noisiest and t = 0 is beyond its cleanest one. The network
-    is copied, in float32. No code of a folder is run, and nothing downloaded. Raises UserError for latent-diffusion pipelines
-    and for networks and schedulers of other kinds, for files that are missing or damaged, and without diffusers.
+    The scheduler's index i is t = (i + 1)/T: t = 1 is its noisiest index, and t = 0 lies beyond its cleanest. The network is
+    copied, in float32. No code in a folder is run and nothing is downloaded. Raises UserError for latent-diffusion pipelines
+    and other kinds of networks and schedulers, for missing or damaged files, and without diffusers.
     """
-    said = False
-    if isinstance(source, (str, Path)):
-        source, found, said = _read(Path(source))
-    elif not isinstance(source, nn.Module):
-        _refuse_latent(type(source).__name__, getattr(source, "components", {}))
-        found, said = getattr(source, "scheduler", None), getattr(source, "config", {}).get("null_class", False)
-        source = getattr(source, "unet", None)
-    else:
-        found = None
-    if not isinstance(source, diffusers_class("UNet2DModel")):
-        raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(source).__name__}: {PIXELS}")
-    scheduler = found if scheduler is None else scheduler
+    unet, own_scheduler, has_null = _parts(source)
+    if not isinstance(unet, diffusers_class("UNet2DModel")):
+        raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(unet).__name__}: {PIXELS}")
+    scheduler = own_scheduler if scheduler is None else scheduler
     if isinstance(scheduler, (str, Path)):
         scheduler = _read_scheduler(Path(scheduler))
     if scheduler is None:
         raise UserError("a UNet2DModel alone does not say its betas: name its pipeline, or pass its scheduler too")
     schedule, prediction = _schedule_of(scheduler)
-    network = DiffusersUNet(
-        copy.deepcopy(source).float(), schedule.steps, said is True if null_class is None else null_class
-    )
+    has_null = has_null is True if null_class is None else null_class
+    network = DiffusersUNet(copy.deepcopy(unet).float(), schedule.steps, has_null)
     return Denoiser(network, schedule, prediction).eval().requires_grad_(False)
 
 
-PIXELS = "only pixel-space models, UNet2DModel with a DDPM or DDIM kind of scheduler, are supported"
+def _parts(source) -> tuple:
+    """(network, scheduler or None, whether it records that its last class means none) of a model or a folder."""
+    if isinstance(source, (str, Path)):
+        return _read(Path(source))
+    if isinstance(source, nn.Module):
+        return source, None, False
+    _refuse_latent(type(source).__name__, getattr(source, "components", {}))
+    config = getattr(source, "config", {})
+    return getattr(source, "unet", None), getattr(source, "scheduler", None), config.get("null_class", False)
 
 
 def _refuse_latent(name: str, components) -> None:
@@ -73,7 +75,7 @@ def _refuse_latent(name: str, components) -> None:
 
 
 def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
-    """(its betas and the last alpha^2 that it ends at, what the network predicts, in our words)."""
+    """(the scheduler's betas and last alpha^2 as a schedule, our name of what the network predicts)."""
     kind, betas = getattr(scheduler, "config", {}).get("prediction_type", "epsilon"), getattr(scheduler, "betas", None)
     prediction = PREDICTION_TYPES.get(kind) if isinstance(kind, str) else None
     if betas is None or prediction is None:
@@ -92,8 +94,7 @@ def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
 
 
 def _read(folder: Path) -> tuple[nn.Module, object, bool]:
-    """(UNet2DModel, scheduler or None, whether it says of itself that its last class is none) from the folder of a pipeline or
-    of a UNet2DModel."""
+    """`_parts` of the folder of a pipeline or of a UNet2DModel."""
     if (folder / "model_index.json").is_file():
         index = _json(folder / "model_index.json")
         _refuse_latent(f"{folder}", index)
@@ -127,29 +128,25 @@ def _read_unet(folder: Path) -> nn.Module:
         unet, found = unet2d.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
         )
-    except Exception as error:  # of many kinds, for a damaged file, one with code in it, or tensors of other shapes
+    except Exception as error:  # of many kinds: a damaged file, one with code in it, tensors of other shapes
         raise UserError(
             f"{folder} cannot be read as a UNet2DModel ({one_line(error) or type(error).__name__}): get the folder again"
         ) from error
-    faults = {"lacks": found["missing_keys"], "has, beyond its own,": found["unexpected_keys"]}
-    if said := [listed(f"it {what}", sorted(names)) for what, names in faults.items() if names]:
-        raise UserError(f"{folder} holds other tensors than its configuration says: {'; '.join(said)}")
+    if said := tensor_faults(sorted(found["missing_keys"]), sorted(found["unexpected_keys"])):
+        raise UserError(f"{folder} holds other tensors than its configuration says: {said}")
     return unet
 
 
 def _read_scheduler(folder: Path):
     name = one_line(_json(folder / "scheduler_config.json").get("_class_name"))
-    try:
+    kind = None
+    with contextlib.suppress(AttributeError):  # diffusers has no class of that name
         kind = diffusers_class(name) if name.endswith("Scheduler") else None
-    except AttributeError:
-        kind = None
-    if kind is None:
-        raise UserError(f"{folder} names the scheduler {name}, which this diffusers lacks: {PIXELS}")
     try:
-        scheduler = kind.from_pretrained(folder, local_files_only=True)
+        scheduler = kind and kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many kinds, for numbers of which no scheduler can be made
         raise UserError(f"{folder} cannot be read as a {name} ({one_line(error)}): get the folder again") from error
-    if scheduler is None:  # of a scheduler that it has given up, diffusers keeps the name alone
+    if scheduler is None:  # or diffusers has given it up and keeps the name only
         raise UserError(f"{folder} names the scheduler {name}, which this diffusers lacks: {PIXELS}")
     return scheduler
 
@@ -167,21 +164,22 @@ def to_diffusers(
     image_shape: tuple[int, int, int] | None = None,
     card: Callable[[str], str] | None = None,
 ) -> Path:
-    """Save a denoiser as a pipeline that diffusers loads by itself; returns the folder, which must be new or empty.
+    """Save a denoiser as a pipeline that diffusers loads without rddlib. Returns the folder, which must be new or empty.
 
-    A network that is a UNet2DModel, or that maps onto one as our U-Net does, becomes a DDIMPipeline; with classes one of the
-    folder's own class_pipeline.py, which takes class_labels. num_inference_steps=n, eta=0 and use_clipped_model_output=True
-    then give the images of `ddim_sample` in n steps, for n that divide 1024 (or the T of the model's own betas). Any other
-    network, or one for another number of steps, becomes a TorchScript sampler of `steps` steps in scripted_pipeline.py. What
-    has a module of its own is loaded by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+    steps: that it was distilled for (default denoiser.steps), for TorchScript and for the model card; guidance: the fixed
+    weight w, for a network that takes one; clip: clamp x to [-1, 1] at each step; image_shape: (C, H, W), for a network that
+    does not know it; card: makes the text of the model card, README.md, from the lines of Python that draw with the pipeline
+    (default: `model_card` of the denoiser).
 
-    steps: that it was distilled for (default denoiser.steps), for TorchScript and for the model card, README.md; card: that
-    card's text, given the lines of Python that draw with the pipeline (default: what the denoiser itself says); guidance: the
-    one w that the network shall have, where it takes one; clip: hold x in [-1, 1] at each step; image_shape: (C, H, W), of a
-    network that does not say it.
+    A network that is a UNet2DModel, or maps onto one as our U-Net does, becomes a DDIMPipeline, or with classes the pipeline
+    of class_pipeline.py in the folder, which takes class_labels. num_inference_steps=n, eta=0 and
+    use_clipped_model_output=True then give the images of `ddim_sample` in n steps, for n that divide 1024 (or the T of the
+    model's betas). Any other network or number of steps becomes a TorchScript sampler of `steps` steps, with
+    scripted_pipeline.py. A pipeline with a module in its folder is loaded by
+    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
 
-    Our U-Net's weights become a UNet2DModel's: a step's index i is p - 1, and the shift of the sinusoids' positions is a
-    rotation that its first time layer absorbs; w becomes part of a bias, labels a table. Raises UserError for a folder with
+    How our U-Net becomes a UNet2DModel: a step's index i is p - 1, a shift of the sinusoids' positions, which is a rotation
+    that the first time layer absorbs; w becomes part of a bias, and labels rows of a table. Raises UserError for a folder with
     other content, for guidance that the model does not take or lacks, and without diffusers.
     """
     from rddlib.interop.cards import model_card
@@ -209,28 +207,29 @@ def to_diffusers(
 
 
 def maps_onto_unet2d(denoiser: Denoiser, guidance: float | None = None) -> bool:
-    """Whether the network is a UNet2DModel, or has the same function as one."""
+    """Whether the network is a UNet2DModel, or computes the same function as one."""
     network = denoiser.network
     if isinstance(network, DiffusersUNet):
         return guidance is None and network.grid == _grid(denoiser)
     if not isinstance(network, UNet) or (guidance is not None and not denoiser.guidance):
         return False
     c = network.config
-    same_times = _grid(denoiser) == (c.time_grid or TIME_SCALE)
-    return c.multipliers[0] == 1 and same_times and _has_sinusoids(network)
-
-
-def _has_sinusoids(network: UNet) -> bool:
-    """Whether a table of times, where the network has one, is that of the sinusoids."""
-    c = network.config
+    if c.multipliers[0] != 1 or _grid(denoiser) != (c.time_grid or TIME_SCALE):
+        return False
     if not c.time_grid:
         return True
-    positions = torch.arange(c.time_grid + 1, device=network.time_table.device)
-    return bool((network.time_table - sinusoids(positions, c.channels)).abs().max() <= TABLE_TOLERANCE)
+    expected = sinusoids(torch.arange(c.time_grid + 1, device=network.time_table.device), c.channels)
+    return bool((network.time_table - expected).abs().max() <= TABLE_TOLERANCE)  # a file may bring another table
 
 
 def _save_unet2d(denoiser: Denoiser, guidance: float | None, clip: bool, folder: Path) -> None:
-    unet, scheduler = _unet2d(denoiser, guidance), _scheduler(denoiser, clip)
+    network = denoiser.network
+    if isinstance(network, DiffusersUNet):
+        unet = network.unet
+    else:
+        unet = diffusers_class("UNet2DModel")(**_config(network)).eval()
+        unet.load_state_dict(_weights(network, guidance))
+    scheduler = _scheduler(denoiser, clip)
     if not denoiser.num_classes:
         diffusers_class("DDIMPipeline")(unet, scheduler).save_pretrained(folder)
         return
@@ -251,17 +250,16 @@ def _save_scripted(denoiser: Denoiser, steps: int, guidance, clip: bool, image_s
 
 
 def _own_pipeline(folder: Path, module: str, name: str) -> None:
-    """Let a saved pipeline's class be one of a module that lies in its folder."""
+    """Make the class of a saved pipeline that of a module of ours, copied into its folder."""
     shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
     index = _json(folder / "model_index.json") | {"_class_name": [module, name]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _usage(denoiser: Denoiser, name: str, steps: int, modules: set[str]) -> str:
-    """The lines of Python that draw with a saved pipeline, which has these modules of its own."""
-    arguments = [
-        f"class_labels={list(range(min(4, denoiser.num_classes)))}" if denoiser.num_classes else "batch_size=4"
-    ]
+    """Lines of Python that draw with a saved pipeline, given the modules in its folder."""
+    labels = list(range(min(4, denoiser.num_classes)))
+    arguments = [f"class_labels={labels}" if labels else "batch_size=4"]
     if "scripted_pipeline" not in modules:
         few = steps or next(n for n in (8, 5, 4, 2, 1) if _grid(denoiser) % n == 0)
         arguments += [f"num_inference_steps={few}", "use_clipped_model_output=True"]
@@ -273,18 +271,18 @@ images = pipeline({", ".join(arguments)}).images"""
 
 
 def _grid(denoiser: Denoiser) -> int:
-    """T of the scheduler: its index i is t = (i + 1)/T."""
+    """T of the scheduler, whose index i is t = (i + 1)/T."""
     return 1024 if isinstance(denoiser.schedule, CosineSchedule) else denoiser.schedule.steps
 
 
 def _scheduler(denoiser: Denoiser, clip: bool):
-    """A DDIMScheduler with the schedule's alphas at t = (i + 1)/T, and its own alpha(0) at the end.
+    """A DDIMScheduler with the schedule's alphas at t = (i + 1)/T, and its alpha(0) at the end.
 
-    Where alpha(0) < 1, as on the released grid, it takes the place of the alpha of index 0, since diffusers knows no other
-    last one but 1: right for all samplers but the one of T steps.
+    diffusers ends at alpha 1 or at that of index 0. So where alpha(0) < 1, as on the released grid, it replaces the alpha of
+    index 0, which only a sampler of T steps would use.
     """
     schedule, size = denoiser.schedule, _grid(denoiser)
-    alpha_bar = schedule.alpha(torch.arange(1, size + 1, dtype=torch.float64) / size).square()
+    alpha_bar = alpha_bars(schedule, size)
     last = float(schedule.alpha(0.0)) ** 2
     if last < 1:
         alpha_bar[0] = last
@@ -301,16 +299,8 @@ def _scheduler(denoiser: Denoiser, clip: bool):
     )
 
 
-def _unet2d(denoiser: Denoiser, guidance: float | None) -> nn.Module:
-    network = denoiser.network
-    if isinstance(network, DiffusersUNet):
-        return network.unet
-    unet = diffusers_class("UNet2DModel")(**_config(network))
-    unet.load_state_dict(_weights(network, guidance))
-    return unet.eval()
-
-
 def _config(network: UNet) -> dict:
+    """The arguments of the UNet2DModel that our U-Net becomes."""
     c = network.config
     attends = [(c.image_size >> level) in c.attention for level in range(len(c.multipliers))]
     return {
@@ -330,23 +320,16 @@ def _config(network: UNet) -> dict:
 
 
 def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
-    """Our U-Net's tensors under UNet2DModel's names."""
+    """Our U-Net's tensors under the names of UNet2DModel."""
     c, found = network.config, {}
 
     def put(name: str, layer: nn.Module) -> None:
         found.update({f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()})
 
     def put_block(stem: str, number: int, block: ResidualBlock) -> None:
-        name = f"{stem}.resnets.{number}"
-        for theirs, ours in (
-            ("norm1", block.norm1),
-            ("conv1", block.conv1),
-            ("time_emb_proj", block.embed),
-            ("norm2", block.norm2),
-            ("conv2", block.conv2),
-            ("conv_shortcut", block.shortcut),
-        ):
-            put(f"{name}.{theirs}", ours)
+        theirs = {"embed": "time_emb_proj", "shortcut": "conv_shortcut"}
+        for ours in ("norm1", "conv1", "embed", "norm2", "conv2", "shortcut"):
+            put(f"{stem}.resnets.{number}.{theirs.get(ours, ours)}", getattr(block, ours))
         if not isinstance(block.attention, nn.Identity):
             put_attention(f"{stem}.attentions.{number}", block.attention)
 
@@ -372,13 +355,13 @@ def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
     put("conv_in", network.head)
     put("conv_norm_out", network.tail[0])
     put("conv_out", network.tail[2])
-    first, second = network.time_embedding[0], network.time_embedding[2]
-    found |= {"time_embedding.linear_1.weight": _shifted(network), "time_embedding.linear_1.bias": first.bias}
-    found |= {"time_embedding.linear_2.weight": second.weight, "time_embedding.linear_2.bias": second.bias}
+    put("time_embedding.linear_1", network.time_embedding[0])
+    put("time_embedding.linear_2", network.time_embedding[2])
+    found["time_embedding.linear_1.weight"] = _shifted(network)
     if guidance is not None:
-        w = torch.tensor([guidance * GUIDANCE_SCALE], device=second.bias.device)
-        branch = network.guidance_embedding(sinusoids(w, c.channels).to(second.bias.dtype))[0]
-        found["time_embedding.linear_2.bias"] = second.bias + branch
+        bias = found["time_embedding.linear_2.bias"]
+        w = sinusoids(torch.tensor([guidance * GUIDANCE_SCALE], device=bias.device), c.channels)
+        found["time_embedding.linear_2.bias"] = bias + network.guidance_embedding(w.to(bias.dtype))[0]
     if network.label_embedding is not None:
         rows = network.label_embedding.weight.T
         rows = torch.cat([rows, torch.zeros_like(rows[:1])]) if c.label_dropout else rows  # the last one: no class
@@ -387,7 +370,7 @@ def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
 
 
 def _shifted(network: UNet) -> Tensor:
-    """The first time layer for sinusoids of p - 1, sines first, that gives what ours gives for those of p, interleaved.
+    """Weights of the first time layer for the sinusoids of p - 1, sines first, instead of those of p, interleaved.
 
     sin(p w) = sin((p-1) w) cos w + cos((p-1) w) sin w, and likewise the cosine: a rotation of each pair.
     """

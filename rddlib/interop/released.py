@@ -1,8 +1,8 @@
-"""The checkpoint files published with RCFD and RDD: torch pickles, read without running anything in them.
+"""The checkpoint files published with RCFD and RDD: torch pickles, read without running any code in them.
 
-A U-Net's file holds {net_model, ema_model (base models only), x_T, T, time_scale}: an image predictor on the grid of
+A U-Net's file holds {net_model, ema_model (base models only), x_T, T, time_scale}: a network that predicts x on a grid of
 T * time_scale steps (`DiscreteCosineSchedule`), to be sampled in T of them; time_scale = 1 is the base model. A
-classifier's file holds {model}: DenseNet201 for small images.
+classifier's file holds {model}: a DenseNet201 for small images.
 """
 
 import pickle
@@ -19,12 +19,12 @@ from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.distillation.extractor import FeatureExtractor, build_extractor
 from rddlib.utils.errors import UserError
 
-SHOWN, LONGEST_WORD = 10, 120  # names of tensors in a message, characters of each
+SHOWN, LONGEST_WORD = 10, 120  # names of tensors in a message, and characters of each
 GROUPS = 32  # of every GroupNorm there
-LONGEST_GRID = 100_000  # steps; the published ones have 1024
+LONGEST_GRID = 100_000  # steps; published grids have 1024
 TIME_TABLE = "time_embedding.timembedding.0.weight"
 
-# (ours, the released name), applied in turn to the names of our tensors.
+# (pattern, replacement) from the names of our tensors to the released ones, applied in turn.
 UNET_NAMES = (
     (r"^time_table$", TIME_TABLE),
     (r"^time_embedding\.0\.", "time_embedding.timembedding.1."),
@@ -51,11 +51,12 @@ DENSENET_NAMES = (
 
 
 def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoiser:
-    """A published U-Net as a Denoiser in eval mode, `steps` being its T (0 for the base model, whose EMA weights are taken).
+    """A published U-Net as a Denoiser in eval mode that predicts x; its sampler is `ddim_sample` in denoiser.steps, clipped.
 
-    Width, multipliers, attention, blocks and classes follow from the tensors; image_size: by default that of the file's
-    noise x_T. Its schedule is DiscreteCosineSchedule(T * time_scale), its prediction x, and `ddim_sample` in T steps, clipped,
-    is its sampler. Raises UserError for a file that is something else, that holds code, or whose tensors are too few or many.
+    image_size: in pixels, by default that of the file's noise x_T. Width, multipliers, attention, blocks and classes follow
+    from the tensors, the schedule is DiscreteCosineSchedule(T * time_scale), and `steps` is T. Of the base model, for which
+    `steps` is 0, the EMA weights are taken. Raises UserError for another kind of file, one that holds code, and one with
+    missing or foreign tensors.
     """
     file = read_tensors(path)
     steps, scale = (_whole(file, name, path) for name in ("T", "time_scale"))
@@ -68,12 +69,8 @@ def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoi
     try:
         config = _unet_config(tensors, steps * scale, size)
         with torch.device("meta"):  # nothing is allocated before the file is known to hold as much
-            _check_tensors(
-                UNet(config),
-                {TIME_TABLE: torch.empty(config.time_grid + 1, config.channels), **tensors},
-                UNET_NAMES,
-                path,
-            )
+            table = torch.empty(config.time_grid + 1, config.channels)
+            _check_tensors(UNet(config), {TIME_TABLE: table, **tensors}, UNET_NAMES, path)
     except KeyError as error:
         raise UserError(
             f"{path} holds no U-Net of RCFD or RDD: it lacks {error.args[0]}; {listed('it has', tensors)}"
@@ -81,9 +78,7 @@ def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoi
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds a U-Net that cannot be built: {one_line(error)}") from None
     network = UNet(config)
-    if TIME_TABLE not in tensors:  # some tools leave constant tensors out
-        tensors = {**tensors, TIME_TABLE: network.time_table}
-    _load(network, tensors, UNET_NAMES, path)
+    _load(network, {TIME_TABLE: network.time_table, **tensors}, UNET_NAMES, path)  # some tools leave constants out
     denoiser = Denoiser(network, DiscreteCosineSchedule(steps * scale), "x", steps=0 if scale == 1 else steps)
     return denoiser.eval().requires_grad_(False)
 
@@ -91,9 +86,8 @@ def load_released_unet(path: str | Path, image_size: int | None = None) -> Denoi
 def load_released_classifier(path: str | Path, map_at: str = "relu") -> FeatureExtractor:
     """The published DenseNet201 as a FeatureExtractor in eval mode: images [N, C, H, W] in [-1, 1] -> map, pooled, logits.
 
-    map_at: of FeatureExtractor; "relu", as the released network returns it, or "conv", as the RDD paper says. Raises
-    UserError for a file that is something else, that holds code, or whose tensors are too few or many, ValueError for
-    another map_at.
+    map_at: of FeatureExtractor; "relu" as in the released network, or "conv" as in the RDD paper. Raises UserError for
+    another kind of file, one that holds code, and one with missing or foreign tensors, ValueError for another map_at.
     """
     tensors = _part(read_tensors(path), "model", path)
     try:
@@ -110,20 +104,18 @@ def load_released_classifier(path: str | Path, map_at: str = "relu") -> FeatureE
 
 
 def read_tensors(path: str | Path) -> dict:
-    """What a torch file of tensors, numbers and dicts holds, on the CPU. Raises UserError for anything else in it."""
+    """The dict in a torch file of tensors, numbers and dicts, on the CPU. Raises UserError for anything else in it."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file at {path}: correct the path")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search("Unsupported (global|class)|GLOBAL", str(error)):
+    except Exception as error:  # of many kinds, for a damaged file
+        if isinstance(error, pickle.UnpicklingError) and re.search("Unsupported (global|class)|GLOBAL", str(error)):
             raise UserError(
                 f"{path} holds Python objects besides tensors, which could run code; nothing of it was run: "
                 "ask its makers for a file of tensors"
             ) from None
-        raise UserError(f"{path} is damaged or no torch file: get it again") from None
-    except Exception:  # whatever a file of random bytes makes the reader stumble over
         raise UserError(f"{path} is damaged or no torch file: get it again") from None
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, not a dict of tensors: name a published checkpoint")
@@ -131,7 +123,7 @@ def read_tensors(path: str | Path) -> dict:
 
 
 def is_classifier(file: Mapping) -> bool:
-    """Whether what `read_tensors` found is a classifier's file."""
+    """Whether `read_tensors` found a classifier."""
     return "model" in file and "net_model" not in file
 
 
@@ -147,7 +139,7 @@ def _part(file: Mapping, name: str, path: str | Path) -> dict[str, Tensor]:
 
 
 def _plain(tensor) -> bool:
-    """Whether this is a tensor of real numbers, all of them there and not one that stands for many."""
+    """Whether this is a dense tensor of real numbers that are all stored: an expanded one could fill the memory."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_complex() or tensor.is_meta:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
@@ -172,10 +164,10 @@ def _noise_size(file: Mapping, path: str | Path) -> int:
 
 
 def _unet_config(tensors: Mapping[str, Tensor], grid: int, image_size: int) -> UNetConfig:
-    """The U-Net whose tensors, under their released names, these are."""
+    """The configuration of the U-Net with these tensors, which have their released names."""
     channels, image_channels = tensors["head.weight"].shape[:2]
     numbers = [int(name.split(".")[1]) for name in tensors if re.match(r"downblocks\.\d+\.", name)]
-    levels: list[list[int]] = [[]]  # of each level, the numbers of its residual blocks in downblocks
+    levels: list[list[int]] = [[]]  # for each level, the numbers of its residual blocks in downblocks
     for number in range(1 + max(numbers, default=0)):
         if f"downblocks.{number}.main.weight" in tensors:
             levels.append([])
@@ -201,8 +193,8 @@ def _unet_config(tensors: Mapping[str, Tensor], grid: int, image_size: int) -> U
 
 
 def _width(tensors: Mapping[str, Tensor], block: str) -> int:
-    """Channels of a residual block, by any of its tensors: which of them are missing is said later."""
-    of_width = (
+    """Channels of a residual block, from any of its tensors: `_check_tensors` says later which are missing."""
+    layers = (
         "block1.2.bias",
         "block1.2.weight",
         "temb_proj.1.bias",
@@ -210,32 +202,28 @@ def _width(tensors: Mapping[str, Tensor], block: str) -> int:
         "block2.3.bias",
         "block2.3.weight",
     )
-    found = [len(tensors[f"{block}.{name}"]) for name in of_width if f"{block}.{name}" in tensors]
+    found = [len(tensors[name]) for layer in layers if (name := f"{block}.{layer}") in tensors]
     if not found:
         raise KeyError(f"{block}.block1.2.weight")
     return found[0]
 
 
 def _released_names(name: str, rules: tuple[tuple[str, str], ...]) -> list[str]:
-    """Under which names the files hold our tensor of this name: of q, k and v, which are one tensor here, three."""
+    """The released names of our tensor of this name: three for q, k and v, which are one tensor here."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return [name.replace("*", part) for part in "qkv"] if "*" in name else [name]
 
 
 def _load(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...], path) -> None:
-    """Fill the network from tensors of released names. Raises UserError where names or shapes are not its own."""
-    parts = _check_tensors(network, tensors, rules, path)
-    network.load_state_dict(
-        {
-            name: torch.cat([tensors[part] for part in names]) if len(names) > 1 else tensors[names[0]]
-            for name, names in parts.items()
-        }
-    )
+    """Fill the network from tensors with released names. Raises UserError where names or shapes differ."""
+    parts = _check_tensors(network, tensors, rules, path).items()
+    joined = {name: [tensors[part] for part in names] for name, names in parts}
+    network.load_state_dict({name: torch.cat(found) if len(found) > 1 else found[0] for name, found in joined.items()})
 
 
 def _check_tensors(network: torch.nn.Module, tensors: Mapping[str, Tensor], rules, path) -> dict[str, list[str]]:
-    """{our name: released names} of the network's tensors. Raises UserError where the file's are others."""
+    """{our name: released names} of the network's tensors. Raises UserError if the file's names or shapes differ."""
     own = network.state_dict()
     parts = {name: _released_names(name, rules) for name in own}
     shapes = {
@@ -243,26 +231,34 @@ def _check_tensors(network: torch.nn.Module, tensors: Mapping[str, Tensor], rule
         for name, names in parts.items()
         for part in names
     }
-    lacking, more = [name for name in shapes if name not in tensors], [name for name in tensors if name not in shapes]
     wrong = [
         f"{name} {list(tensors[name].shape)} for {shape}"
         for name, shape in shapes.items()
         if name in tensors and list(tensors[name].shape) != shape
     ]
-    faults = {"lacks": lacking, "has, beyond its own,": more, "has in another shape": wrong}
-    if said := [listed(f"it {what}", names) for what, names in faults.items() if names]:
-        raise UserError(f"{path} holds other tensors than its network has: {'; '.join(said)}")
+    lacking, foreign = (
+        (name for name in shapes if name not in tensors),
+        (name for name in tensors if name not in shapes),
+    )
+    if said := tensor_faults(lacking, foreign, wrong):
+        raise UserError(f"{path} holds other tensors than its network has: {said}")
     return parts
 
 
+def tensor_faults(lacking, foreign, wrong=()) -> str:
+    """What is wrong with a file's tensors, for a message: "" if nothing is. Each argument: names."""
+    faults = {"lacks": list(lacking), "has, beyond its own,": list(foreign), "has in another shape": list(wrong)}
+    return "; ".join(listed(f"it {what}", names) for what, names in faults.items() if names)
+
+
 def listed(what: str, names) -> str:
-    """What, and the first ten of the names with the number of the others."""
+    """`what`, then the first ten of the names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{what} {', '.join(map(one_line, names[:SHOWN]))}{more}"
 
 
 def one_line(thing, longest: int = LONGEST_WORD) -> str:
-    """Anything as a short text without line breaks, for a message."""
+    """str(thing) without line breaks and cut to `longest` characters, for a message."""
     text = " ".join(str(thing).split())
     return text if len(text) <= longest else f"{text[:longest]}..."

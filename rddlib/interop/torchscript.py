@@ -1,4 +1,4 @@
-"""A few-step student as one TorchScript file, noise in and images out, that runs where there is neither rddlib nor Python."""
+"""A few-step sampler as one TorchScript file, from noise to images, that runs without rddlib and without Python."""
 
 import contextlib
 import copy
@@ -16,17 +16,18 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 
 TOLERANCE = 1e-4  # between the exported images and ours
-LARGEST = 64  # steps: each is unrolled
+LARGEST = 64  # steps, since each is unrolled
 
 
 class FewSteps(nn.Module):
-    """forward(noise) or forward(noise, y): noise [N, C, H, W], labels y [N] where there are classes -> images."""
+    """`ddim_sample` of a denoiser with everything but noise and labels fixed."""
 
     def __init__(self, denoiser: Denoiser, steps: int, clip: bool = True, guidance: float | None = None):
         super().__init__()
         self.denoiser, self.steps, self.clip, self.guidance = denoiser, steps, clip, guidance
 
     def forward(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """noise [N, C, H, W], labels y [N] if there are classes -> images [N, C, H, W]."""
         return ddim_sample(self.denoiser, noise, self.steps, y=y, clip=self.clip, guidance=self.guidance)
 
 
@@ -39,12 +40,12 @@ def export_torchscript(
     guidance: float | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> float:
-    """Write the sampler of `steps` steps (default: those it was distilled for) as a TorchScript file for CPUs, in float32.
+    """Write the `steps`-step sampler (default: denoiser.steps) as a TorchScript file for CPUs, in float32.
 
-    `torch.jit.load(path)(noise)`, or `(noise, labels)` with classes, are the images of `ddim_sample`, for any number of them;
-    guidance: the one w it shall have; image_shape: (C, H, W), where the network's config does not say it. The file is read
-    back and compared before it is kept; returns the largest difference. Raises UserError where that is above 1e-4, for steps
-    < 1 or > 64, and for guidance that the model does not take or lacks.
+    `torch.jit.load(path)(noise)`, or `(noise, labels)` with classes, gives the images of `ddim_sample`, for any number of
+    them. clip: as in ddim_sample; guidance: the fixed weight w; image_shape: (C, H, W), if the network's config does not say
+    it. The file is read back and compared before it is kept; returns the largest difference of an image value. Raises
+    UserError if that is above 1e-4, for steps < 1 or > 64, and for guidance that the model does not take or lacks.
     """
     content, difference = scripted(denoiser, steps, clip, guidance, image_shape)
     write_atomically(Path(path), content)
@@ -54,7 +55,7 @@ def export_torchscript(
 def scripted(
     denoiser: Denoiser, steps: int, clip: bool, guidance: float | None, image_shape: tuple[int, int, int] | None
 ) -> tuple[bytes, float]:
-    """(content of the file, its largest difference) of `export_torchscript`."""
+    """The file's content and largest difference, as `export_torchscript` writes and returns them."""
     steps, shape = steps or denoiser.steps, shape_of(denoiser, image_shape)
     if not 1 <= steps <= LARGEST:
         raise UserError(f"steps is {steps}: say for how many the sampler shall be, 1 to {LARGEST}")
@@ -69,7 +70,7 @@ def scripted(
             loaded = load_torchscript(io.BytesIO(content.getvalue()))
             others = [_inputs(denoiser, shape, count, seed) for seed, count in enumerate((1, 3, 8), start=1)]
             difference = max(float((loaded(*inputs) - sampler(*inputs)).abs().max()) for inputs in others)
-        except RuntimeError as error:  # TorchScript's, when it traces and when it runs for another number of images
+        except RuntimeError as error:  # from tracing, or from running with another number of images
             raise UserError(f"this network cannot be traced ({str(error).strip().splitlines()[-1].strip()})") from error
     if not difference <= TOLERANCE:
         raise UserError(f"the TorchScript file's images differ by {difference:.2g}: this network cannot be traced")
@@ -77,15 +78,15 @@ def scripted(
 
 
 def load_torchscript(file) -> torch.jit.ScriptModule:
-    """`torch.jit.load` of a path or an open file."""
+    """`torch.jit.load` of a path or an open file, without its deprecation warning."""
     with _quiet():
         return torch.jit.load(file)
 
 
 @contextlib.contextmanager
 def _quiet():
-    """torch calls TorchScript deprecated, though nothing else runs where there is no Python, and warns of values that a trace
-    holds constant, which here are the times of the steps."""
+    """Without the warnings that TorchScript is deprecated (nothing else runs without Python) and that a trace holds values
+    constant (here the times of the steps)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -93,7 +94,7 @@ def _quiet():
 
 
 def shape_of(denoiser: Denoiser, image_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """(C, H, W) of a denoiser's images. Raises UserError where neither argument says it."""
+    """(C, H, W) of a denoiser's images, from its config or image_shape. Raises UserError if neither gives it."""
     config = getattr(denoiser.network, "config", None)
     if image_shape is None and not hasattr(config, "image_size"):
         raise UserError("this network does not say its images' shape: pass image_shape, (C, H, W)")
@@ -101,7 +102,7 @@ def shape_of(denoiser: Denoiser, image_shape: tuple[int, int, int] | None) -> tu
 
 
 def check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
-    """Raise UserError where a sampler with this one w, or with none, cannot be made."""
+    """Raise UserError if no sampler with this fixed w, or without one, can be made."""
     if denoiser.guidance and guidance is None:
         low, high = denoiser.guidance
         raise UserError(
@@ -117,7 +118,7 @@ def check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
 
 
 def script_usage(denoiser: Denoiser, name: str, clip: bool = True) -> str:
-    """The lines of Python that draw with an exported file."""
+    """Lines of Python that draw with an exported file, for its model card."""
     channels, height, width = shape_of(denoiser, None)
     labels = f", torch.arange(4) % {denoiser.num_classes}" if denoiser.num_classes else ""
     bounds = " in [-1, 1]" if clip else ""

@@ -1,4 +1,4 @@
-"""Every loss of the papers as a pure function of features; `extractor -> losses -> objectives` in the flow.
+"""Every loss of the papers as a pure function of images, features or logits.
 
 | function | equation |
 |---|---|
@@ -9,14 +9,17 @@
 | `is_p2p_loss` | Eq. 7, Feng et al. 2024 |
 | `m_p2p_loss` | Eq. 8-9, Feng et al. 2024 |
 | `perceptual_loss` | LPIPS, Zhang et al. 2018 |
-| `stage_perceptual_loss` | LPIPS's form on any extractor's stages (not LPIPS) |
+| `frechet_loss` | Eq. 6, Heusel et al. 2017, as a loss (arXiv 2604.28190) |
+| `kernel_loss` | maximum mean discrepancy, as in arXiv 2503.07565 |
+| `stage_perceptual_loss` | the form of LPIPS on the stages of any extractor (not LPIPS) |
 
-All return a scalar tensor, float64 for float64 inputs and float32 otherwise; the gradient goes to the student's
-argument alone. All check their arguments: TypeError for integer tensors, ValueError for shapes, devices and
-temperatures; within `finite_checks()` also NonFiniteError for NaN or infinite inputs.
+All return a scalar tensor, float64 for float64 inputs and float32 otherwise. Only the student's argument gets a
+gradient. All check their arguments: TypeError for integer tensors, ValueError for shapes, devices and temperatures,
+and within `finite_checks()` NonFiniteError for NaN or infinite inputs.
 """
 
 from rddlib.losses.checks import NonFiniteError, finite_checks
+from rddlib.losses.distributions import frechet_loss, kernel_loss
 from rddlib.losses.perceptual import load_lpips, perceptual_loss, stage_perceptual_loss
 from rddlib.losses.pointwise import (
     LOSS_WEIGHTS,
@@ -36,8 +39,10 @@ __all__ = [
     "diversity_loss",
     "entropy_loss",
     "finite_checks",
+    "frechet_loss",
     "ii_p2p_loss",
     "is_p2p_loss",
+    "kernel_loss",
     "load_lpips",
     "m_p2p_loss",
     "pd_loss",

@@ -1,24 +1,25 @@
-"""What every loss asks of its arguments, and the debug switch; the losses' front door."""
+"""Argument checks, the debug switch and the numerics that all losses share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _finite_checks: ContextVar[bool] = ContextVar("finite_checks", default=False)
 
 
 class NonFiniteError(ValueError):
-    """A loss was given NaN or infinity, inside `finite_checks()`. The message names the argument and counts them."""
+    """A loss was given NaN or infinity inside `finite_checks()`. The message names the argument and counts the values."""
 
 
 @contextmanager
 def finite_checks(enabled: bool = True) -> Iterator[None]:
     """Debug switch: inside this context every loss raises NonFiniteError on NaN or infinite inputs.
 
-    Off by default, since looking at the values makes an accelerator wait. Holds for the current thread or task only.
+    Off by default, because reading the values back stalls an accelerator. Applies to the current thread or task only.
     """
     token = _finite_checks.set(enabled)
     try:
@@ -30,7 +31,7 @@ def finite_checks(enabled: bool = True) -> Iterator[None]:
 def check_tensor(name: str, x: Tensor, shape: str) -> None:
     """Raise unless x is a floating tensor with as many dimensions as `shape` names, none of them empty.
 
-    shape is for people and for the check alike: "[N, C, H, W]" asks for four dimensions, "[N, ...]" for one or more.
+    shape goes into the message and is checked: "[N, C, H, W]" means four dimensions, "[N, ...]" one or more.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}, expected a floating-point tensor {shape}")
@@ -66,8 +67,40 @@ def check_temperature(temperature: float) -> None:
 
 
 def check_maps(map_student: Tensor, map_teacher: Tensor, temperature: float, same_channels: bool = False) -> None:
-    """Raise unless both are feature maps [N, C, H, W] of one batch; channel counts may differ unless excluded."""
+    """Raise unless both are feature maps [N, C, H, W] of one batch, with equal channel counts if `same_channels`."""
     check_tensor("map_student", map_student, "[N, C, H, W]")
     check_tensor("map_teacher", map_teacher, "[N, C, H, W]")
     check_same("map_student", map_student, "map_teacher", map_teacher, None if same_channels else (0, 2, 3))
     check_temperature(temperature)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in the precision that losses are computed in: float64 stays, every other dtype becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Context without autocast, which would round the relations to bf16."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def length(x: Tensor, dim: int) -> Tensor:
+    """L2 norm along dim, kept as size 1. Infinite for a zero vector, so that x / length and its gradient are 0."""
+    norm = x.norm(dim=dim, keepdim=True)
+    return norm.masked_fill(norm == 0, torch.inf)
+
+
+def unit(x: Tensor, dim: int) -> Tensor:
+    """x with its vectors along dim L2-normalised, in float32 or float64."""
+    x = at_least_float32(x)
+    return x / length(x, dim)
+
+
+def kl(logits_student: Tensor, logits_teacher: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)) over the last dimension (Eq. 5, Feng et al. 2024): [..., C] -> [...].
+
+    In nats, at least 0 up to rounding. No gradient flows to the teacher's logits.
+    """
+    log_p_S = logits_student.log_softmax(dim=-1)
+    log_p_T = logits_teacher.detach().log_softmax(dim=-1)
+    return F.kl_div(log_p_S, log_p_T, log_target=True, reduction="none").sum(dim=-1)

@@ -1,13 +1,13 @@
-"""IS_P2P and M_P2P block by block: the numbers of the reference forms in memory linear in N; stands beside `relations`.
+"""IS_P2P and M_P2P block by block: the same values as the reference forms of `relations`, in memory linear in N.
 
-The rows of a softmax know nothing of each other, and the gradient at the logits is p_S - p_T. So a block of relations
-can be computed, turned into its share of loss and gradient, and dropped: the gradient is complete when the forward pass
-ends, and backward only scales it.
+The softmax rows are independent, and the gradient at the logits is p_S - p_T. So each block of relations is computed,
+added to the loss and the gradient, and dropped: the gradient is complete after the forward pass, and backward only
+scales it.
 
-Precision: products of bf16 maps run in bf16, all else in float32 (float64). A bf16 product is rounded to 8 bits, more
-than what often sets student and teacher apart; so there the student's relations are the teacher's plus a difference
-computed on its own, with D = U_S - U_T: U_S U_S^T - U_T U_T^T = D U_S^T + U_T D^T. The rounding of the teacher's then
-falls on both sides alike and hardly touches p_S - p_T.
+Precision: products of bf16 maps run in bf16, everything else in float32 (or float64). A bf16 product keeps 8 bits,
+often fewer than the difference between student and teacher needs. So in bf16 the student's relations are the teacher's
+plus a separately computed difference, with D = U_S - U_T: U_S U_S^T - U_T U_T^T = D U_S^T + U_T D^T. The rounding error
+of the teacher's relations is then the same on both sides and nearly cancels in p_S - p_T.
 """
 
 import math
@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rddlib.losses.numerics import at_least_float32, length
+from rddlib.losses.checks import at_least_float32, length
 
-PIXELS_PER_BLOCK = {"cpu": 512}  # side of a block of relations: on a CPU what its cache holds
+PIXELS_PER_BLOCK = {"cpu": 512}  # side of a block of relations: fits a CPU's cache
 PIXELS_PER_BLOCK_ELSEWHERE = 4096  # large products keep an accelerator busy
 
 
 def is_p2p(map_student: Tensor, map_teacher: Tensor, tau: float, chunk: int | None) -> Tensor:
-    """Eq. 7, Feng et al. 2024; arguments as `rddlib.losses.is_p2p_loss`, already checked."""
+    """L_IS_P2P (Eq. 7, Feng et al. 2024) of checked arguments, which are those of `rddlib.losses.is_p2p_loss`."""
     return _apply(_is_p2p, map_student, map_teacher, tau, chunk)
 
 
 def m_p2p(map_student: Tensor, map_teacher: Tensor, embeddings: Tensor, tau: float, chunk: int | None) -> Tensor:
-    """Eq. 8-9, Feng et al. 2024; arguments as `rddlib.losses.m_p2p_loss`, already checked."""
+    """L_M_P2P (Eq. 8-9, Feng et al. 2024) of checked arguments, which are those of `rddlib.losses.m_p2p_loss`."""
     return _apply(_m_p2p, map_student, map_teacher, tau, chunk, embeddings)
 
 
@@ -40,7 +40,7 @@ def _apply(function, map_S: Tensor, map_T: Tensor, tau: float, chunk: int | None
 
 
 class _WithGradient(torch.autograd.Function):
-    """A function (x, *arguments) -> (loss, dloss/dx or None) as a once differentiable x -> loss."""
+    """Autograd for a function (x, *arguments) -> (loss, dloss/dx or None): differentiable once, in x."""
 
     @staticmethod
     def forward(ctx, x, function, *arguments):
@@ -53,7 +53,7 @@ class _WithGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss):
         (gradient,) = ctx.saved_tensors
-        # Scaled before it is rounded: under float16 the loss scale is what saves small gradients, and no float16 itself.
+        # Scale before rounding: in float16 the loss scale keeps small gradients from vanishing, and may exceed float16.
         return (grad_loss.to(gradient.dtype) * gradient).to(ctx.dtype), *[None] * ctx.others
 
 
@@ -62,10 +62,10 @@ def _gradient_like(feature_map: Tensor) -> Tensor:
 
 
 def _is_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient: bool):
-    """R is symmetric: each pair of blocks I <= J is computed once, for the rows of R[I, J] and of R[J, I] = R[I, J]^T.
+    """IS_P2P and its gradient. R is symmetric, so each pair of blocks I <= J is computed once: R[J, I] = R[I, J]^T.
 
     With U the unit pixels over sqrt(tau), R / tau = U U^T, and dU = (dR + dR^T) U is one product instead of autograd's
-    two. A block of dR + dR^T needs R[I, J] alone: what softmax along its rows gives, plus softmax along its columns.
+    two. A block of dR + dR^T needs R[I, J] only: the softmax along its rows plus the softmax along its columns.
     """
     N, A = len(map_S), map_S[0, 0].numel()
     U_S, U_T, D, length_S = _scaled_pixels(map_S, map_T, tau)
@@ -116,7 +116,7 @@ def _both_softmaxes(R: Tensor, tau: float):
 
 
 def _m_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient: bool, embeddings: Tensor):
-    """A pixel's row of P / tau = U E^T needs only the embeddings (E here: over sqrt(tau)): a few images at a time."""
+    """M_P2P and its gradient, a few images at a time: P / tau = U E^T, with E the embeddings over sqrt(tau)."""
     N, A = len(map_S), map_S[0, 0].numel()
     loss = torch.zeros((), dtype=torch.float64, device=map_S.device)
     gradient = _gradient_like(map_S) if wants_gradient else None
@@ -140,7 +140,7 @@ def _m_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient:
 def _scaled_pixels(map_S: Tensor, map_T: Tensor, tau: float):
     """U = F / (|F| sqrt(tau)) of all pixels F [N A, C] of both maps, D = U_S - U_T or None, and |F_S| [N A, 1].
 
-    D is for bf16 products alone, which need maps of one width.
+    D is used for bf16 products only, and needs maps of equal width.
     """
     wide = torch.promote_types(torch.promote_types(map_S.dtype, map_T.dtype), torch.float32)
     F_S, F_T = (x.to(wide).flatten(2).mT.flatten(0, 1) for x in (map_S, map_T))  # [N A, C]
@@ -152,7 +152,7 @@ def _scaled_pixels(map_S: Tensor, map_T: Tensor, tau: float):
 
 
 def _at_the_map(dU: Tensor, U: Tensor, length_F: Tensor, tau: float, feature_map: Tensor) -> Tensor:
-    """The gradient at U carried through the normalisation to the map: dF = (dU - tau U (U . dU)) / (|F| sqrt(tau))."""
+    """The gradient at the feature map from that at U: dF = (dU - tau U (U . dU)) / (|F| sqrt(tau))."""
     dU = dU.to(length_F.dtype)
     dF = (dU - tau * U * (U * dU).sum(1, keepdim=True)) / (length_F * math.sqrt(tau))  # [N A, C]
     N, C, H, W = feature_map.shape

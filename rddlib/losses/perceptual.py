@@ -1,7 +1,7 @@
-"""Perceptual distance: LPIPS (VGG) on photographs, its form on any extractor's stages elsewhere; part of the losses.
+"""Perceptual distances: LPIPS (VGG), and its form on the stages of any extractor.
 
-Only `perceptual_loss` with the network of `load_lpips` may be called LPIPS. `stage_perceptual_loss` is another quantity
-on another scale and is named so wherever it is reported. The `lpips` package is imported only where it is used.
+Only `perceptual_loss` with the network of `load_lpips` may be called LPIPS. `stage_perceptual_loss` is a different
+quantity on a different scale, and is reported under its own name. `lpips` is an extra, imported where it is used.
 """
 
 import warnings
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.losses.checks import check_same, check_tensor
-from rddlib.losses.numerics import at_least_float32, unit
+from rddlib.losses.checks import at_least_float32, check_same, check_tensor, unit
 from rddlib.utils.download import fetch
 from rddlib.utils.errors import UserError
 
@@ -37,11 +36,10 @@ def perceptual_loss(x_student: Tensor, x_teacher: Tensor, network: Callable[[Ten
 
 
 def stage_perceptual_loss(stages_student: Sequence[Tensor], stages_teacher: Sequence[Tensor]) -> Tensor:
-    """LPIPS's form without its learned weights, on any extractor: not LPIPS, and not on its scale (after Eq. 1, Zhang
-    et al. 2018, with w_l = 1).
+    """LPIPS without its learned weights, on any extractor (after Eq. 1, Zhang et al. 2018, with w_l = 1): not LPIPS.
 
-    stages_*: the same number of feature maps [N, C_l, H_l, W_l], early to late. At each stage the pixels are made unit
-    vectors over channels, their squared distance is averaged over space and batch; the mean over stages, in [0, 4].
+    stages_*: the same number of feature maps [N, C_l, H_l, W_l], early to late. At each stage the pixels are normalised
+    over channels and their squared distance is averaged over space and batch. Returns the mean over stages, in [0, 4].
     Raises TypeError for integer tensors, ValueError for shapes or numbers of stages that differ and for none at all.
     """
     if len(stages_student) != len(stages_teacher) or not stages_student:

@@ -1,50 +1,38 @@
-"""Losses on one image or one pooled feature at a time: PD, CFD, and RCFD's regularisers; `extractor -> losses`."""
+"""Losses on single images or pooled features: PD, CFD, and RCFD's regularisers, with the weights of PD."""
 
 import torch
 from torch import Tensor
 
 from rddlib.diffusion.schedule import Schedule
-from rddlib.losses.checks import check_same, check_temperature, check_tensor
-from rddlib.losses.numerics import at_least_float32, kl
+from rddlib.losses.checks import at_least_float32, check_same, check_temperature, check_tensor, kl
 
 LOSS_WEIGHTS = ("truncated", "x", "eps", "v")
 
 
 def loss_weight(kind: str, t: Tensor, schedule: Schedule, maximum: float | None = None) -> Tensor:
-    """w_t of ||x - x_theta||^2, in float64, of t's shape: which squared error is minimised, whatever the network outputs.
+    """Weight w_t of ||x - x_theta||^2, in float64, of t's shape. It decides which squared error is minimised.
 
-    With SNR = alpha_t^2/sigma_t^2 (Section 4, Salimans & Ho 2022): "x", 1, the error of x; "eps", SNR, that of eps; "v",
-    SNR + 1, that of v ("SNR+1 weighting" there); "truncated", max(SNR, 1), the larger of those of x and eps.
-    t in [0, 1], any shape; maximum: an upper bound, since all but "x" grow without one as t -> 0.
+    With SNR = alpha_t^2/sigma_t^2 (Section 4, Salimans & Ho 2022): "x": 1, the error of x; "eps": SNR, that of eps;
+    "v": SNR + 1, that of v ("SNR+1 weighting" there); "truncated": max(SNR, 1), the larger of those of x and eps.
+    t in [0, 1], any shape; maximum: an upper bound. Without one, all but "x" are +inf where sigma_t = 0.
     Raises TypeError for an integer t, ValueError for another kind and for a maximum below 1.
     """
     if kind not in LOSS_WEIGHTS:
         raise ValueError(f"weight is {kind!r}, expected one of {', '.join(LOSS_WEIGHTS)}")
-    if kind == "truncated":
-        return truncated_snr_weight(t, schedule, maximum)
     check_tensor("t", t, "[...]")
-    _check_maximum(maximum)
-    snr = schedule.alpha(t).square() / schedule.sigma(t).square()
-    weight = {"x": torch.ones_like(snr), "eps": snr, "v": snr + 1}[kind]
-    return weight if maximum is None else weight.clamp(max=maximum)
-
-
-def _check_maximum(maximum: float | None) -> None:
     if maximum is not None and not maximum >= 1:
         raise ValueError(f"maximum is {maximum}, expected at least 1, the weight's lower end")
+    snr = schedule.alpha(t).square() / schedule.sigma(t).square()
+    weight = {"truncated": snr.clamp(min=1.0), "x": torch.ones_like(snr), "eps": snr, "v": snr + 1}[kind]
+    return weight if maximum is None else weight.clamp(max=maximum)
 
 
 def truncated_snr_weight(t: Tensor, schedule: Schedule, maximum: float | None = None) -> Tensor:
     """w_t = max(alpha_t^2 / sigma_t^2, 1), in float64, of t's shape (below Eq. 2, Feng et al. 2024).
 
-    t in [0, 1], any shape. Where sigma_t = 0 (t = 0 on the continuous schedule) the ratio has no limit: the weight is
-    +inf there, or `maximum` where one is given, as base training does (1e3). Raises TypeError for an integer t and
-    ValueError for a maximum below 1.
+    `loss_weight("truncated", ...)`: t in [0, 1], any shape. Base training bounds it by maximum = 1e3.
     """
-    check_tensor("t", t, "[...]")
-    _check_maximum(maximum)
-    snr = schedule.alpha(t).square() / schedule.sigma(t).square()
-    return snr.clamp(min=1.0, max=maximum)
+    return loss_weight("truncated", t, schedule, maximum)
 
 
 def pd_loss(
@@ -87,7 +75,7 @@ def cfd_loss(pooled_student: Tensor, pooled_teacher: Tensor, temperature: float 
 def entropy_loss(logits: Tensor) -> Tensor:
     """L_entropy = -sum_c p_c log p_c with p = softmax(logits), averaged over the batch (Eq. 5, Sun et al. 2023).
 
-    logits: [N, classes] of the student's images. In [0, log(classes)]; least for confident predictions.
+    logits: [N, classes] of the student's images. In [0, log(classes)], lowest for confident predictions.
     Raises TypeError for integer tensors, ValueError for another shape.
     """
     check_tensor("logits", logits, "[N, classes]")
@@ -98,10 +86,10 @@ def entropy_loss(logits: Tensor) -> Tensor:
 def diversity_loss(logits: Tensor) -> Tensor:
     """L_diversity = sum_c q_c log q_c with q the batch mean of softmax(logits) (Eq. 6, Sun et al. 2023).
 
-    logits: [N, classes] of the student's images. In [-log(classes), 0]; least where all classes are equally likely.
+    logits: [N, classes] of the student's images. In [-log(classes), 0], lowest where all classes are equally likely.
     Raises TypeError for integer tensors, ValueError for another shape.
     """
     check_tensor("logits", logits, "[N, classes]")
     log_p = at_least_float32(logits).log_softmax(dim=1)
-    log_q = log_p.logsumexp(dim=0) - log_p.new_tensor(len(logits)).log()  # never log(0), where a class has died out
+    log_q = log_p.logsumexp(dim=0) - log_p.new_tensor(len(logits)).log()  # finite even where a class has probability 0
     return (log_q.exp() * log_q).sum()

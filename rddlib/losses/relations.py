@@ -1,18 +1,17 @@
-"""Relations between pixels: II_P2P, IS_P2P and M_P2P, literally as the paper has them; `extractor -> losses`.
+"""Losses on relations between pixels: II_P2P, IS_P2P and M_P2P, as the paper writes them.
 
-The forms named `reference` are the equations line by line; `rddlib.losses.chunked` computes the same numbers without
-ever holding the relation matrix. Symbols: N images, A = H W pixels, C channels, V embeddings; F features, R relations
+The `reference` forms follow the equations line by line; `rddlib.losses.chunked` computes the same values without holding
+the whole relation matrix. Symbols: N images, A = H W pixels, C channels, V embeddings; F features, R relations
 within the batch, M within an image, P to the memory; _S student, _T teacher.
 """
 
 from torch import Tensor
 
 from rddlib.losses import chunked
-from rddlib.losses.checks import check_maps, check_same, check_tensor
-from rddlib.losses.numerics import kl, no_autocast, unit
+from rddlib.losses.checks import check_maps, check_same, check_tensor, kl, no_autocast, unit
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked")
-SMALL = 2**18  # entries of a relation matrix up to which the reference form is as fast and its memory no matter
+SMALL = 2**18  # entries of a relation matrix up to which the reference form is as fast and small enough
 
 
 def pixels(feature_map: Tensor) -> Tensor:

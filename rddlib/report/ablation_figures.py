@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from rddlib.evaluation.entropy import DASHES, MARKERS
-from rddlib.report.figures import NAMES, STYLES
+from rddlib.methods import LABELS, STYLES
+from rddlib.report.entropy_figure import DASHES, MARKERS
+from rddlib.report.figures import counted, log_axis, plot_seeds
 from rddlib.report.published import figure_values, paper_table
 from rddlib.study.ablations import RCFD_PAPER, RDD_PAPER, Ablation
 from rddlib.study.profiles import Profile
@@ -42,10 +43,14 @@ _LINES = [dict(color=_COLORS[k % 4], linestyle=_DASHES[k % 4], marker=_MARKERS[k
 
 @dataclass(frozen=True)
 class PaperSeries:
-    """What a paper says of an ablation's FID, all at `steps`.
+    """What a paper says of an ablation's FID.
 
-    label: whose; fids {setting: FID}; marks: values of the axis that its text names, as marks_label says; levels
-    {method, with its classifier where that is named: FID}: lines that its figure compares with.
+    Args:
+        label: whose.
+        steps: of all of it.
+        fids: {setting: FID}.
+        marks: values of the axis that its text names, as marks_label says.
+        levels: {method, with its classifier where that is named: FID}, lines that its figure compares with.
     """
 
     label: str
@@ -92,9 +97,15 @@ def _of_figure(rows: pd.DataFrame, label: str) -> PaperSeries:
 def ablation_figure(ablation: Ablation, table: pd.DataFrame, profile: Profile, metric: str) -> Figure:
     """What has been measured of an ablation, in its paper's layout; on the papers' own profile with the papers' numbers.
 
-    table: with sweep.COLUMNS, rows of this ablation only, complete or not; metric: the FID's full name. An ablation with
-    values on an axis is drawn along it at the fewest steps, any other row by row at all of them; pFD stands beside FID
-    where it was measured, peak memory where the batch size varies. Raises UserError where nothing was measured.
+    An ablation with values on an axis is drawn along it at the fewest steps, any other row by row at all of them; pFD
+    stands beside FID where it was measured, peak memory where the batch size varies. Raises UserError where nothing was
+    measured.
+
+    Args:
+        ablation: one of the catalogue, or a custom one.
+        table: with sweep.COLUMNS, rows of this ablation only, complete or not.
+        profile: of the runs.
+        metric: the FID's full name.
     """
     measured = "entropy" if ablation.measures == "entropy" else "fid"
     numbers = {name: pd.to_numeric(table[name]).astype(float) for name in ("x", "fid", "t", "entropy", *_LABELS)}
@@ -118,7 +129,7 @@ def ablation_figure(ablation: Ablation, table: pd.DataFrame, profile: Profile, m
 def _entitle(figure: Figure, ablation: Ablation, table: pd.DataFrame, profile: Profile, note: str) -> None:
     """A title with the number of seeds in the note, and one legend below all panels, each name once."""
     counts = sorted(set(table.groupby("setting")["seed"].nunique()))
-    seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:])) + (" seeds" if counts[-1] > 1 else " seed")
+    seeds = " to ".join([*map(str, counts[:-1][:1]), counted(counts[-1], "seed")])
     over = f": {', '.join(axis.label for axis in ablation.axes)}" if not ablation.source else ""
     words = f"{profile.name}, {_steps(sorted(table['steps'].unique(), reverse=True))}; {note.format(seeds)}"
     lines = [textwrap.fill(text, int(13 * figure.get_figwidth())) for text in (ablation.title + over, words)]
@@ -131,8 +142,8 @@ def _entitle(figure: Figure, ablation: Ablation, table: pd.DataFrame, profile: P
 
 
 def _steps(steps: Sequence[int]) -> str:
-    *most, last = map(str, steps)
-    return f"{', '.join(most)} and {last} steps" if most else f"{last} step{'s' * (last != '1')}"
+    *most, last = steps
+    return f"{', '.join(map(str, most))} and {last} steps" if most else counted(last)
 
 
 def _scale(ax: Axes, which: str, values: Iterable[float], ticks: int = 6) -> None:
@@ -140,9 +151,7 @@ def _scale(ax: Axes, which: str, values: Iterable[float], ticks: int = 6) -> Non
     low, high = min(values), max(values)
     axis = getattr(ax, f"{which}axis")
     if low > 0 and high / low > 5:
-        getattr(ax, f"set_{which}scale")("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 15 else (1, 3) if high / low < 1000 else (1,)))
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        log_axis(axis, (1, 2, 5) if high / low < 15 else (1, 3) if high / low < 1000 else (1,))
         ax.minorticks_off()
     else:
         axis.set_major_locator(MaxNLocator(ticks))
@@ -178,13 +187,11 @@ def _along_axis(ablation: Ablation, table: pd.DataFrame, metric: str, paper: Pap
 def _lines(ax: Axes, ablation: Ablation, rows: pd.DataFrame, column: str) -> None:
     """A line for each series: its mean, a band from the lowest to the highest seed, and the seeds as dots."""
     fixed = (f"{key.split('.')[-1]} = {value:g}" for key, value in ablation.fixed.items())
-    alone = ", ".join([NAMES[ablation.method], *fixed])
+    alone = ", ".join([LABELS[ablation.method], *fixed])
     axes = ", ".join(axis.label for axis in ablation.axes[1:])
     for (name, line), style in zip(rows.groupby("series", sort=False), itertools.cycle(_LINES)):
-        values = line.groupby("x")[column]
-        ax.fill_between(list(values.groups), values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
         ax.plot(line["x"], line[column], linestyle="", marker=".", markersize=5, color=style["color"], alpha=0.7)
-        ax.plot(values.mean(), **style, label=f"{axes}: {name}" if name else alone)
+        plot_seeds(ax, line.groupby("x")[column], 0.15, **style, label=f"{axes}: {name}" if name else alone)
 
 
 def _beside(ax: Axes, rows: pd.DataFrame, column: str) -> None:
@@ -238,7 +245,7 @@ def _row_by_row(table: pd.DataFrame, metric: str, paper: PaperSeries | None) -> 
         rows = table[table["steps"] == number].dropna(subset=column)
         _rows(ax, rows, column, names, paper if paper and (column, number) == ("fid", paper.steps) else None)
         _dress(ax, xlabel="\n".join(textwrap.wrap(labels[column], 30 if len(steps) > 1 else 60)))
-        ax.set_title(_steps([number]) if len(steps) > 1 else "", fontsize=10)
+        ax.set_title(counted(number) if len(steps) > 1 else "", fontsize=10)
     for ax in axes[:, 0]:
         ax.set_ylabel("setting, one a row")
     return figure
@@ -281,7 +288,7 @@ def _entropies(table: pd.DataFrame) -> Figure:
             style = dict(color=plt.cm.cividis(0.7 * place / max(len(steps) - 1, 1)), linestyle=DASHES[place % 4])
             marker = dict(marker=MARKERS[place % 8], markersize=5 + 2.5 * place, markerfacecolor="none")
             if len(rows):
-                ax.plot(rows.groupby("t")["entropy"].mean(), label=_steps([number]), linewidth=1.3, **style, **marker)
+                ax.plot(rows.groupby("t")["entropy"].mean(), label=counted(number), linewidth=1.3, **style, **marker)
         ax.set_title(name, fontsize=10)
         _dress(ax, xlim=(1.1, 0), xticks=(1, 0.5, 0), xticklabels=("1", "0.5", "0"), xlabel="time t (noise at 1)")
     axes[0, 0].set_ylabel("entropy of the predicted class (nats)")

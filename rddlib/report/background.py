@@ -14,7 +14,6 @@ import threading
 import time
 from pathlib import Path
 
-from rddlib.methods import find_method
 from rddlib.study.folder import STUDY_FILE
 from rddlib.study.stage import Stage
 from rddlib.study.study import Study
@@ -190,7 +189,7 @@ def _plan(study: Study, stage: str, *arguments) -> tuple[str, list[Stage], list[
             command = ["distill", "--objective", "pd", "--from", str(whole), "--to", str(steps)]
             return f"teacher-{steps}", stages.teacher(steps).lineage(), command if steps != whole else ["train"]
         case ("student", str(method)) | ("student", str(method), int()):
-            find_method(method)
+            study.profile.method(method)
             steps = arguments[1] if len(arguments) > 1 else 1
             lineage = stages.student(method, steps, study.profile.seeds[0]).lineage()
             return f"student-{method}-{steps}", lineage, ["distill", "--objective", method, "--to", str(steps)]
@@ -263,7 +262,7 @@ def _watched() -> bool:
 def _panel(run: Run, every: float):
     import ipywidgets
 
-    from rddlib.report.controls import Live
+    from rddlib.report.explorers import Live
 
     bar, text = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30rem")), ipywidgets.Label()
     start, stop = ipywidgets.Button(description="Start"), ipywidgets.Button(description="Save and stop")

@@ -6,7 +6,7 @@ pair has it but the mean over pairs has, in every seed. Else the seeds disagree,
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,56 +15,65 @@ from rddlib.report.figures import SCORE_NAMES
 from rddlib.study.ablation_results import Measured
 from rddlib.study.ablations import ABLATIONS
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import markdown_table
 
 HOLDS, ON_AVERAGE, UNDECIDED = "holds", "holds on average", "undecided"
 REVERSED_ON_AVERAGE, REVERSED = "reversed on average", "reversed"
 SAME, UNMEASURED = "no difference", "not measured"
 VERDICTS = (HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, SAME, UNMEASURED)
-
-
 NAMES = {**SCORE_NAMES, "peak_mib": "peak memory (MiB)"}
+Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """text: what is claimed, by whom; pairs: of settings, the one said to be better (lower) first; score: by which it is
-    said, a column of the table; both: whether pFD, which the papers did not measure, is looked at beside FID."""
+    """What somebody says of settings.
+
+    Args:
+        text: the claim, and whose it is where it is not the paper's.
+        pairs: of settings, the one said to be better (lower) first.
+        score: by which it is said, a column of the table; beside FID, pFD is looked at too, which the papers did not
+            measure.
+    """
 
     text: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: Pairs
     score: str = "fid"
-    both: bool = True
 
 
-def _all_below(text: str, rival: str) -> Callable[[pd.DataFrame], list[Claim]]:
-    """Every setting on the axis is better than one beside it."""
-    return lambda settings: [Claim(text, tuple((name, rival) for name in settings["setting"][settings["x"].notna()]))]
+def _against(names: Iterable[str], rival: str) -> Pairs:
+    return [(name, rival) for name in names]
+
+
+def _on_axis(settings: pd.DataFrame) -> list[str]:
+    return settings["setting"][settings["x"].notna()].tolist()
+
+
+def _all_below_cfd(text: str) -> Callable[[pd.DataFrame], list[Claim]]:
+    """Every setting on the axis is better than CFD, which stands beside it."""
+    return lambda settings: [Claim(text, _against(_on_axis(settings), "CFD"))]
 
 
 def _losses(settings: pd.DataFrame) -> list[Claim]:
-    terms = ("II_P2P", "IS_P2P", "M_P2P", "IS_P2P + M_P2P")
-    each = [Claim(f"{term} beside CFD is better than CFD alone", ((f"CFD + {term}", "CFD"),)) for term in terms]
-    return [
-        Claim("CFD is better than PD", (("CFD", "PD"),)),
-        *each,
-        Claim("relations across images (IS) are better than within (II)", (("CFD + IS_P2P", "CFD + II_P2P"),)),
-        *(
-            Claim(f"both are better than {term} alone", (("CFD + IS_P2P + M_P2P", f"CFD + {term}"),))
-            for term in terms[1:3]
-        ),
-    ]
+    ii, across, memory, both = "CFD + II_P2P", "CFD + IS_P2P", "CFD + M_P2P", "CFD + IS_P2P + M_P2P"
+    pairs = {
+        "CFD is better than PD": ("CFD", "PD"),
+        **{f"{name[6:]} beside CFD is better than CFD alone": (name, "CFD") for name in (ii, across, memory, both)},
+        "relations across images (IS) are better than within (II)": (across, ii),
+        "both are better than IS_P2P alone": (both, across),
+        "both are better than M_P2P alone": (both, memory),
+    }
+    return [Claim(text, [pair]) for text, pair in pairs.items()]
 
 
 def _batch(settings: pd.DataFrame) -> list[Claim]:
     by_form = {form: rows.sort_values("x")["setting"].tolist() for form, rows in settings.groupby("series")}
-    larger = tuple((names[-1], names[0]) for names in by_form.values())
-    chunked = tuple(zip(by_form.get("chunked", []), by_form.get("reference", []), strict=False))
+    larger = [(names[-1], names[0]) for names in by_form.values()]
+    forms = list(zip(by_form.get("chunked", []), by_form.get("reference", []), strict=False))
     return [
         Claim("the largest batch is better than the smallest", larger),
-        Claim(
-            "the largest batch takes more memory than the smallest", tuple((b, a) for a, b in larger), "peak_mib", False
-        ),
-        Claim("the chunked form takes less memory at the largest batch (ours)", chunked[-1:], "peak_mib", False),
+        Claim("the largest batch takes more memory than the smallest", [(b, a) for a, b in larger], "peak_mib"),
+        Claim("the chunked form takes less memory at the largest batch (ours)", forms[-1:], "peak_mib"),
     ]
 
 
@@ -72,12 +81,11 @@ def _queue(text: str, beyond: str = "") -> Callable[[pd.DataFrame], list[Claim]]
     """The profile's own number, the last but one of the axis, is better than the least (and than the largest)."""
 
     def claims(settings: pd.DataFrame) -> list[Claim]:
-        names = settings[settings["x"].notna()].sort_values("x")["setting"].tolist()
-        return [
-            Claim(text, tuple(zip(names[-2:-1], names[:1], strict=False))),
-            *([Claim(beyond, tuple(zip(names[-2:-1], names[-1:], strict=False)))] if beyond else []),
-            *_all_below("every value is better than CFD", "CFD")(settings),
-        ]
+        names = _on_axis(settings.sort_values("x"))
+        own, least, largest = names[-2:-1], names[:1], names[-1:]
+        rivals = {text: least, **({beyond: largest} if beyond else {})}
+        found = [Claim(said, list(zip(own, rival, strict=False))) for said, rival in rivals.items()]
+        return found + _all_below_cfd("every value is better than CFD")(settings)
 
     return claims
 
@@ -85,21 +93,19 @@ def _queue(text: str, beyond: str = "") -> Callable[[pd.DataFrame], list[Claim]]
 def _rcfd_losses(settings: pd.DataFrame) -> list[Claim]:
     alone = ("entropy", "diversity", "entropy + diversity")
     return [
-        Claim("without CFD both regularisers are worse than PD", tuple(("PD", name) for name in alone)),
-        Claim("beside CFD they are better than CFD alone", (("CFD + entropy + diversity", "CFD"),)),
+        Claim("without CFD both regularisers are worse than PD", [("PD", name) for name in alone]),
+        Claim("beside CFD they are better than CFD alone", [("CFD + entropy + diversity", "CFD")]),
     ]
 
 
 def _classifier(settings: pd.DataFrame) -> list[Claim]:
     names = [name for name in settings["setting"] if name != "PD"]
-    own = names[0] if names else ""
-    strong = [name for name in names[1:] if "," not in name]
+    larger = [name for name in names[1:] if "," not in name]
+    half = [name for name in names if "half" in name]
     return [
-        Claim("every classifier is better than PD", tuple((name, "PD") for name in names)),
-        Claim("a larger classifier is better", tuple((name, own) for name in strong)),
-        Claim(
-            "one that saw half of the classes is still better than PD", tuple((n, "PD") for n in names if "half" in n)
-        ),
+        Claim("every classifier is better than PD", _against(names, "PD")),
+        Claim("a larger classifier is better", _against(larger, names[0] if names else "")),
+        Claim("one that saw half of the classes is still better than PD", _against(half, "PD")),
     ]
 
 
@@ -107,67 +113,88 @@ def _tau(settings: pd.DataFrame) -> list[Claim]:
     axis = settings[settings["x"].notna()]
     by_series = {series: dict(zip(rows["x"], rows["setting"], strict=True)) for series, rows in axis.groupby("series")}
     features, predictions = by_series.get("features", {}), by_series.get("predictions", {})
-    both = tuple((features[tau], predictions[tau]) for tau in features if tau in predictions)
-    mild = tuple((features[tau], "PD") for tau in features if 0.9 <= tau <= 1)
+    both = [(name, predictions[tau]) for tau, name in features.items() if tau in predictions]
+    mild = [name for tau, name in features.items() if 0.9 <= tau <= 1]
     return [
         Claim("aligned features are better than aligned predictions (almost always)", both),
-        Claim("features are better than PD for tau from 0.9 to 1", mild),
+        Claim("features are better than PD for tau from 0.9 to 1", _against(mild, "PD")),
     ]
 
 
 def _dual(settings: pd.DataFrame) -> list[Claim]:
-    names = settings["setting"][settings["x"].notna()].tolist()
+    names, alone = _on_axis(settings), "a temperature on the teacher alone is better than on both sides"
     return [
-        Claim(
-            "a temperature on both sides is better than PD (over a wide range)", tuple((name, "PD") for name in names)
-        ),
-        Claim(
-            "a temperature on the teacher alone is better than on both sides", tuple(("CFD", name) for name in names)
-        ),
+        Claim("a temperature on both sides is better than PD (over a wide range)", _against(names, "PD")),
+        Claim(alone, [("CFD", name) for name in names]),
     ]
 
 
 def _released(settings: pd.DataFrame) -> list[Claim]:
-    rest = [name for name in settings["setting"] if name not in ("CFD", "as in the paper")]
+    own = "as in the paper"
     ours = {"x not clipped": "clipping x while sampling, as the code does, is better than not (Eq. 1)"}
-    return [
-        Claim(ours.get(name, f"as in the paper is better than: {name}"), (("as in the paper", name),)) for name in rest
-    ]
+    rest = [name for name in settings["setting"] if name not in ("CFD", own)]
+    return [Claim(ours.get(name, f"{own} is better than: {name}"), [(own, name)]) for name in rest]
 
 
 def _budget(settings: pd.DataFrame) -> list[Claim]:
-    rdd = "RDD, equal iterations"
+    rivals = [name for name in settings["setting"] if not name.startswith("RDD")]
+    return [Claim(f"RDD is better than {name}", [("RDD, equal iterations", name)]) for name in rivals]
+
+
+def _balance(settings: pd.DataFrame) -> list[Claim]:
+    best = "CFD + PD, share 0.3"
     return [
-        Claim(f"RDD is better than {name}", ((rdd, name),))
-        for name in settings["setting"]
-        if not name.startswith("RDD")
+        Claim("relations as loud as CFD are better than CFD alone", (("CFD + IS_P2P, share 1", "CFD"),)),
+        Claim(
+            "relations as loud as CFD are better than RDD at the paper's weights",
+            (("CFD + IS_P2P, share 1", "RDD, the paper's weights"),),
+        ),
+        Claim(
+            "across images (IS) they are better than within (II)", (("CFD + IS_P2P, share 1", "CFD + II_P2P, share 1"),)
+        ),
+        Claim(
+            "M_P2P is better without a head than with the paper's",
+            (("CFD + M_P2P, share 1, no head", "CFD + M_P2P, share 1, paper's head"),),
+        ),
+        Claim("a small pixel term beside CFD is better than CFD and than PD", ((best, "CFD"), (best, "PD"))),
+        Claim("and better than relations", ((best, "CFD + IS_P2P, share 1"),)),
+        Claim("relations beside it improve it", (("CFD + IS_P2P, share 1, PD, share 0.3", best),)),
+        Claim(
+            "a Fréchet or a kernel term beside CFD is better than CFD alone",
+            (("CFD + Fréchet, share 0.3", "CFD"), ("CFD + kernel, share 0.3", "CFD")),
+        ),
     ]
 
 
 CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "losses": _losses,
     "batch": _batch,
-    "tau_is": _all_below("every temperature is better than CFD", "CFD"),
-    "tau_m": _all_below("every temperature is better than CFD", "CFD"),
+    "tau_is": _all_below_cfd("every temperature is better than CFD"),
+    "tau_m": _all_below_cfd("every temperature is better than CFD"),
     "queue_size": _queue("the paper's length is better than a twentieth of it", "and better than twice as long"),
     "queue_draws": _queue("drawing as many as usual is better than drawing an eighth"),
-    "alpha": _all_below("every weight is better than CFD", "CFD"),
-    "beta": _all_below("every weight is better than CFD", "CFD"),
+    "alpha": _all_below_cfd("every weight is better than CFD"),
+    "beta": _all_below_cfd("every weight is better than CFD"),
     "rcfd_losses": _rcfd_losses,
     "classifier": _classifier,
     "cfd_tau": _tau,
     "cfd_tau_dual": _dual,
     "released": _released,
     "budget": _budget,
+    "balance": _balance,
 }
 
 
 def verdicts(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Each claim about an ablation against its measured rows: claim, score, difference, spread, seeds, pairs, verdict.
+    """Each claim about an ablation against its measured rows, compared at the fewest steps.
 
-    table: of that ablation, with rddlib.study.sweep.COLUMNS; compared at the fewest steps. difference: mean over pairs and
-    seeds of better minus worse, negative where the claim is right; spread: its standard deviation over seeds; pairs: "5 of
-    6", in how many the claim is right. Raises UserError for a table without rows.
+    Columns: claim; score; difference, mean over pairs and seeds of better minus worse, negative where the claim is right;
+    spread, its standard deviation over seeds; seeds; pairs, "5 of 6", in how many the claim is right; verdict.
+    Raises UserError for a table without rows.
+
+    Args:
+        name: of the ablation.
+        table: its rows, with rddlib.study.sweep.COLUMNS.
     """
     if not len(table):
         raise UserError(f"nothing of the ablation {name} has been measured: run rdd ablate {name}")
@@ -175,26 +202,21 @@ def verdicts(name: str, table: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(_entropy_rows(table))
     rows = table[table["steps"] == table["steps"].min()]
     claims = CLAIMS.get(name, lambda settings: [])(rows.drop_duplicates("setting"))
-    found = [_judged(claim, score, rows) for claim in claims for score in _scores(claim, rows)]
+    found = []
+    for claim in claims:
+        beside = ["pfd"] if claim.score == "fid" and rows["pfd"].notna().any() else []
+        for score in [claim.score, *beside]:
+            values = rows.pivot_table(index="seed", columns="setting", values=score)
+            known = [pair for pair in claim.pairs if set(pair) <= set(values.columns)]
+            differences = pd.DataFrame({(a, b): values[a] - values[b] for a, b in known}).dropna()
+            found.append({"claim": claim.text, "score": NAMES[score], **_told(differences)})
     return pd.DataFrame(found, columns=["claim", "score", "difference", "spread", "seeds", "pairs", "verdict"])
 
 
-def _scores(claim: Claim, rows: pd.DataFrame) -> list[str]:
-    return [claim.score, *["pfd"] * bool(claim.both and rows["pfd"].notna().any())]
-
-
-def _judged(claim: Claim, score: str, rows: pd.DataFrame) -> dict:
-    values = rows.pivot_table(index="seed", columns="setting", values=score)
-    known = [pair for pair in claim.pairs if set(pair) <= set(values.columns)]
-    head = {"claim": claim.text, "score": NAMES[score]}
-    differences = pd.DataFrame({pair: values[pair[0]] - values[pair[1]] for pair in known}).dropna()
-    if differences.empty:
-        return head | {"verdict": UNMEASURED}
-    return head | _told(differences)
-
-
 def _told(differences: pd.DataFrame) -> dict:
-    """Of differences, a row a seed and a column a pair, negative where a claim is right."""
+    """What verdict's differences say, as columns of verdicts."""
+    if differences.empty:
+        return {"verdict": UNMEASURED}
     by_seed, right = differences.mean(axis=1), int((differences < 0).sum().sum())
     return {
         "difference": by_seed.mean(),
@@ -207,8 +229,6 @@ def _told(differences: pd.DataFrame) -> dict:
 
 def verdict(differences: pd.DataFrame) -> str:
     """Of differences, a row a seed and a column a pair, negative where a claim is right."""
-    if differences.empty:
-        return UNMEASURED
     if (differences < 0).all(axis=None):
         return HOLDS
     if (differences > 0).all(axis=None):
@@ -221,9 +241,8 @@ def verdict(differences: pd.DataFrame) -> str:
 
 def _entropy_rows(table: pd.DataFrame) -> list[dict]:
     """Whether the last prediction's entropy rises as steps fall, for each setting."""
-    last = table[table["t"] == 1 / table["steps"]].pivot_table(
-        index=["setting", "seed"], columns="steps", values="entropy"
-    )
+    last = table[table["t"] == 1 / table["steps"]]
+    last = last.pivot_table(index=["setting", "seed"], columns="steps", values="entropy")
     rows = []
     for setting in table["setting"].unique():
         values = last.loc[setting].dropna(axis=1).drop_duplicates()  # the teacher is one, whatever the seed
@@ -244,12 +263,11 @@ def told(name: str, measured: Measured) -> str:
 
 def as_markdown(found: pd.DataFrame) -> str:
     """Verdicts as a table in Markdown: a line a claim, a column a score."""
-    scores = list(found["score"].unique())
-    lines = ["| claim | " + " | ".join(f"by {score}" for score in scores) + " |", "|---" * (len(scores) + 1) + "|"]
+    scores, body = list(found["score"].unique()), []
     for claim, rows in found.groupby("claim", sort=False):
         cells = {row.score: _cell(row) for row in rows.itertuples()}
-        lines.append(f"| {claim} | " + " | ".join(cells.get(score, "") for score in scores) + " |")
-    return "\n".join(lines)
+        body.append([claim, *(cells.get(score, "") for score in scores)])
+    return markdown_table(["claim", *(f"by {score}" for score in scores)], body)
 
 
 def _cell(row) -> str:

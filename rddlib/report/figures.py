@@ -1,41 +1,58 @@
-"""Figures, each a function from numbers to a matplotlib Figure: notebooks, widgets and the report draw the same ones."""
+"""Figures, each a function from numbers to a matplotlib Figure: notebooks, explorers and reports draw the same ones."""
 
 import io
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
 from torch import Tensor
 
 from rddlib.diffusion.schedule import Schedule
-from rddlib.methods import COMPETING, STYLES
-from rddlib.methods import LABELS as NAMES
+from rddlib.methods import COMPETING, LABELS, STYLES
 
+SCORE_NAMES = {"fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall"}
 _IN_TURN = [STYLES[name] for name in ("ddim", *COMPETING, "pndm", "dpm-solver")]  # of curves that are no method's
-SCORE_NAMES = {
-    "fid": "FID",
-    "is": "IS",
-    "pfd": "pFD",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-}
+
+
+def counted(number: int, noun: str = "step") -> str:
+    """1 step, 4 steps."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def to_png(figure: Figure, dpi: int = 130, quick: bool = False) -> bytes:
-    """The figure as a PNG file's bytes; quick: neither cropped to what is drawn, which draws it twice, nor packed small."""
+    """The figure as a PNG file's bytes; quick: neither cropped, which draws it twice, nor packed small."""
     buffer, options = io.BytesIO(), dict(pil_kwargs={"compress_level": 1}) if quick else dict(bbox_inches="tight")
     figure.savefig(buffer, format="png", dpi=dpi, **options)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def plot_seeds(ax: Axes, groups, alpha: float, **style) -> None:
+    """Means over seeds as a line, in a band from the lowest seed to the highest; groups: scores grouped by x."""
+    ax.plot(groups.mean(), **style)
+    ax.fill_between(list(groups.groups), groups.min(), groups.max(), color=style["color"], alpha=alpha, linewidth=0)
+
+
+def log_axis(axis: Axis, subs: Sequence[int]) -> None:
+    """Make an axis logarithmic, with plain numbers at `subs` times the powers of ten."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
@@ -88,7 +105,10 @@ def schedule_figure(schedule: Schedule) -> Figure:
 def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tensor) -> Figure:
     """N steps of DDIM, gone down to time t: the schedule with the sampler's times, and 2-D paths over the data.
 
-    paths [k, M, 2]: where each of M samples was, from its noise to time t; data [n, 2]: samples of the target.
+    Args:
+        schedule, N, t: of the sampler.
+        paths: [k, M, 2], where each of M samples was, from its noise to time t.
+        data: [n, 2], samples of the target.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.1))
     figure.subplots_adjust(left=0.065, right=0.985, top=0.85, bottom=0.13, wspace=0.16)  # no solver: a slider waits
@@ -102,7 +122,7 @@ def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tenso
         left.plot([], [], **style, markersize=4, label=f"{name}: {float(rate(t)):.3f} at t = {t:g}")
     left.axvline(t, color="0.2", linewidth=1, linestyle=":")
     left.set(xlabel="time t (1: noise, 0: image)", ylabel="rate", ylim=(-0.03, 1.05), xlim=(1.03, -0.03))
-    left.set_title(f"The schedule and the times of {N} step{'s' * (N > 1)}", fontsize=10)
+    left.set_title(f"The schedule and the times of {counted(N)}", fontsize=10)
     left.legend(fontsize=8, loc="lower center")
     right.plot(*data.T, linestyle="", marker=".", markersize=2, color="0.8", label="data")
     right.add_collection(LineCollection(paths.transpose(0, 1).numpy(), color="#0072B2", linewidth=0.7, alpha=0.8))
@@ -128,54 +148,45 @@ def error_figure(steps: Sequence[int], errors: dict[str, Sequence[float]], title
     return figure
 
 
-def matrices_figure(matrices: dict[str, Tensor], title: str, label: str, shared: bool = True) -> Figure:
-    """Square matrices side by side on one colour scale (or one each)."""
+def _limits(maps: Mapping[str, Tensor]) -> tuple[float, float]:
+    return min(float(m.min()) for m in maps.values()), max(float(m.max()) for m in maps.values())
+
+
+def matrices_figure(matrices: dict[str, Tensor], title: str, label: str) -> Figure:
+    """Square matrices side by side on one colour scale."""
     figure, axes = plt.subplots(1, len(matrices), figsize=(3 * len(matrices) + 0.6, 3), layout="constrained")
-    low = min(float(m.min()) for m in matrices.values())
-    high = max(float(m.max()) for m in matrices.values())
+    low, high = _limits(matrices)
     for ax, (name, matrix) in zip(np.atleast_1d(axes), matrices.items(), strict=True):
-        limits = dict(vmin=low, vmax=high) if shared else {}
-        drawn = ax.imshow(matrix.detach().cpu(), cmap="viridis", interpolation="nearest", **limits)
+        drawn = ax.imshow(matrix.detach().cpu(), cmap="viridis", interpolation="nearest", vmin=low, vmax=high)
         ax.set(title=name, xlabel="pixel b", ylabel="pixel a")
         for axis in (ax.xaxis, ax.yaxis):
             axis.get_major_locator().set_params(integer=True)
-        if not shared:
-            figure.colorbar(drawn, ax=ax, shrink=0.75, label=label)
-    if shared:
-        figure.colorbar(drawn, ax=axes, shrink=0.75, label=label)
+    figure.colorbar(drawn, ax=axes, shrink=0.75, label=label)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
-    """FID and, where it was measured, pFD against sampling steps, a line a method; seeds as a band from lowest to highest.
-
-    metric: the FID's full name.
-    """
+    """FID and, where it was measured, pFD against sampling steps, a line a method; metric: the FID's full name."""
     labels = {"fid": metric, "pfd": "pFD (raw pixels)"}
     labels = {column: label for column, label in labels.items() if table[column].notna().any()}
     figure, axes = plt.subplots(1, len(labels), figsize=(4.5 * len(labels), 3.4), layout="constrained", squeeze=False)
-    axes = axes[0]
-    for ax, column in zip(axes, labels, strict=True):
+    for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
         for method, rows in table.groupby("method", sort=False):
-            by_steps = rows.groupby("steps")[column]
-            steps, mean = list(by_steps.groups), by_steps.mean()
-            ax.plot(steps, mean, label=NAMES[method], **STYLES[method])
-            ax.fill_between(steps, by_steps.min(), by_steps.max(), color=STYLES[method]["color"], alpha=0.2)
+            plot_seeds(ax, rows.groupby("steps")[column], 0.2, label=LABELS[method], **STYLES[method])
         ticks = sorted(n for n in table["steps"].unique() if n & (n - 1) == 0)  # powers of two: 10 and 12 would touch
-        ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=labels[column], xticks=ticks)
+        ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=label, xticks=ticks)
         ax.set_xticklabels(ticks)
         ax.xaxis.minorticks_off()
         ax.set_title("Lower is better", fontsize=10)
-    axes[0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8)
     return figure
 
 
 def scatter_figure(samples: dict[float, Tensor], data: Tensor, title: str) -> Figure:
     """A panel of 2-D samples [N, 2] for each entry, over the data [n, 2]; title: a format of its key."""
-    figure, axes = plt.subplots(
-        1, len(samples), figsize=(2.4 * len(samples), 2.6), sharex=True, sharey=True, layout="constrained"
-    )
+    options = dict(figsize=(2.4 * len(samples), 2.6), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(samples), **options)
     for ax, (key, points) in zip(axes, samples.items(), strict=True):
         ax.plot(*data.T, linestyle="", marker=".", markersize=1.5, color="0.75", label="data of all classes")
         ax.plot(*points.T, linestyle="", marker="o", markersize=2, color="#D55E00", alpha=0.6, label="samples")
@@ -203,7 +214,7 @@ def lines_figure(
     every = max(1, len(x) // 12)
     for (label, values), style in zip(curves.items(), _IN_TURN, strict=False):
         values = [math.nan if v is None else float(v) for v in values]
-        ax.plot(x, values, label=NAMES.get(label, label), markersize=4, markevery=every, **STYLES.get(label, style))
+        ax.plot(x, values, label=LABELS.get(label, label), markersize=4, markevery=every, **STYLES.get(label, style))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if xlog:
         ax.set_xscale("log", base=2)
@@ -215,67 +226,111 @@ def lines_figure(
     return figure
 
 
-def _heat_map(ax, values: Tensor, title: str, form: str, **limits):
-    """An [H, W] map with its numbers written in, where they fit."""
-    values = values.detach().float().cpu().numpy()
-    drawn = ax.imshow(values, cmap="gray", interpolation="nearest", **limits)
-    if values.size <= 16:
-        low, high = drawn.get_clim()
-        for (row, column), value in np.ndenumerate(values):
-            shade = "black" if value > (low + high) / 2 else "white"
-            ax.text(column, row, format(value, form), ha="center", va="center", fontsize=7, color=shade)
-    ax.set(title=title, xlabel="column", ylabel="row", xticks=range(values.shape[1]), yticks=range(values.shape[0]))
-    ax.title.set_fontsize(10)
-    return drawn
+class HeatMap:
+    """An [H, W] map in gray with its numbers written in, where they fit; form: how these are written."""
+
+    def __init__(self, ax: Axes, shape: tuple[int, int], title: str, form: str):
+        self.form, texts = form, dict(ha="center", va="center", fontsize=7)
+        self.image = ax.imshow(np.zeros(shape), cmap="gray", interpolation="nearest")
+        places = list(np.ndindex(*shape)) if math.prod(shape) <= 16 else []
+        self.numbers = [ax.text(column, row, "", **texts) for row, column in places]
+        ax.set(xlabel="column", ylabel="row", xticks=range(shape[1]), yticks=range(shape[0]))
+        ax.set_title(title, fontsize=10)
+
+    def show(self, values: Tensor, limits: tuple[float, float]) -> None:
+        """Fill it with values [H, W]; limits: those shown black and white."""
+        values = values.detach().float().cpu().numpy()
+        self.image.set(data=values, clim=limits)
+        for text, value in zip(self.numbers, values.flat, strict=False):
+            text.set(text=format(value, self.form), color="black" if value > sum(limits) / 2 else "white")
 
 
 def maps_figure(maps: dict[str, Tensor], title: str, label: str, form: str = ".2f") -> Figure:
     """Maps {name: [H, W]} side by side on one gray scale; label: what the values are, with their unit."""
     figure, axes = plt.subplots(1, len(maps), figsize=(2.6 * len(maps) + 0.7, 2.9), layout="constrained")
-    low = min(float(m.min()) for m in maps.values())
-    high = max(float(m.max()) for m in maps.values())
     for ax, (name, values) in zip(np.atleast_1d(axes), maps.items(), strict=True):
-        drawn = _heat_map(ax, values, name, form, vmin=low, vmax=high)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
+        drawn = HeatMap(ax, values.shape, name, form)
+        drawn.show(values, _limits(maps))
+    figure.colorbar(drawn.image, ax=axes, shrink=0.8, label=label)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def relation_figure(images: Tensor, pixel: tuple[int, int], teacher: Tensor, student: Tensor, title: str) -> Figure:
+class RelationFigure:
     """How one pixel of a feature map relates to the pixels of another image's: teacher, student and difference.
 
-    images [2, C, H, W]: the image that holds the pixel and the one looked at; pixel (row, column) in the feature map;
-    teacher, student [h, w]: its relations as shares of 1, drawn in per cent, the largest of each framed.
+    Args:
+        size: (H, W) of the images.
+        shape: (h, w) of the feature maps.
     """
-    height, width = teacher.shape
-    figure, axes = plt.subplots(1, 5, figsize=(12, 2.9), subplot_kw=dict(xlabel="column of the map"))
-    figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)  # no solver: a slider waits
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    for ax, image, name in zip(axes, images, ("the image with the pixel", "the other image"), strict=False):
-        ax.imshow(tile(image[None], 1), extent=extent, interpolation="nearest")
-        ax.set_title(name, fontsize=10)
-    _frame(axes[0], pixel, "-")
-    teacher, student = 100 * teacher.detach().float().cpu(), 100 * student.detach().float().cpu()
-    limits = dict(vmin=torch.minimum(teacher, student).min().item(), vmax=torch.maximum(teacher, student).max().item())
-    for ax, values, name, dash in zip(axes[2:4], (teacher, student), ("teacher", "student"), ("-", ":"), strict=True):
-        _heat_map(ax, values, f"{name}, share in %", ".1f", **limits)
-        most = divmod(int(values.argmax()), width)
-        for place in (ax, axes[1]):
-            _frame(place, most, dash)
-    _heat_map(axes[4], student - teacher, "student - teacher, in % points", "+.1f")
-    axes[0].set_ylabel("row of the map")
-    for ax in axes[1:]:
-        ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="row")
-    axes[0].set(xticks=range(width), yticks=range(height))
-    figure.suptitle(title, fontsize=11)
-    return figure
+
+    def __init__(self, size: tuple[int, int], shape: tuple[int, int]):
+        height, width = shape
+        self.figure, axes = plt.subplots(1, 5, figsize=(12, 2.9))
+        self.figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)
+        options = dict(extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
+        self.images = [ax.imshow(np.ones((*size, 3)), **options) for ax in axes[:2]]
+        names = "teacher, share in %", "student, share in %", "student - teacher, in % points"
+        forms = ".1f", ".1f", "+.1f"
+        self.maps = [HeatMap(*each) for each in zip(axes[2:], [shape] * 3, names, forms, strict=True)]
+        for ax, name in zip(axes, ("the image with the pixel", "the other image"), strict=False):
+            ax.set_title(name, fontsize=10)
+        for ax in axes[1:]:
+            ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="row")
+        axes[0].set(xticks=range(width), yticks=range(height), xlabel="column of the map", ylabel="row of the map")
+        framed = ([axes[0]], "-"), (axes[[2, 1]], "-"), (axes[[3, 1]], ":")
+        self.frames = [[_frame(ax, dash) for ax in places] for places, dash in framed]
+        self.title = self.figure.suptitle("", fontsize=11)
+        self.drawn: tuple | None = None
+
+    def show(self, images: Tensor, pixel: tuple[int, int], teacher: Tensor, student: Tensor, title: str) -> Figure:
+        """Draw other numbers.
+
+        Args:
+            images: [2, C, H, W], the image that holds the pixel and the one looked at.
+            pixel: (row, column) in the feature map.
+            teacher, student: [h, w], its relations as shares of 1; the largest of each is framed.
+            title: of the figure.
+        """
+        for drawn, image in zip(self.images, images, strict=True):
+            drawn.set_data(tile(image[None], 1))
+        teacher, student = 100 * teacher.detach().float().cpu(), 100 * student.detach().float().cpu()
+        difference, shared = student - teacher, _limits({"teacher": teacher, "student": student})
+        values = (teacher, shared), (student, shared), (difference, _limits({"difference": difference}))
+        for drawn, (numbers, limits) in zip(self.maps, values, strict=True):
+            drawn.show(numbers, limits)
+        most = (divmod(int(share.argmax()), share.shape[1]) for share in (teacher, student))
+        for frames, (row, column) in zip(self.frames, (pixel, *most), strict=True):
+            for frame in frames:
+                frame.set_xy((column - 0.46, row - 0.46))
+        self.title.set_text(title)
+        return self.figure
+
+    def png(self, dpi: int) -> bytes:
+        """The figure as a PNG file's bytes. What never changes is drawn once: a slider waits."""
+        if self.drawn is None:
+            canvas = FigureCanvasAgg(self.figure)
+            self.figure.set_dpi(dpi)
+            changing = [self.title]
+            for ax in self.figure.axes:  # axes' frames lie over the images
+                own = (*ax.images, *ax.patches, *ax.spines.values(), *ax.texts)
+                changing += sorted(own, key=lambda artist: artist.zorder)
+            for artist in changing:
+                artist.set_animated(True)  # left out of what is drawn next
+            canvas.draw()
+            self.drawn = canvas, canvas.copy_from_bbox(self.figure.bbox), changing
+        canvas, background, changing = self.drawn
+        canvas.restore_region(background)
+        for artist in changing:
+            self.figure.draw_artist(artist)
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, "png", compress_level=1)
+        return buffer.getvalue()
 
 
-def _frame(ax, pixel: tuple[int, int], dash: str) -> None:
-    """A frame around the pixel (row, column) of an image whose pixels are centred on whole numbers."""
-    row, column = pixel
-    style = dict(fill=False, edgecolor="#D55E00", linewidth=2.5, linestyle=dash)
-    ax.add_patch(plt.Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **style))
+def _frame(ax: Axes, dash: str) -> Rectangle:
+    """A frame for one pixel of a map."""
+    return ax.add_patch(Rectangle((0, 0), 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5, linestyle=dash))
 
 
 def queue_figure(
@@ -290,9 +345,15 @@ def queue_figure(
 ) -> Figure:
     """The queue's rows in the plane, marked by their class, those drawn ringed; below them its slots by age.
 
-    points [n, 2]: every row that ever comes; held: those in the queue now, for which follow classes [held] (whole
-    numbers), shade [held] (what colours them, called `name`; None: their class) and drawn [held] (bool);
-    ages [N_q]: of each slot's row in pushes, NaN where the slot is empty.
+    Args:
+        points: [n, 2], every row that ever comes.
+        held: which of them are in the queue now.
+        classes: [held], whole numbers.
+        shade: [held], what colours the rows; None: their class.
+        name: of shade.
+        drawn: [held], bool.
+        ages: [N_q], of each slot's row in pushes, NaN where the slot is empty.
+        title: of the figure.
     """
     figure = plt.figure(figsize=(7.4, 5.6))  # axes by hand, no solver: a slider waits
     ax, slots = figure.add_axes((0.1, 0.25, 0.75, 0.68)), figure.add_axes((0.1, 0.09, 0.75, 0.045))
@@ -318,131 +379,129 @@ def queue_figure(
     return figure
 
 
-def _queue_slots(ax, ages: Tensor) -> None:
+def _queue_slots(ax: Axes, ages: Tensor) -> None:
     held = ages.isfinite()
-    ax.imshow(
-        ages[None].numpy(), aspect="auto", cmap="gray_r", interpolation="nearest", vmin=-1, vmax=ages[held].max() + 2
-    )
+    oldest = ages[held].max()
+    ax.imshow(ages[None].numpy(), aspect="auto", cmap="gray_r", interpolation="nearest", vmin=-1, vmax=oldest + 2)
     if not held.all():
         ax.axvspan(int(held.sum()) - 0.5, len(ages) - 0.5, facecolor="white", edgecolor="0.5", hatch="///")
     changes = [0, *((ages[1:] != ages[:-1]) & held[1:]).nonzero().flatten().add(1).tolist()]
     for start, stop in zip(changes, [*changes[1:], int(held.sum())], strict=True):
         age = int(ages[start])
-        shade = "white" if age > (ages[held].max() + 1) / 2 else "black"
+        shade = "white" if age > (oldest + 1) / 2 else "black"
         ax.text((start + stop - 1) / 2, 0, age, ha="center", va="center", fontsize=8, color=shade)
     ax.set(xlabel="slot of the queue (hatched: still empty)")
     ax.yaxis.set_visible(False)
     ax.set_title(f"{held.double().mean():.0%} full; age of the rows in pushes", fontsize=9, pad=3)
 
 
-# The kinds of numbers in a comparison: line, width, how far the method's colour is mixed with white, size of the marker.
-_KINDS = {"paper": ("-", 1.2, 0.55, 5), "measured": ("--", 2.0, 0.0, 7)}
+Panel = tuple[str, str, pd.DataFrame]  # title, name of the FID, rows: see comparison_figure
+KINDS = {"all rows": None, "papers": "paper", "peers": "peer", "measured here": "measured"}
+# The kinds of lines in a comparison: dash, width, how far the method's colour is mixed with white, size of the marker.
+_LINES = {"paper": ("-", 1.2, 0.55, 5), "measured": ("--", 2.0, 0.0, 7)}
+_LINE_NAMES = {"paper": "from the papers", "measured": "measured here, ± spread"}
+_PEERS = dict(linestyle="", marker="o", markersize=5, markerfacecolor="white", markeredgecolor="0.35", zorder=5)
 _FILLS = ("full", "none", "left", "right", "top", "bottom")  # several curves of one method
 _OTHERS = [dict(color=gray, marker=marker) for gray, marker in zip(("0.25", "0.5") * 4, "Ph<>8d*H", strict=True)]
 
 
-def comparison_figure(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> Figure:
-    """FID against sampling steps on log axes, one panel for each (title, name of the FID, rows).
+def comparison_figure(panels: Sequence[Panel]) -> Figure:
+    """FID against sampling steps on log axes, a panel for each table.
 
-    rows: columns kind ("paper", "peer" or "measured"), method (a key or name of STYLES, or any other), curve (what is one
-    line), steps, fid and fid_spread; rows without a positive number of steps and FID are left out. Papers' lines are solid
-    and pale, measured ones dashed and dark with their spread, peers hollow points with their names.
+    Papers' lines are solid and pale, measured ones dashed and dark with their spread, peers hollow points with their names.
+
+    Args:
+        panels: (title, name of the FID, rows); rows with the columns kind ("paper", "peer" or "measured"), method (a name
+            of the table of methods, or any other), curve (what is one line), steps, fid and fid_spread. Rows without a
+            positive number of steps and FID are left out.
     """
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(10, 4.3 * len(panels) + 0.8), layout="constrained", squeeze=False
-    )
+    options = dict(figsize=(10, 4.3 * len(panels) + 0.8), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(panels), 1, **options)
     styles = _curve_styles(panels)
     for ax, (title, metric, rows) in zip(axes[:, 0], panels, strict=True):
-        ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{metric}\nlower is better", title=title)
-        _comparison_panel(ax, rows[(rows["steps"] > 0) & (rows["fid"] > 0)], styles)
-        _plain_log_axes(ax)
+        ax.set_title(title)
+        _comparison_panel(ax, rows, metric, styles)
     kinds = {kind for _, _, rows in panels for kind in rows["kind"]}
-    figure.legend(
-        handles=_comparison_legend(styles, kinds), loc="outside lower center", ncols=6, fontsize=8, frameon=False
-    )
+    handles = _comparison_legend(styles, kinds)
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return figure
 
 
-KINDS = {"all rows": None, "papers": "paper", "peers": "peer", "measured here": "measured"}
-
-
 def scores_explorer_figure(
-    panels: Sequence[tuple[str, str, pd.DataFrame]], number: int, kind: str = "all rows", method: str = "all methods"
+    panels: Sequence[Panel], number: int, kind: str = "all rows", method: str = "all methods"
 ) -> Figure:
-    """One of comparison_figure's panels alone: rows of one kind (a key of KINDS), one method brought out.
+    """One of comparison_figure's panels alone, in the same styles whatever is shown.
 
-    panels: as for comparison_figure; number: which of them. Styles are the same whatever is shown.
+    Args:
+        panels: as for comparison_figure.
+        number: which of them.
+        kind: of its rows, a key of KINDS.
+        method: the one that is brought out.
     """
     title, metric, rows = panels[number]
-    shown = rows if KINDS[kind] is None else rows[rows["kind"] == KINDS[kind]]
-    shown = shown[(shown["steps"] > 0) & (shown["fid"] > 0)]
-    brought_out = shown["method"] == method if method != "all methods" else pd.Series(True, shown.index)
-    styles = _curve_styles(panels)
+    shown = rows[(KINDS[kind] is None) | (rows["kind"] == KINDS[kind])]
+    shown = shown[_drawable(shown)]
+    brought_out = (shown["method"] == method) | (method == "all methods")
     pale = set(shown.loc[~brought_out, "curve"])
-    styles = {curve: style | ({"color": "0.7"} if curve in pale else {}) for curve, style in styles.items()}
+    styles = {c: style | ({"color": "0.7"} if c in pale else {}) for c, style in _curve_styles(panels).items()}
     figure = plt.figure(figsize=(11, 4.6))
     ax = figure.add_axes((0.075, 0.12, 0.735, 0.8))  # by hand, no solver: a slider waits
-    ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{metric}\nlower is better")
     ax.set_title(f"{title}, {kind}, {method}", fontsize=11)
-    _comparison_panel(ax, shown, styles, pale)
+    _comparison_panel(ax, shown, metric, styles, pale)
     if not brought_out.any():
         ax.text(0.5, 0.93, f"no rows here: {kind}, {method}", transform=ax.transAxes, ha="center", color="0.3")
-    _plain_log_axes(ax)
     lines = set(shown.loc[shown["kind"] != "peer", "curve"])
-    handles = _comparison_legend(
-        {curve: style for curve, style in styles.items() if curve in lines}, set(shown["kind"])
-    )
+    handles = _comparison_legend({c: style for c, style in styles.items() if c in lines}, set(shown["kind"]))
     if handles:
         figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.815, 0.935), fontsize=8, frameon=False)
     return figure
 
 
-def _curve_styles(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> dict[str, dict]:
+def _drawable(rows: pd.DataFrame) -> pd.Series:
+    return (rows["steps"] > 0) & (rows["fid"] > 0)
+
+
+def _curve_styles(panels: Sequence[Panel]) -> dict[str, dict]:
     """Colour, marker and its fill for each curve but the peers', the same in every panel; one method, one marker."""
-    keys, others = {name: key for key, name in NAMES.items()}, itertools.cycle(_OTHERS)
-    methods: dict[str, dict] = {}
+    known, others = {label: STYLES[name] for name, label in LABELS.items()} | STYLES, itertools.cycle(_OTHERS)
+    fills: dict[str, itertools.cycle] = {}
+    looks: dict[str, dict] = {}
     styles: dict[str, dict] = {}
     curves = [rows.loc[rows["kind"] != "peer", ["method", "curve"]] for _, _, rows in panels]
     for method, curve in pd.concat(curves).drop_duplicates().itertuples(index=False):
-        known = STYLES.get(keys.get(method, method))
-        style = methods.setdefault(method, dict(known or next(others), used=0))
-        fill = _FILLS[style["used"] % len(_FILLS)]
-        styles[curve] = dict(color=style["color"], marker=style["marker"], fillstyle=fill, markerfacecoloralt="white")
-        style["used"] += 1
+        if method not in looks:
+            looks[method], fills[method] = known.get(method) or next(others), itertools.cycle(_FILLS)
+        look = looks[method]
+        fill = dict(fillstyle=next(fills[method]), markerfacecoloralt="white")
+        styles[curve] = dict(color=look["color"], marker=look["marker"], **fill)
     return styles
 
 
-def _comparison_panel(ax, rows: pd.DataFrame, styles: dict[str, dict], unnamed: Collection[str] = ()) -> None:
+def _comparison_panel(
+    ax: Axes, rows: pd.DataFrame, metric: str, styles: dict[str, dict], unnamed: Collection[str] = ()
+) -> None:
     """Lines for the papers' and measured curves, points for peers, named but for those in `unnamed`."""
+    ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{metric}\nlower is better")
+    rows = rows[_drawable(rows)]
     for (kind, curve), line in rows[rows["kind"] != "peer"].groupby(["kind", "curve"], sort=False):
-        dash, width, pale, size = _KINDS[kind]
-        line, style = line.sort_values("steps"), styles[curve]
-        style = {**style, "color": _mixed(style["color"], pale)}
-        style |= dict(linestyle=dash, linewidth=width, markersize=size)
+        dash, width, pale, size = _LINES[kind]
+        line, color = line.sort_values("steps"), _mixed(styles[curve]["color"], pale)
+        style = styles[curve] | dict(color=color, linestyle=dash, linewidth=width, markersize=size)
         if line["fid_spread"].notna().any():
             ax.errorbar(line["steps"], line["fid"], yerr=line["fid_spread"].fillna(0), capsize=2, **style)
         else:
             ax.plot(line["steps"], line["fid"], **style)
     peers = rows[rows["kind"] == "peer"]
-    ax.plot(
-        peers["steps"],
-        peers["fid"],
-        linestyle="",
-        marker="o",
-        markersize=5,
-        markerfacecolor="white",
-        markeredgecolor="0.35",
-        zorder=5,
-    )
+    ax.plot(peers["steps"], peers["fid"], **_PEERS)
     if len(peers):
-        steps = rows["steps"]
-        ax.set_xlim(steps.min() / 4, steps.max() * 1.6)
+        ax.set_xlim(rows["steps"].min() / 4, rows["steps"].max() * 1.6)
         ax.set_ylim(rows["fid"].min() / 1.25, rows["fid"].max() * 1.25)
         for count, group in peers[~peers["curve"].isin(unnamed)].groupby("steps"):
             _label_points(ax, count, group.sort_values("fid"), left=count == peers["steps"].min())
+    _plain_log_axes(ax)
 
 
-def _label_points(ax, steps: float, points: pd.DataFrame, left: bool) -> None:
+def _label_points(ax: Axes, steps: float, points: pd.DataFrame, left: bool) -> None:
     """Names beside points above one another, moved apart so that none covers another, each with a line to its point."""
     low, high = (math.log(limit) for limit in ax.get_ylim())
     gap = 0.036 * (high - low)
@@ -454,39 +513,21 @@ def _label_points(ax, steps: float, points: pd.DataFrame, left: bool) -> None:
         shift = max(0.0, low + 0.6 * gap - min(places))
         places = [place + shift for place in places]
     x, places = steps / 1.45 if left else steps * 1.16, [math.exp(place) for place in places]
+    style = dict(fontsize=7, color="0.25", va="center", ha="right" if left else "left", zorder=4)
     for place, name in zip(places, points["method"], strict=True):
-        ax.text(
-            x,
-            place,
-            name,
-            fontsize=7,
-            color="0.25",
-            va="center",
-            ha="right" if left else "left",
-            zorder=4,
-            bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4),
-        )
+        ax.text(x, place, name, bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4), **style)
     lines = [((x, place), (steps, fid)) for place, fid in zip(places, points["fid"], strict=True)]
     ax.add_collection(LineCollection(lines, color="0.7", linewidth=0.6, zorder=2.5))
 
 
-def _plain_log_axes(ax) -> None:
-    """Ticks as plain numbers, few enough to read."""
+def _plain_log_axes(ax: Axes) -> None:
+    """Ticks as plain numbers, few enough to read: powers of two along x."""
     low, high = ax.get_xlim()
-    powers = [2**n for n in range(11) if low <= 2**n <= high]
-    ax.set_xticks(powers)
+    ax.set_xticks([2**n for n in range(11) if low <= 2**n <= high])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.xaxis.minorticks_off()
     low, high = ax.get_ylim()
-    marks = [
-        m * 10.0**n
-        for n in range(-4, 7)
-        for m in ((1, 2, 5) if high / low < 3000 else (1,))
-        if low <= m * 10.0**n <= high
-    ]
-    ax.set_yticks(marks)
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.minorticks_off()
+    log_axis(ax.yaxis, (1, 2, 5) if high / low < 3000 else (1,))
+    ax.minorticks_off()
     ax.grid(color="0.92", linewidth=0.6)
     ax.set_axisbelow(True)
 
@@ -499,52 +540,10 @@ def _mixed(colour: str, white: float) -> tuple[float, ...]:
 def _comparison_legend(styles: dict[str, dict], kinds: set[str]) -> list[Line2D]:
     """Lines for the legend: methods by marker and colour, kinds by dash, width and tone."""
     handles = [Line2D([], [], linestyle="", label=curve, **style) for curve, style in styles.items()]
-    names = {"paper": "from the papers", "measured": "measured here, ± spread"}
-    for kind, name in names.items():
+    for kind, (dash, width, pale, _) in _LINES.items():
         if kind in kinds:
-            dash, width, pale, _ = _KINDS[kind]
-            handles.append(Line2D([], [], color=_mixed("0.2", pale), linestyle=dash, linewidth=width, label=name))
+            tone = dict(color=_mixed("0.2", pale), linestyle=dash, linewidth=width)
+            handles.append(Line2D([], [], label=_LINE_NAMES[kind], **tone))
     if "peer" in kinds:
         handles.append(Line2D([], [], color="0.35", marker="o", markerfacecolor="white", linestyle="", label="peers"))
     return handles
-
-
-def overview_figure() -> Figure:
-    """RDD in one picture: what student and teacher draw from one z_t, and the three things that are compared."""
-    figure, ax = plt.subplots(figsize=(10, 4.3))
-    ax.set(xlim=(0, 100), ylim=(0, 43))
-    ax.set_axis_off()
-    ax.set_title("Relational Diffusion Distillation: one student step learns from two teacher steps", fontsize=11)
-
-    def box(x: float, y: float, width: float, height: float, text: str, shade: str = "1.0") -> None:
-        ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=shade, edgecolor="0.25", linewidth=1.1))
-        ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8.5, linespacing=1.35)
-
-    def arrow(start: tuple[float, float], end: tuple[float, float], dashed: bool = False) -> None:
-        style = dict(
-            arrowstyle="-|>", color="0.25", linewidth=1.1, linestyle="--" if dashed else "-", shrinkA=0, shrinkB=0
-        )
-        ax.annotate("", end, start, arrowprops=style)
-
-    box(0, 17, 9, 9, "$z_t$\nnoisy\nimage")
-    box(15, 28, 15, 9, "teacher\ntwo DDIM steps", "0.9")
-    box(15, 6, 15, 9, "student\none step", "0.78")
-    box(36, 28, 8, 9, "$x^T$")
-    box(36, 6, 8, 9, "$x^S$")
-    box(50, 13, 12, 17, "extractor\n(a frozen\nclassifier)", "0.9")
-    for y, x_end in ((32.5, 15), (10.5, 15)):
-        arrow((9, 21.5), (x_end, y))
-    for y in (32.5, 10.5):
-        arrow((30, y), (36, y))
-    arrow((44, 32.5), (50, 26))
-    arrow((44, 10.5), (50, 17))
-    losses = (
-        (31.5, "CFD", "pooled features, as distributions\nover channels (Eq. 4)"),
-        (17.5, "+ IS_P2P", "each pixel's relation to all pixels\nof all images in the batch (Eq. 7)"),
-        (3.5, "+ M_P2P", "... and to a queue of the teacher's\npixels from batches gone by (Eq. 8, 9)"),
-    )
-    for y, name, words in losses:
-        box(70, y, 30, 9, f"\n{words}")
-        ax.text(85, y + 7.2, name, ha="center", va="center", fontsize=9, fontweight="bold")
-        arrow((62, 21.5), (70, y + 4.5), dashed=name.startswith("+ M"))
-    return figure

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import rddlib
+from rddlib.report.pages import write_report
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.folder import continue_study
 from rddlib.study.profiles import load_profile
@@ -223,8 +225,6 @@ def failing_cell(notebook: str, error) -> str:
 
 
 def _execute(notebook: Path, target: Path, parameters: dict) -> None:
-    import logging
-
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -386,8 +386,6 @@ def run_study(
     jobs: notebooks that run at the same time. Raises UserError for bad input (nothing is written then) and for a failing
     notebook.
     """
-    from rddlib.report.pages import write_report
-
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
     load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer

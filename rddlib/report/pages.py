@@ -12,7 +12,7 @@ import pandas as pd
 from rddlib.evaluation import summarise
 from rddlib.methods import LABELS
 from rddlib.report.figures import image_rows, scores_figure, to_png
-from rddlib.report.guidance_figures import weights_figure
+from rddlib.report.guidance import weights_figure
 from rddlib.study.guidance import guided_done, guided_results
 from rddlib.study.stage import Stage
 from rddlib.study.study import Study, guided_study

@@ -1,6 +1,7 @@
 """What others have published, as data: every table of the two papers, and the scores of peers; each row names its source.
 
-The files are data/papers/*.csv and data/peers.csv. Nothing here was measured by this project.
+The files are data/papers/*.csv and data/peers.csv. Nothing here was measured by this project. steps are sampling steps; is
+and fid as printed, NaN where a table has none; the rest is text, empty where not stated.
 """
 
 import pandas as pd
@@ -13,26 +14,15 @@ PAPERS = ("rdd", "rcfd")  # Feng et al. 2024 (10.1145/3664647.3680768), Sun et a
 TABLES = tuple(f"{paper}_table{number}" for paper in PAPERS for number in (1, 2, 3))
 TABLE_COLUMNS = ["dataset", "steps", "method", "classifier", "classifier_data", "loss", "is", "fid", "source", "note"]
 FIGURE_COLUMNS = ["figure", "dataset", "steps", "method", "quantity", "value", "source", "note"]
-PEER_COLUMNS = [
-    "dataset",
-    "method",
-    "steps",
-    "fid",
-    "network",
-    "parameters_millions",
-    "conditioning",
-    "gan_loss",
-    "source",
-    "note",
-]
-_NUMBERS = ("is", "fid", "parameters_millions")
+_PEER_FACTS = ["network", "parameters_millions", "conditioning", "gan_loss"]
+PEER_COLUMNS = ["dataset", "method", "steps", "fid", *_PEER_FACTS, "source", "note"]
 
 
 def paper_table(name: str) -> pd.DataFrame:
     """One table of the papers, by name ("rdd_table1" .. "rcfd_table3"), with TABLE_COLUMNS.
 
-    steps: sampling steps; is, fid: as printed, NaN where a table has none; classifier_data: what the classifier was trained
-    on; loss: the terms that a student minimised; the rest is text, empty where not stated. UserError for an unknown name.
+    classifier_data: what the classifier was trained on; loss: the terms that a student minimised. UserError for an
+    unknown name.
     """
     if name not in TABLES:
         raise UserError(f"no table {name!r} of the papers: known are {', '.join(TABLES)}")
@@ -50,10 +40,9 @@ def figure_values(paper: str) -> pd.DataFrame:
 
 
 def paper_rows(dataset: str) -> pd.DataFrame:
-    """The papers' results on "cifar10" or "imagenet64", with TABLE_COLUMNS, each once.
+    """The papers' results on one of DATASETS, with TABLE_COLUMNS, each once. UserError for another data set.
 
-    RDD's Table 1 or 2; on CIFAR-10 then RCFD with ResNet18, which RDD's table does not repeat. UserError for another data
-    set.
+    RDD's Table 1 or 2; on CIFAR-10 then RCFD with ResNet18, which RDD's table does not repeat.
     """
     _check(dataset)
     if dataset == "imagenet64":
@@ -63,10 +52,10 @@ def paper_rows(dataset: str) -> pd.DataFrame:
 
 
 def peer_rows(dataset: str) -> pd.DataFrame:
-    """Peers' results on "cifar10" or "imagenet64", with PEER_COLUMNS: numbers of other networks at other budgets.
+    """Peers' results on one of DATASETS, with PEER_COLUMNS. UserError for another data set.
 
-    network, parameters_millions (NaN), conditioning and gan_loss ("yes", "no") are empty where they could not be verified;
-    note says how they were. UserError for another data set.
+    They are of other networks at other budgets. network, parameters_millions (NaN), conditioning and gan_loss ("yes",
+    "no") are empty where they could not be verified; note says how they were.
     """
     _check(dataset)
     return _read("data/peers.csv").query("dataset == @dataset").reset_index(drop=True)
@@ -81,6 +70,6 @@ def _read(file: str) -> pd.DataFrame:
     """A CSV file that ships with the project: numbers as numbers, the rest as text, "" for an empty cell."""
     table = pd.read_csv(shipped(file), dtype=str, keep_default_na=False)
     table["steps"] = table["steps"].astype(int)
-    for column in table.columns.intersection(_NUMBERS):
+    for column in table.columns.intersection(["is", "fid", "parameters_millions"]):
         table[column] = pd.to_numeric(table[column])
     return table

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rddlib.distillation.objectives import RELEASED_SWITCHES
-from rddlib.methods import METHODS
 from rddlib.study.profiles import Profile, overrides_of, parse_value
 from rddlib.study.stage import key_of
 from rddlib.utils.errors import UserError, nearest
@@ -135,8 +134,7 @@ def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whol
 
     Raises UserError for an unknown method or field, a value of the wrong type and an empty grid.
     """
-    if method not in METHODS:
-        raise UserError(f"unknown --method {method}{nearest(method, METHODS)}: known are {', '.join(METHODS)}")
+    profile.method(method, "--method")
     if not given:
         raise UserError("custom has an empty grid: give it at least one --axis FIELD=VALUE,VALUE")
     axes = tuple(Axis(name, name, _values(name, text, profile)) for name, text in given.items())
@@ -251,6 +249,41 @@ def _budget(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
         changes = overrides_of(profile, {"distill.iterations": iterations})
         longer.append(Setting(f"{name.upper()}, equal time", name, changes, "equal time"))
     return equal + longer
+
+
+_BALANCES = {
+    "IS_P2P, share 0.3": "cfd + is_p2p(share=0.3 tau=0.1)",
+    "IS_P2P, share 1": "cfd + is_p2p(share=1 tau=0.1)",
+    "IS_P2P, share 3": "cfd + is_p2p(share=3 tau=0.1)",
+    "IS_P2P, share 1, tau 1": "cfd + is_p2p(share=1 tau=1)",
+    "IS_P2P, share 1, tau 0.3": "cfd + is_p2p(share=1 tau=0.3)",
+    "IS_P2P, share 1, tau 0.05": "cfd + is_p2p(share=1 tau=0.05)",
+    "II_P2P, share 1": "cfd + ii_p2p(share=1 tau=0.1)",
+    "M_P2P, share 1, paper's head": "cfd + m_p2p(share=1 tau=0.1)",
+    "M_P2P, share 1, identity head": "cfd + m_p2p(share=1 tau=0.1 head=identity)",
+    "M_P2P, share 1, no head": "cfd + m_p2p(share=1 tau=0.1 head=none)",
+    "PD, share 0.1": "cfd + pd(share=0.1)",
+    "PD, share 0.3": "cfd + pd(share=0.3)",
+    "PD, share 1": "cfd + pd(share=1)",
+    "PD, share 0.3, CFD's tau 1": "cfd(tau=1) + pd(share=0.3)",
+    "IS_P2P, share 0.3, PD, share 0.3": "cfd + is_p2p(share=0.3 tau=0.1) + pd(share=0.3)",
+    "IS_P2P, share 1, PD, share 0.3": "cfd + is_p2p(share=1 tau=0.1) + pd(share=0.3)",
+    "IS_P2P, share 1, PD, share 0.1": "cfd + is_p2p(share=1 tau=0.1) + pd(share=0.1)",
+    "Fréchet, share 0.3": "cfd + frechet(share=0.3)",
+    "Fréchet, share 0.3, PD, share 0.3": "cfd + frechet(share=0.3) + pd(share=0.3)",
+    "kernel, share 0.3": "cfd + kernel(share=0.3)",
+    "kernel, share 0.3, PD, share 0.3": "cfd + kernel(share=0.3) + pd(share=0.3)",
+}
+
+
+def _balances(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    """Sums of terms whose gradients are held at a share of CFD's."""
+
+    def balanced(name: str, terms: str) -> Setting:
+        return Setting(f"CFD + {name}", "balanced", overrides_of(profile, {"sums": (f"balanced = {terms}",)}))
+
+    rdd = Setting("RDD, the paper's weights", "rdd")
+    return [*_pd_and_cfd(profile, costs), rdd, *(balanced(*entry) for entry in _BALANCES.items())]
 
 
 def _of(name: str, *shares: float) -> Callable[[Profile], list[int]]:
@@ -386,6 +419,14 @@ ABLATIONS = {
             "Paper against released code",
             "Nothing is claimed: the code departs from its paper in many places, each of which is switched on alone.",
             beside=_released,
+        ),
+        Ablation(
+            "balance",
+            "ours",
+            "Relations and pixels as loud as CFD",
+            "Nothing is claimed: at the paper's weights the relations' gradient is a hundredth of CFD's.",
+            beside=_balances,
+            whole=True,
         ),
         Ablation(
             "budget",

@@ -21,7 +21,6 @@ from torch import nn
 
 from rddlib.data import ImageDataset
 from rddlib.diffusion.sampling import ddim_sample
-from rddlib.methods import METHODS, OBJECTIVES
 from rddlib.study.ablations import ABLATIONS, Ablation
 from rddlib.study.folder import STUDY_FILE
 from rddlib.study.graph import Graph, Inputs, conditional_profile, guided_graph, plain_graph
@@ -100,7 +99,7 @@ class Prober:
 
     def network(self, stage: Stage) -> nn.Module:
         if stage not in self._networks:
-            if stage.kind == "halving" or stage.kind in OBJECTIVES:  # a student is as large as its teacher
+            if stage.kind == "halving" or stage.kind in self.profile.objectives:  # a student is as large as its teacher
                 self._networks[stage] = self.network(stage.parents[0])
             else:
                 self._networks[stage], _ = self._fit(stage, stage.trainer(_short(stage.config, 1, FIRST)))
@@ -315,11 +314,9 @@ def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[
             same = found.setdefault(stage.kind, [])
             same += [stage] * (stage not in same)
     names = {kind: stages[0].label for kind, stages in found.items()}
-    names |= {
-        kind: f"{METHODS[kind].label}, {_counted(len(stages), 'student')}"
-        for kind, stages in found.items()
-        if kind in METHODS
-    }
+    own = graph.profile.objectives
+    students = {kind: stages for kind, stages in found.items() if kind in own}
+    names |= {kind: f"{own[kind].label}, {_counted(len(stages), 'student')}" for kind, stages in students.items()}
     if "halving" in found:
         names["halving"] = f"PD, {_counted(len(found['halving']), 'halving')}"
     # a guided study of the first seed finds the extractor there
@@ -334,7 +331,7 @@ def _counted(count: int, what: str) -> str:
 def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost]) -> Row:
     batch, kind = stages[0].config.batch_size, stages[0].kind
     iterations = sum(stage.iterations for stage in stages) * times
-    at_once = min(p.jobs, len(p.methods) * len(p.seeds)) if kind in METHODS else 1
+    at_once = min(p.jobs, len(p.methods) * len(p.seeds)) if kind in p.objectives else 1
     return Row(name, kind, iterations, batch, len(stages) * times, at_once, kinds[kind, batch])
 
 
@@ -499,7 +496,7 @@ def _cost_at(ablation: Ablation, name: str, seeds: int) -> str:
     profile, runs, iterations = PROFILES[name](), set(), 0
     for setting in ablation.settings(profile):
         runs.add((setting.method, tuple(setting.changes.items())))
-        if setting.method in OBJECTIVES:
+        if setting.method in profile.objectives:
             stages = changed(profile, dict(setting.changes)).distill.iterations
             iterations += sum(stages if ablation.whole else stages[:1])
     return f"{len(runs) * seeds}, {_thousands(iterations * seeds)}"

@@ -30,7 +30,7 @@ from rddlib.distillation.train import (
     train_classifier,
 )
 from rddlib.interop import load_classifier, load_model
-from rddlib.methods import METHODS, build_objective
+from rddlib.methods import build_objective
 from rddlib.study.profiles import Profile, as_dict
 from rddlib.study.stage import Stage, Workplace
 from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
@@ -259,7 +259,7 @@ class Graph:
         parent = self.student(method, 2 * steps, seed) if halving else self.teacher()
         config = replace(p.distill.train, iterations=p.distill.iterations[halving])
         facts = {"method": method, "steps": steps, "seed": seed, "iterations": config.iterations}
-        label, seeded = f"{METHODS[method].label} {2 * steps} to {steps} steps", derive_seed(seed, 7, steps)
+        label, seeded = f"{p.method(method).label} {2 * steps} to {steps} steps", derive_seed(seed, 7, steps)
         return self._distilled(f"{method}-{steps}", label, parent, config, seeded, facts)
 
     def stochastic(self, method: str, steps: int, seed: int) -> Stage:
@@ -275,14 +275,14 @@ class Graph:
         p, parent = self.profile, self.drawer(method, steps, seed)
         config = replace(p.distill.train, iterations=p.guidance.stochastic)
         facts = {"method": method, "steps": steps, "seed": seed, "stochastic": True, "train": as_dict(config)}
-        label, seeded = f"{METHODS[method].label} {steps} stochastic steps", derive_seed(seed, 11, steps)
+        label, seeded = f"{p.method(method).label} {steps} stochastic steps", derive_seed(seed, 11, steps)
         return self._distilled(f"{method}-{steps}-{STOCHASTIC}", label, parent, config, seeded, facts)
 
     def _distilled(
         self, name: str, label: str, parent: Stage, config: TrainConfig, training_seed: int, own: dict
     ) -> Stage:
         """A stage whose student minimises own["method"]'s objective."""
-        p, loss, method = self.profile, self.profile.loss, METHODS[own["method"]]
+        p, loss, method = self.profile, self.profile.loss, self.profile.method(own["method"])
         steps, seed, stochastic = own["steps"], own["seed"], own.get("stochastic", False)
         parents = (parent, self.extractor) if method.looks else (parent,)
 
@@ -306,7 +306,7 @@ class Graph:
     ) -> Objective:
         """What a student of `steps` steps minimises, with the profile's numbers, queue empty, its head started by `seed`."""
         tau = temperature_of(self.profile, steps)
-        make = lambda: build_objective(method, self.profile.loss, tau, teacher.schedule, extractor)  # noqa: E731
+        make = lambda: build_objective(self.profile.method(method), self.profile.loss, tau, teacher.schedule, extractor)  # noqa: E731
         return self.inputs.seeded(make, 6, steps, seed).to(training_device())
 
     def drawer(self, method: str, steps: int, seed: int, sampler: str = "") -> Stage:

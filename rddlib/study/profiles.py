@@ -5,6 +5,7 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import yaml
@@ -15,7 +16,7 @@ from rddlib.diffusion.schedule import SCHEDULES
 from rddlib.diffusion.unet import UNetConfig, check_guidance_range
 from rddlib.distillation.extractor import EXTRACTORS, MAPS
 from rddlib.losses import LOSS_WEIGHTS
-from rddlib.methods import COMPETING, OBJECTIVES, LossConfig
+from rddlib.methods import COMPETING, METHODS, OBJECTIVES, LossConfig, Method, own_methods
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.utils.checks import above, at_least, check, different, one_of
 from rddlib.utils.errors import UserError, nearest
@@ -123,7 +124,6 @@ class GuidanceConfig:
         at_least(self, 1, "stochastic")
         at_least(self, 2, "samples")
         above(self, 0, "budget")
-        _check_methods("objectives", self.objectives)
         different(self, "at")
 
 
@@ -173,11 +173,10 @@ def _check_halvings(name: str, steps: int, teacher: int) -> None:
     check(powers, f"{name} {steps} must be progressive.teacher_steps {teacher} times a power of two")
 
 
-def _check_methods(field: str, names: tuple[str, ...]) -> None:
+def _check_methods(field: str, names: tuple[str, ...], known: Collection[str]) -> None:
     check(len(set(names)) == len(names) > 0, f"{field} is {names}, expected different ones")
     for name in names:
-        known = ", ".join(OBJECTIVES)
-        check(name in OBJECTIVES, f"{field} has {name!r}{nearest(name, OBJECTIVES)}, known are {known}")
+        check(name in known, f"{field} has {name!r}{nearest(name, known)}, known are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,8 @@ class Profile:
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)  # how this machine trains: checkpoints, logs, compilation
-    methods: tuple[str, ...] = COMPETING  # which compete, of rddlib.methods.OBJECTIVES
+    methods: tuple[str, ...] = COMPETING  # which compete, of rddlib.methods.OBJECTIVES and those that `sums` adds
+    sums: tuple[str, ...] = ()  # methods of one's own, such as "ours = cfd + is_p2p(share=1 tau=0.1)"
     seeds: tuple[int, ...] = (0,)  # of the last halvings, one cascade for each, and of all that guidance distils
     jobs: int = 2  # cascades trained at a time, a process and an equal share of the cores each
 
@@ -211,10 +211,24 @@ class Profile:
         )
         check(len(self.seeds) >= 1, f"seeds is {self.seeds}, expected at least one")
         different(self, "seeds")
-        _check_methods("methods", self.methods)
+        _check_methods("methods", self.methods, self.objectives)
+        _check_methods("guidance.objectives", self.guidance.objectives, self.objectives)
         at_least(self, 1, "jobs")
         check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_prediction(self.guidance, self.base.schedule)
+
+    @property
+    def objectives(self) -> dict[str, Method]:
+        """The methods that train students: the table's and those of `sums`."""
+        return {name: METHODS[name] for name in OBJECTIVES} | own_methods(self.sums)
+
+    def method(self, name: str, option: str = "method", others: Collection[str] = ()) -> Method:
+        """One of `objectives`, or of `others` in the table. Raises UserError for another name, naming the option that it was
+        given as."""
+        known = [*others, *self.objectives]
+        if name not in known:
+            raise UserError(f"unknown {option} {name!r}{nearest(name, known)}: known are {', '.join(known)}")
+        return self.objectives.get(name) or METHODS[name]
 
     @property
     def student_steps(self) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ from rddlib.evaluation import (
     write_record,
 )
 from rddlib.interop import load_classifier
-from rddlib.methods import METHODS, OBJECTIVES, find_method
+from rddlib.methods import LABELS, METHODS, find_method
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.graph import (
     STOCHASTIC,
@@ -199,7 +199,7 @@ class Study:
 
     def objective(self, method: str, steps: int, seed: int | None = None) -> Objective:
         """What a student of `steps` steps minimises, with the profile's numbers, queue empty."""
-        extractor = self.extractor() if METHODS[method].looks else None
+        extractor = self.extractor() if self.profile.method(method).looks else None
         return self.stages.objective(method, steps, self._seed(seed), self.teacher(), extractor)
 
     def _seed(self, seed: int | None) -> int:
@@ -270,8 +270,8 @@ class Study:
     def check_arm(self, method: str, steps: int, *, sampler: str = "", classes: Sequence[int] = ()) -> None:
         """Raise UserError where no model of this study draws by `method` in `steps` steps, with this sampler, these
         classes."""
-        known = ("teacher", "stage_one", *OBJECTIVES) if self.guided else (*TRAINING_FREE, *OBJECTIVES)
-        find_method(method, "--method", known)
+        others = ("teacher", "stage_one") if self.guided else TRAINING_FREE
+        self.profile.method(method, "--method", others)
         check_classes(classes, self.profile.unet.num_classes)
         if method in TRAINING_FREE or self.guided:
             find_sampler(sampler or method, steps)
@@ -349,9 +349,7 @@ class Study:
         if not waiting:
             return
         self.teacher(), self.extractor()
-        tasks = [
-            Cascade(self, method, seed) for method, seed in sorted(waiting, key=lambda c: (-METHODS[c[0]].cost, *c))
-        ]
+        tasks = [Cascade(self, method, seed) for method, seed in sorted(waiting, key=lambda c: (-self._cost(c[0]), *c))]
         jobs = min(self.profile.jobs, len(tasks))
         label, total = f"{len(tasks)} cascades, {jobs} at a time", sum(task.iterations for task in tasks)
         if jobs == 1:
@@ -365,6 +363,9 @@ class Study:
 
         with progress.Bar(label, total) as bar:
             on_this_machine(jobs, bar.count)(tasks, report)
+
+    def _cost(self, method: str) -> int:
+        return (METHODS | self.profile.objectives)[method].cost
 
     def results(self) -> pd.DataFrame:
         """Every arm's score, as a table with COLUMNS (guided: GUIDED_COLUMNS); what is missing is trained. A plain study
@@ -387,7 +388,7 @@ class Study:
         p, known = self.profile, self.dataset.num_classes
         classes = p.unet.num_classes
         for method in p.methods:
-            METHODS[method].needs()
+            p.method(method).needs()
         if p.pretrained.teacher and classes not in (0, known):
             raise UserError(
                 f"pretrained.teacher is conditional on {classes} classes and {self.dataset.name} has "
@@ -488,7 +489,7 @@ class Cascade:
 
     @property
     def label(self) -> str:
-        return f"{METHODS[self.method].label}, seed {self.seed}"
+        return f"{LABELS[self.method]}, seed {self.seed}"
 
     @property
     def iterations(self) -> int:

@@ -13,7 +13,6 @@ import pandas as pd
 
 import rddlib
 from rddlib.evaluation import read_record
-from rddlib.methods import OBJECTIVES
 from rddlib.study.ablations import Ablation, Setting
 from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
 from rddlib.study.profiles import Profile, changed
@@ -167,7 +166,9 @@ class Sweep:
         study = self._study(setting)
         run = self._run(study, ablation, setting, seed)
         names = [path.name for path in run.paths(study)]
-        if study is not self.base:  # what the change does not touch has the study's own numbers
+        if (
+            study is not self.base and "sums" not in setting.changes
+        ):  # what the change does not touch has the study's own numbers
             own = self._run(self.base, ablation, setting, seed)
             if [path.name for path in own.paths(self.base)] == names:
                 study, run = self.base, own
@@ -290,7 +291,7 @@ class Sweep:
     def _training(self, point: Point, steps: int) -> dict:
         """What the halvings from the teacher to this student took."""
         study, run = point.study, point.run
-        if run.method not in OBJECTIVES:
+        if run.method not in study.profile.objectives:
             return {}
         shared = {*study.stages.teacher().lineage(), study.stages.extractor}
         stages = [

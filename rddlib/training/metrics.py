@@ -1,7 +1,9 @@
 """What a training writes down as it goes: metrics.jsonl, TensorBoard where asked for, and grids of samples."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -36,10 +38,12 @@ def _tensorboard(folder: Path, start: int):
 
 
 class MetricsLogger:
-    """files: how the names begin: files.metrics.jsonl, files.tensorboard/, files.samples/ (None: nothing is written).
+    """The records of a training, in files and as `history`.
 
-    start: the iteration that training begins at; later records of an earlier run are dropped, since they come again.
-    `history` holds all records.
+    Args:
+        files: how the names begin: files.metrics.jsonl, files.tensorboard/, files.samples/; None: nothing is written.
+        start: the iteration that training begins at; later records of an earlier run are dropped, since they come again.
+        tensorboard: write the records for TensorBoard too.
     """
 
     def __init__(self, files: Path | None, start: int, tensorboard: bool = False):
@@ -57,23 +61,30 @@ class MetricsLogger:
         """Append one record: "step" and numbers by name. Raises UserError where the disk is full."""
         self.history.append(record)
         if self._log is not None:
-            self._write(json.dumps(record) + "\n")
+            with self._refusing():
+                self._log.write(json.dumps(record) + "\n")
+                self._log.flush()
         if self._board is not None:
             for name, value in record.items():
                 if name != "step":
                     self._board.add_scalar(name, value, record["step"])
 
-    def _write(self, line: str) -> None:
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Inside, a disk that takes no more is a UserError."""
         try:
-            self._log.write(line)
-            self._log.flush()
+            yield
         except OSError as error:
             raise cannot_write(Path(self._log.name), error) from error
 
     def keep(self) -> None:
-        """Force what was written to the disk, as a checkpoint that counts on it is about to be."""
+        """Force what was written to the disk, as a checkpoint that counts on it is about to be.
+
+        Raises UserError where the disk is full.
+        """
         if self._log is not None:
-            os.fsync(self._log.fileno())
+            with self._refusing():
+                os.fsync(self._log.fileno())
 
     def grid(self, images: Tensor, step: int) -> None:
         """Write images [N, C, H, W] in [-1, 1] as files.samples/<step>.png."""
@@ -84,9 +95,6 @@ class MetricsLogger:
 
     def close(self) -> None:
         """Close the files; a full disk was reported before, so it is not raised again here."""
-        for file in (self._log, self._board):
-            if file is not None:
-                try:
-                    file.close()
-                except OSError:
-                    pass
+        for file in filter(None, (self._log, self._board)):
+            with contextlib.suppress(OSError):
+                file.close()

@@ -1,4 +1,4 @@
-"""Files fetched from their publishers: whole and with the right checksum, or absent; never a wait without end."""
+"""Downloads that end in a complete file with the right checksum or in no file, within a time limit."""
 
 import os
 import tempfile
@@ -11,14 +11,14 @@ from pathlib import Path
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
-LONGEST = 3600.0  # seconds that one file may take however steadily it comes
+LONGEST = 3600.0  # seconds that one file may take, however steadily it comes
 
 
 def fetch(address: str, path: Path, checksum: str, timeout: float = 30.0) -> None:
-    """Download to `path`, appearing there only when complete and right.
+    """Download a file to `path`, where it appears only when complete.
 
-    checksum: how the file's sha256 begins; timeout: seconds without an answer after which to give up. Raises UserError
-    where the address cannot be reached, the file is damaged or `path` cannot be written.
+    checksum: the beginning of its sha256; timeout: seconds without an answer after which to give up. Raises UserError if
+    the address cannot be reached, the checksum differs, or `path` cannot be written.
     """
     by_hand, total, began = f"put the file at {path} by hand", sha256(), time.monotonic()
     say(f"downloading {address} to {path}")
@@ -27,7 +27,7 @@ def fetch(address: str, path: Path, checksum: str, timeout: float = 30.0) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(address, timeout=timeout) as answer:
-            while block := answer.read1(2**20):  # what has come, however little
+            while block := answer.read1(2**20):  # whatever has arrived
                 if time.monotonic() - began > LONGEST:
                     raise TimeoutError(f"not done after {LONGEST:.0f} s")
                 total.update(block)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from rddlib.study.study import open_study
+from rddlib.study.folder import open_study
 
 
 @pytest.mark.parametrize(
@@ -21,15 +21,15 @@ from rddlib.study.study import open_study
         (["train", "--profile", "imagenet64"], "data.root"),
         (["train", "--set", "data.name=cifar"], "did you mean 'cifar10'"),
         (["train", "--set", "unet.num_classes=7"], "has 10: set it to 10 or 0"),
-        (["distill", "--objective", "rdf"], "known are pd, cfd, rcfd, rdd"),
+        (["distill", "--objective", "rdf"], "known are pd, pd_lpips, pd_stages, cfd, rcfd, rdd"),
         (["distill", "--from", "7"], "choose two of 64, 32"),
         (["distill", "--from", "4", "--to", "8"], "the larger first"),
         (["distill", "--from", "64", "--to", "1"], "--from is 8, or more with --to 8 --objective pd"),
-        (["sample", "--method", "gan"], "unknown --method gan: known are ddim"),
+        (["sample", "--method", "gan"], "unknown --method 'gan': known are ddim"),
         (["sample", "--steps", "3"], "no student has 3 steps"),
         (["sample", "--sampler", "pndm"], "--sampler pndm is for a --checkpoint"),
         (["evaluate", "--method", "pndm", "--steps", "3"], "pndm got 3 steps: choose at least 4"),
-        (["evaluate", "--method", "gan"], "unknown --method gan"),
+        (["evaluate", "--method", "gan"], "unknown --method 'gan'"),
         (["evaluate", "--metrics", "fid,kit"], "unknown metrics kit"),
         (["evaluate", "--metrics", ","], "--metrics names nothing"),
         (["evaluate", "--protocol", ","], "--protocol names nothing"),
@@ -78,7 +78,7 @@ from rddlib.study.study import open_study
         (["ablate", "custom", "--axis", "loss.alpa=1"], "did you mean 'alpha'"),
         (
             ["ablate", "custom", "--axis", "loss.alpha=1", "--method", "rdf"],
-            "unknown --method rdf (did you mean 'rdd'?)",
+            "unknown --method 'rdf' (did you mean 'rdd'?)",
         ),
         (["ablate", "custom", "losses"], "custom stands alone"),
         (["ablate", "alpha", "--seeds", "0"], "--seeds 0: give at least 1"),
@@ -136,6 +136,10 @@ def test_the_metric_network_is_never_overwritten(rdd, tmp_path):
         ["distill", "--help"],
         ["sample", "--help"],
         ["plan", "--help"],
+        ["bench", "losses", "--help"],
+        ["bench", "step", "--help"],
+        ["bench", "export", "--help"],
+        ["bench", "sliders", "--help"],
         [],
     ],
 )
@@ -153,7 +157,7 @@ class Absent:
         if name.split(".")[0] in {"papermill", "ipywidgets", "IPython", "diffusers", "lpips", "nbconvert", "jupyterlab"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures, rddlib.bench
+import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -226,7 +230,7 @@ def test_evaluating_a_study_s_model(rdd, tmp_path):
 
 
 def test_evaluating_a_checkpoint_by_another_sampler(rdd, smoke_run, tmp_path):
-    base = open_study("smoke", smoke_run[0]).path_of("base")
+    base = open_study("smoke", smoke_run[0]).stages.base.path
     command = ["evaluate", "--profile", "smoke", "--checkpoint", str(base), "--samples", "100", "--out", str(tmp_path)]
     status, printed, errors = rdd(*command, "--sampler", "dpm-solver", "--steps", "5")
     assert status == 0 and "base-" in printed, errors

@@ -1,5 +1,8 @@
+"""DDIM, the stochastic sampler and distillation targets against exact denoisers, flows and the equations written out."""
+
 import pytest
 import torch
+from exact_models import SCHEDULE, conditional, exact, mixture
 
 from rddlib.diffusion.denoiser import Denoiser, as_denoiser
 from rddlib.diffusion.gaussian_mixture import GaussianMixture
@@ -13,19 +16,6 @@ from rddlib.diffusion.sampling import (
 )
 from rddlib.diffusion.schedule import CosineSchedule, DiscreteCosineSchedule, expand_to
 from rddlib.diffusion.unet import NO_CLASS
-
-SCHEDULE = CosineSchedule()
-
-
-def mixture(components=3, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    root = torch.randn(components, 4, 4, generator=g, dtype=torch.float64) * 0.4
-    means = torch.randn(components, 1, 2, 2, generator=g, dtype=torch.float64)
-    return GaussianMixture(torch.rand(components, generator=g) + 0.2, means, root @ root.mT)
-
-
-def exact(gmm, schedule=SCHEDULE):
-    return as_denoiser(lambda z, t: gmm.denoise(z, t, schedule), schedule)
 
 
 def test_mixture_denoiser_equals_bayes_by_quadrature():
@@ -63,21 +53,9 @@ def test_ddim_converges_at_first_order_to_the_exact_flow():
     assert all(1.85 < r < 2.15 for r in ratios), ratios
 
 
-def test_ddim_on_a_mixture_halves_its_error_with_each_doubling():
-    gmm, noise = mixture(), torch.randn(64, 1, 2, 2, dtype=torch.float64)
-    end = ddim_sample(exact(gmm), noise, 8192, clip=False)
-    errors = [(ddim_sample(exact(gmm), noise, n, clip=False) - end).norm() for n in (64, 128, 256)]
-    assert errors[0] / errors[1] > 1.7 and errors[1] / errors[2] > 1.7
-
-
 def test_last_step_returns_x_exactly():
     z, x = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
     torch.testing.assert_close(ddim_step(z, x, 0.25, 0.0, SCHEDULE), x, rtol=1e-6, atol=1e-7)
-
-
-def test_first_step_from_pure_noise_is_finite():
-    z = torch.randn(4, 1, 2, 2)
-    assert ddim_step(z, torch.zeros_like(z), 1.0, 0.5, SCHEDULE).isfinite().all()
 
 
 def test_ddim_step_keeps_the_noise_direction():
@@ -116,41 +94,11 @@ def test_target_is_the_value_for_which_one_student_step_lands_on_the_teachers_se
     torch.testing.assert_close(moved[:, 0, 0, 0], schedule.alpha(t - 2 * step) - ratio * schedule.alpha(t))
 
 
-def test_target_equals_the_literal_equation():
-    teacher, step = exact(mixture()), 1 / 16
-    t = torch.tensor([4, 8, 16]).double() / 16
-    z = torch.randn(3, 1, 2, 2, dtype=torch.float64)
-    z1 = ddim_step(z, teacher(z, t), t, t - step, SCHEDULE)
-    z2 = ddim_step(z1, teacher(z1, t - step), t - step, t - 2 * step, SCHEDULE)
-    a, s = SCHEDULE.alpha, SCHEDULE.sigma
-    ratio = expand_to(s(t - 2 * step) / s(t), z)
-    literal = (z2 - ratio * z) / (expand_to(a(t - 2 * step), z) - ratio * expand_to(a(t), z))
-    torch.testing.assert_close(two_step_target(teacher, z, t, step), literal, rtol=1e-9, atol=1e-10)
-
-
 def test_target_is_the_last_prediction_where_the_second_step_ends_at_zero():
     teacher = exact(mixture())
     z, t = torch.randn(2, 1, 2, 2, dtype=torch.float64), torch.full((2,), 1 / 4, dtype=torch.float64)
     z1 = ddim_step(z, teacher(z, t), t, 1 / 8, SCHEDULE)
     torch.testing.assert_close(two_step_target(teacher, z, t, 1 / 8), teacher(z1, 1 / 8), rtol=1e-12, atol=0)
-
-
-def test_target_in_float32_stays_near_float64():
-    teacher, t = exact(mixture()), torch.arange(2, 129, 2).double() / 128
-    z = torch.randn(len(t), 1, 2, 2, dtype=torch.float64)
-    single = two_step_target(teacher, z.float(), t, 1 / 128)
-    assert (single.double() - two_step_target(teacher, z, t, 1 / 128)).abs().max() < 5e-6
-
-
-def test_target_carries_no_gradient():
-    z = torch.randn(2, 1, 2, 2, requires_grad=True)
-    assert not two_step_target(exact(mixture()), z, 0.5, 0.25).requires_grad
-
-
-def test_any_callable_with_labels_is_a_denoiser():
-    denoiser = as_denoiser(lambda z, t, y: z * y[:, None, None, None], SCHEDULE)
-    z, y = torch.ones(2, 1, 2, 2), torch.tensor([2, 3])
-    assert denoiser(z, 0.5, y)[:, 0, 0, 0].tolist() == [2, 3]
 
 
 # Noise added on the way
@@ -184,13 +132,6 @@ def test_noising_a_noised_image_gives_the_rates_of_the_later_time(schedule):
     assert gaussian_step(0.375, 0.375, schedule) == (1, 0)  # no time, no noise
     if isinstance(schedule, CosineSchedule):
         assert gaussian_step(0.5, 1, schedule) == (0, 1)  # nothing but fresh noise is left
-
-
-def test_each_image_is_noised_from_its_own_time_to_its_own():
-    z, eps = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
-    s, t = torch.tensor([0.0, 0.3, 0.5]).double(), torch.tensor([0.2, 0.3, 1.0]).double()
-    alone = [noise_step(z[n : n + 1], float(s[n]), float(t[n]), SCHEDULE, eps[n : n + 1]) for n in range(3)]
-    torch.testing.assert_close(noise_step(z, s, t, SCHEDULE, eps), torch.cat(alone), rtol=1e-14, atol=1e-15)
 
 
 # The stochastic sampler
@@ -351,7 +292,7 @@ def test_stochastic_samples_of_a_mixture_tend_to_it():
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(), DiscreteCosineSchedule(1024)])
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 64])
+@pytest.mark.parametrize("steps", [1, 2, 7, 64])
 def test_the_stochastic_target_spans_two_steps_and_one_at_the_end(schedule, steps):
     teacher, step = exact(mixture(), schedule), 1 / steps
     t = torch.arange(1, steps + 1).double() / steps
@@ -368,27 +309,13 @@ def test_the_stochastic_target_spans_two_steps_and_one_at_the_end(schedule, step
     torch.testing.assert_close(ddim_step(z, x, t, end, schedule), landed, rtol=1e-9, atol=1e-10)
 
 
-def test_the_stochastic_target_in_float32_stays_near_float64_and_carries_no_gradient():
-    teacher, t = exact(mixture()), torch.arange(1, 129).double() / 128
+@pytest.mark.parametrize("target", [two_step_target, stochastic_target])
+def test_targets_in_float32_stay_near_float64_and_carry_no_gradient(target):
+    teacher, t = exact(mixture()), torch.arange(2, 129, 2).double() / 128
     z = torch.randn(len(t), 1, 2, 2, dtype=torch.float64)
-    single = stochastic_target(teacher, z.float().requires_grad_(), t, 1 / 128)
-    assert (single.double() - stochastic_target(teacher, z, t, 1 / 128)).abs().max() < 5e-6
+    single = target(teacher, z.float().requires_grad_(), t, 1 / 128)
+    assert (single.double() - target(teacher, z, t, 1 / 128)).abs().max() < 5e-6
     assert single.dtype == torch.float32 and not single.requires_grad
-
-
-def guided_teacher(schedule=SCHEDULE):
-    """Exact denoiser of classes that are a mixture's components, to be guided by two evaluations."""
-    gmm = mixture()
-    parts = [
-        GaussianMixture([1.0], mean.reshape(1, 1, 2, 2), (vectors * values @ vectors.T)[None])
-        for mean, values, vectors in zip(gmm.means, gmm.eigenvalues, gmm.eigenvectors, strict=True)
-    ] + [gmm]  # at -1: NO_CLASS
-
-    def denoise(z, t, y):
-        return torch.cat([parts[int(k)].denoise(z[n : n + 1], t[n : n + 1], schedule) for n, k in enumerate(y)])
-
-    assert NO_CLASS == -1
-    return as_denoiser(denoise, schedule, num_classes=3)
 
 
 def distilled(teacher, seen=None):
@@ -404,7 +331,7 @@ def distilled(teacher, seen=None):
 
 @pytest.mark.parametrize("target", [two_step_target, stochastic_target])
 def test_labels_and_weights_reach_both_steps_of_a_target(target):
-    teacher, seen = guided_teacher(), []
+    teacher, seen = conditional(mixture()), []
     z, y = torch.randn(6, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
     w = torch.linspace(-0.5, 4, 6, dtype=torch.float64)
     x = target(distilled(teacher, seen), z, 0.75, 0.25, y, w)
@@ -425,7 +352,7 @@ def test_labels_and_weights_reach_both_steps_of_a_target(target):
 
 @pytest.mark.parametrize("sample", [ddim_sample, stochastic_sample])
 def test_samplers_hand_labels_and_weights_to_the_denoiser_at_every_step(sample):
-    teacher, seen = guided_teacher(), []
+    teacher, seen = conditional(mixture()), []
     noise, y = torch.randn(6, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
     w = torch.linspace(-0.5, 4, 6, dtype=torch.float64)
     options = {"fresh": fixed_noise(noise.shape)} if sample is stochastic_sample else {}

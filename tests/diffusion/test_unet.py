@@ -1,3 +1,5 @@
+"""The U-Net: shapes, where attention and conditions enter, and configurations that cannot be built."""
+
 import copy
 import dataclasses
 
@@ -140,18 +142,15 @@ def test_the_guidance_branch_learns_from_the_first_step():
 def test_sinusoids_interleave_sine_and_cosine():
     table = sinusoids(torch.tensor([0.0, 3.0]), 4)
     assert table[0].tolist() == [0, 1, 0, 1]
-    expected = (
-        torch.tensor([3.0]).sin(),
-        torch.tensor([3.0]).cos(),
-        torch.tensor([0.03]).sin(),
-        torch.tensor([0.03]).cos(),
-    )
-    torch.testing.assert_close(table[1], torch.cat(expected))
+    angles = torch.tensor([3.0, 0.03])
+    torch.testing.assert_close(table[1], torch.stack([angles.sin(), angles.cos()], dim=1).flatten())
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
+        (dict(channels=0), "channels is 0"),
+        (dict(num_classes=-1), "num_classes is -1"),
         (dict(image_size=10), "halved"),
         (dict(attention=(5,)), "attention"),
         (dict(groups=7), "groups"),
@@ -163,9 +162,7 @@ def test_impossible_networks_are_refused(change, message):
         UNetConfig(**{**dict(image_size=32), **change})
 
 
-@pytest.mark.parametrize(
-    "guidance", [(1.0,), (0.0, 2.0, 4.0), (4.0, 0.0), (1.0, 1.0), (-1.5, 4.0), (0.0, float("nan"))]
-)
+@pytest.mark.parametrize("guidance", [(1.0,), (4.0, 0.0), (-1.5, 4.0), (0.0, float("nan"))])
 def test_impossible_ranges_of_guidance_are_refused(guidance):
     with pytest.raises(ValueError, match="expected nothing, or w_min and w_max with -1 <= w_min < w_max"):
         UNetConfig(num_classes=10, guidance=guidance)

@@ -1,14 +1,14 @@
+"""The entropy of a classifier at each sampling step, against closed forms and step by step."""
+
 import math
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.sampling import ddim_step
 from rddlib.diffusion.schedule import CosineSchedule
-from rddlib.evaluation.entropy import entropy_by_step, entropy_figure
-from rddlib.report.figures import to_png
+from rddlib.evaluation.entropy import entropy_by_step
 from rddlib.utils.errors import UserError
 
 SCHEDULE = CosineSchedule()
@@ -20,8 +20,8 @@ def classify(images):
     return images.flatten(1) @ WEIGHTS.to(images.dtype)
 
 
-def noise(count=23, dtype=torch.float64):
-    return torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(dtype)
+def noise(count=23):
+    return torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
 
 def test_a_classifier_that_knows_nothing_has_the_log_of_the_classes():
@@ -33,11 +33,6 @@ def test_a_classifier_that_knows_nothing_has_the_log_of_the_classes():
 def test_a_classifier_without_doubt_has_none():
     sure = lambda x: 1e4 * torch.nn.functional.one_hot(torch.arange(len(x)) % 3, 3).to(x.dtype)  # noqa: E731
     assert entropy_by_step(TOY, sure, noise(), 3).tolist() == [0, 0, 0]
-
-
-def test_two_equal_classes_of_many_have_log_two():
-    torn = lambda x: torch.tensor([80.0, 80.0, 0.0, 0.0], dtype=x.dtype).expand(len(x), 4)  # noqa: E731
-    assert entropy_by_step(TOY, torn, noise(), 2).tolist() == pytest.approx([math.log(2)] * 2)
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -52,7 +47,7 @@ def test_each_value_is_that_of_the_prediction_at_its_step(clip):
     assert entropy_by_step(loud, classify, noise(), 3, clip=clip).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 22, 23, 1000])
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_batches_change_nothing_and_bound_what_is_held(batch_size):
     seen = []
 
@@ -69,11 +64,6 @@ def test_batches_change_nothing_and_bound_what_is_held(batch_size):
 def test_runs_of_fewer_steps_start_from_the_same_prediction():
     starts = [float(entropy_by_step(TOY, classify, noise(), steps)[0]) for steps in (8, 4, 2, 1)]
     assert len(set(starts)) == 1
-
-
-def test_float32_is_near_float64():
-    single = entropy_by_step(TOY, classify, noise(dtype=torch.float32), 4)
-    torch.testing.assert_close(single, entropy_by_step(TOY, classify, noise(), 4), rtol=1e-5, atol=1e-6)
 
 
 def test_labels_go_with_their_images_through_the_batches():
@@ -104,49 +94,3 @@ def test_wrong_input_is_refused_in_one_line(wrong, message):
     given = dict(denoiser=TOY, classify=classify, noise=noise(), steps=2)
     with pytest.raises(UserError, match=message):
         entropy_by_step(**{**given, **wrong})
-
-
-def runs(scale=1.0):
-    return {n: [scale * (2 - k / n) for k in range(n)] for n in (1, 2, 4, 8)}
-
-
-def test_figure_draws_each_run_at_its_times_under_the_log_of_the_classes():
-    figure = entropy_figure(runs(), 10, 4096)
-    (ax,) = figure.axes
-    *curves, limit = ax.lines
-    assert [len(curve.get_xdata()) for curve in curves] == [8, 4, 2, 1]
-    assert list(curves[1].get_xdata()) == [1, 0.75, 0.5, 0.25] and list(curves[1].get_ydata()) == runs()[4]
-    assert set(limit.get_ydata()) == {math.log(10)} and "log 10 = 2.30" in ax.texts[0].get_text()
-    assert "nats" in ax.get_ylabel() and "t" in ax.get_xlabel() and "4,096 images" in ax.get_title()
-    assert len({(c.get_marker(), c.get_linestyle()) for c in curves}) == 4
-    assert ax.get_xlim()[0] > ax.get_xlim()[1]  # time runs from noise to the image
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["8: 1.12", "4: 1.25", "2: 1.50", "1: 2.00"]
-    assert to_png(figure).startswith(b"\x89PNG")
-
-
-def test_figure_of_small_entropies_has_a_logarithmic_axis_that_holds_them():
-    (ax,) = entropy_figure(runs(0.01), 10, 8).axes
-    low, high = ax.get_ylim()
-    assert ax.get_yscale() == "log" and 0 < low < 0.01 and high > math.log(10)
-    plt.close("all")
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.0])
-def test_figure_of_large_or_no_entropies_has_a_linear_axis_from_zero(scale):
-    (ax,) = entropy_figure(runs(scale), 10, 8).axes
-    assert ax.get_yscale() == "linear" and ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > math.log(10)
-    plt.close("all")
-
-
-def test_figure_takes_tensors():
-    figure = entropy_figure({2: entropy_by_step(TOY, classify, noise(), 2)}, 5, 23)
-    assert len(figure.axes[0].lines) == 2
-    plt.close(figure)
-
-
-def test_figure_refuses_a_run_with_another_number_of_values_and_none_at_all():
-    with pytest.raises(UserError, match="run of 4 steps has 3 entropies: pass one for each step"):
-        entropy_figure({4: [1, 1, 1]}, 10, 8)
-    with pytest.raises(UserError, match="no run to draw"):
-        entropy_figure({}, 10, 8)
-    plt.close("all")

@@ -1,9 +1,7 @@
-"""Models in and out through the command line: a given teacher and extractor, imports, exports, cards and what is refused."""
+"""Models in and out by the command line and in studies: given teachers and extractors, imports, exports and their cards."""
 
-import importlib.util
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -13,82 +11,44 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_models import GUIDED, Bomb, edit, needs_diffusers, noise_of, ours, quiet, refused, released_file, unet2d
 
-from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import describe, load_denoiser
 from rddlib.diffusion.sampling import ddim_sample
-from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule, DiscreteCosineSchedule
-from rddlib.diffusion.unet import UNet, UNetConfig
+from rddlib.diffusion.schedule import BetaSchedule, DiscreteCosineSchedule
 from rddlib.distillation.extractor import build_extractor
-from rddlib.interop import load_model, load_released_unet
-from rddlib.study.profiles import load_profile
-from rddlib.study.study import Study, continue_study, open_study, study_profile
+from rddlib.interop import load_released_unet
+from rddlib.study.ablations import ABLATIONS
+from rddlib.study.costs import make_plan
+from rddlib.study.folder import continue_study, open_study, study_profile
+from rddlib.study.study import Study, guided_study
+from rddlib.study.sweep import Sweep
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 
 TOP = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
-SMALL = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
+pytestmark = [needs_diffusers, *quiet]
+FEW = {
+    "distill.iterations": "[1,1,1]",
+    "progressive.train.iterations": "1",
+    "extractor.train.iterations": "1",
+    "pretrained.convert.iterations": "2",
 }
-QUICK = (
-    "--set",
-    "distill.iterations=[1,1,1]",
-    "--set",
-    "progressive.train.iterations=1",
-    "--set",
-    "extractor.train.iterations=1",
-    "--set",
-    "pretrained.convert.iterations=2",
-)
+QUICK = [word for name, value in FEW.items() for word in ("--set", f"{name}={value}")]
 
 
-def pipeline(folder, prediction="epsilon", seed=0, **changes):
-    """The folder of an untrained DDPMPipeline for digits."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+def pipeline(folder):
+    """The folder of an untrained DDPMPipeline for digits, which predicts epsilon."""
+    from diffusers import DDPMPipeline, DDPMScheduler
 
-    torch.manual_seed(seed)
-    unet = UNet2DModel(**{**SMALL, **changes})
-    DDPMPipeline(unet, DDPMScheduler(prediction_type=prediction)).save_pretrained(folder)
+    DDPMPipeline(unet2d(), DDPMScheduler()).save_pretrained(folder)
     return folder
-
-
-def released_file(path, steps=8, size=8, image_channels=1, num_classes=0, seed=0):
-    """A U-Net's file as published, of random weights, made from ours by the inverse of the names."""
-    from rddlib.interop.released import UNET_NAMES, _released_names
-
-    torch.manual_seed(seed)
-    config = UNetConfig(size, image_channels, 32, (1, 2), 1, (size // 2,), num_classes=num_classes, time_grid=1024)
-    tensors = {}
-    for name, tensor in UNet(config).state_dict().items():
-        names = _released_names(name, UNET_NAMES)
-        value = tensor if name == "time_table" else tensor + 0.05 * torch.randn_like(tensor)
-        tensors.update(zip(names, value.chunk(len(names)), strict=True))
-    torch.save(
-        {
-            "net_model": tensors,
-            "x_T": torch.randn(2, image_channels, size, size),
-            "T": steps,
-            "time_scale": 1024 // steps,
-        },
-        path,
-    )
-    return path
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory):
     """The folder of a study whose RDD student of one step is trained, for an iteration each, and scored."""
     out = tmp_path_factory.mktemp("studied") / "run"
-    changes = dict(text.split("=", 1) for text in QUICK[1::2]) | {"base.train.iterations": "2"}
-    study = continue_study("smoke", changes, out)
-    study.score("rdd", 1, 0)
+    continue_study("smoke", FEW | {"base.train.iterations": "2"}, out).score("rdd", 1, 0)
     return out
 
 
@@ -97,41 +57,41 @@ def only(folder, pattern):
     return found
 
 
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def distil(rdd, out, *arguments):
+    status, said, error = rdd("distill", "--profile", "smoke", "--out", str(out), *arguments)
+    return status, error
+
+
 def test_a_published_file_becomes_a_checkpoint_that_draws_the_same(rdd, tmp_path):
     file, to = released_file(tmp_path / "ckpt.pt"), tmp_path / "theirs.safetensors"
     status, said, _ = rdd("import", "released", str(file), "--to", str(to))
     assert status == 0 and "for 8 steps" in said and "x prediction" in said
-    ours, theirs = load_denoiser(to)[0], load_released_unet(file)
-    noise = torch.randn(4, 1, 8, 8)
-    assert torch.equal(ddim_sample(ours, noise, 8), ddim_sample(theirs, noise, 8)) and ours.steps == 8
-    assert ours.schedule == theirs.schedule == DiscreteCosineSchedule(1024)
+    found, theirs = load_denoiser(to)[0], load_released_unet(file)
+    assert same(found.state_dict(), theirs.state_dict()) and found.steps == 8 and found.schedule == theirs.schedule
     for source in (to, file):
-        status, said, _ = rdd(
-            "sample", "--checkpoint", str(source), "--steps", "8", "--count", "4", "--out", str(tmp_path / "o")
-        )
-        assert status == 0
-    with (
-        np.load(only(tmp_path / "o/samples", "theirs*.npz")) as a,
-        np.load(only(tmp_path / "o/samples", "ckpt*.npz")) as b,
-    ):
-        assert (a["arr_0"] == b["arr_0"]).all()
+        drawn = ("--steps", "8", "--count", "4", "--out", str(tmp_path / "o"))
+        assert rdd("sample", "--checkpoint", str(source), *drawn)[0] == 0
+    images = [np.load(only(tmp_path / "o/samples", f"{name}*.npz"))["arr_0"] for name in ("theirs", "ckpt")]
+    assert (images[0] == images[1]).all()
 
 
-def test_a_published_teacher_is_distilled_and_scored(rdd, tmp_path):
+def test_a_published_teacher_is_distilled_and_scored_and_its_folder_knows_it(rdd, tmp_path):
     file, out = released_file(tmp_path / "ckpt.pt"), tmp_path / "run"
-    status, said, error = rdd("distill", "--profile", "smoke", "--teacher", str(file), "--out", str(out), *QUICK)
-    assert status == 0, error
+    assert distil(rdd, out, "--teacher", str(file), "--to", "4", *QUICK) == (0, "")
+    status, error = distil(rdd, out, "--teacher", str(released_file(tmp_path / "other.pt", seed=1)), "--to", "4")
+    assert status == 2 and "differs in pretrained.teacher" in error
+    assert distil(rdd, out) == (0, "")
     base, info = load_denoiser(only(out / "checkpoints", "base-*.safetensors"))
     assert info["source"] == {"name": "ckpt.pt", "made_by": "released with RCFD and RDD"} and base.steps == 8
+    assert same(base.state_dict(), load_released_unet(file).state_dict())
     assert not list((out / "checkpoints").glob("pd-*")), "an 8-step teacher needs no halving before its students"
-    student, info = load_denoiser(only(out / "checkpoints", "rdd-1-*.safetensors"))
-    assert (
-        student.steps == 1
-        and student.network.config.time_grid == 1024
-        and student.schedule == DiscreteCosineSchedule(1024)
-    )
-    teacher = {name: tensor for name, tensor in load_released_unet(file).state_dict().items()}
-    assert all(torch.equal(teacher[name], tensor) for name, tensor in base.state_dict().items())
+    student, _ = load_denoiser(only(out / "checkpoints", "rdd-1-*.safetensors"))
+    assert student.steps == 1 and student.network.config.time_grid == 1024
+    assert student.schedule == DiscreteCosineSchedule(1024)
     status, said, error = rdd("evaluate", "--profile", "smoke", "--out", str(out), "--steps", "1")
     assert status == 0 and "FID" in said, error
     study = open_study("smoke", out)
@@ -141,80 +101,32 @@ def test_a_published_teacher_is_distilled_and_scored(rdd, tmp_path):
 def test_the_cifar10_profile_starts_from_the_authors_eight_step_model(tmp_path):
     file = released_file(tmp_path / "ckpt.pt", size=32, image_channels=3)
     profile = study_profile("cifar10", {"pretrained.teacher": str(file)})
-    assert profile.base.steps == profile.progressive.teacher_steps == 8 and profile.distill.iterations == (
-        20_000,
-        20_000,
-        40_000,
-    )
-    assert profile.unet.time_grid == 1024 and profile.student_steps == (4, 2, 1)
+    assert profile.base.steps == profile.progressive.teacher_steps == 8 and profile.unet.time_grid == 1024
+    assert profile.distill.iterations == (20_000, 20_000, 40_000) and profile.student_steps == (4, 2, 1)
 
 
-def test_a_given_classifier_is_looked_through(rdd, tmp_path, studied):
-    classifier = only(studied / "checkpoints", "extractor-*.safetensors")
-    out = tmp_path / "run"
-    status, said, error = rdd(
-        "distill",
-        "--profile",
-        "smoke",
-        "--teacher",
-        str(released_file(tmp_path / "c.pt")),
-        "--extractor",
-        str(classifier),
-        "--out",
-        str(out),
-        "--to",
-        "4",
-        "--set",
-        "distill.iterations=[1,1,1]",
-    )
-    assert status == 0, error
+def test_a_teacher_and_a_classifier_of_ours_can_be_given(rdd, tmp_path, studied):
+    teacher, classifier = (only(studied / "checkpoints", f"{name}-*.safetensors") for name in ("pd-8", "extractor"))
+    models = ("--teacher", str(teacher), "--extractor", str(classifier))
+    out, few = tmp_path / "run", ("--set", "distill.iterations=[1,1,1]")
+    assert distil(rdd, out, *models, "--to", "4", *few) == (0, "")
     tensors, info = load_checkpoint(only(out / "checkpoints", "extractor-*.safetensors"))
-    given = load_file(classifier)
-    assert all(torch.equal(given[name], tensor) for name, tensor in tensors.items()) and info["facts"]["pretrained"]
+    assert same(tensors, load_file(classifier)) and info["facts"]["pretrained"]
     assert "test_accuracy" not in info, "of somebody's classes on these data nothing is claimed"
 
 
-def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, tmp_path):
-    """diffusers -> rdd distill -> rdd export -> diffusers alone."""
-    out, folder = tmp_path / "run", tmp_path / "back"
-    status, _, error = rdd(
-        "distill", "--profile", "smoke", "--teacher", str(pipeline(tmp_path / "hf")), "--out", str(out), *QUICK
-    )
-    assert status == 0, error
-    student = only(out / "checkpoints", "rdd-1-*.safetensors")
-    denoiser, _ = load_denoiser(student)
-    assert denoiser.prediction == "v" and isinstance(denoiser.schedule, BetaSchedule) and denoiser.steps == 1
-    assert rdd("evaluate", "--profile", "smoke", "--out", str(out), "--steps", "1")[0] == 0
-    status, said, error = rdd("export", "diffusers", str(student), "--to", str(folder))
-    assert status == 0 and "README.md" in said, error
-    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    assert np.abs(_drawn_by_diffusers_alone(folder, tmp_path) - _as_saved(ddim_sample(denoiser, noise, 1))).max() < 1e-4
-    card = (folder / "README.md").read_text()
-    record = json.loads(only(out / "evaluations", "*.json").read_text())
-    for words in (
-        "| data | digits |",
-        "hf (diffusers), which has learnt to predict v",
-        "RDD student of 2 steps",
-        "## Licence",
-        "| sampling | DDIM, 1 step, x held in [-1, 1] |",
-        f"{record['row']['fid']:.5g}",
-        record["receipt"]["metric"],
-    ):
-        assert words in card, words
-
-
-def _as_saved(images):
+def as_saved(images):
     return (images / 2 + 0.5).permute(0, 2, 3, 1).numpy()
 
 
-def _drawn_by_diffusers_alone(folder, tmp_path, steps=1):
-    """Four images [4, H, W, C] in [0, 1] from noise of seed 3, in a process that cannot import rddlib."""
+def drawn_by_diffusers_alone(folder, tmp_path):
+    """Four images [4, H, W, C] in [0, 1] of one step, from noise of seed 0, in a process that cannot import rddlib."""
     code = f"""
 import sys; sys.modules["rddlib"] = None
 import numpy, torch
 from diffusers import DDIMPipeline
 pipeline = DDIMPipeline.from_pretrained({str(folder)!r})
-images = pipeline(batch_size=4, generator=torch.Generator().manual_seed(3), num_inference_steps={steps},
+images = pipeline(batch_size=4, generator=torch.Generator().manual_seed(0), num_inference_steps=1,
                   use_clipped_model_output=True, output_type="np").images
 numpy.save({str(tmp_path / "images.npy")!r}, images)
 """
@@ -222,253 +134,151 @@ numpy.save({str(tmp_path / "images.npy")!r}, images)
     return np.load(tmp_path / "images.npy")
 
 
+def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, tmp_path):
+    """diffusers -> rdd distill -> rdd export -> diffusers alone."""
+    out, folder = tmp_path / "run", tmp_path / "back"
+    assert distil(rdd, out, "--teacher", str(pipeline(tmp_path / "hf")), *QUICK) == (0, "")
+    student = only(out / "checkpoints", "rdd-1-*.safetensors")
+    denoiser, _ = load_denoiser(student)
+    assert denoiser.prediction == "v" and isinstance(denoiser.schedule, BetaSchedule) and denoiser.steps == 1
+    assert rdd("evaluate", "--profile", "smoke", "--out", str(out), "--steps", "1")[0] == 0
+    status, said, error = rdd("export", "diffusers", str(student), "--to", str(folder))
+    assert status == 0 and "README.md" in said, error
+    expected = as_saved(ddim_sample(denoiser, noise_of(4), 1))
+    assert np.abs(drawn_by_diffusers_alone(folder, tmp_path) - expected).max() < 1e-4
+    card, record = (folder / "README.md").read_text(), json.loads(only(out / "evaluations", "*.json").read_text())
+    for words in (
+        "| data | digits |",
+        "hf (diffusers), which has learnt to predict v",
+        "RDD student of 2 steps",
+        "| sampling | DDIM, 1 step, x held in [-1, 1] |",
+        f"{record['row']['fid']:.5g}",
+        record["receipt"]["metric"],
+    ):
+        assert words in card, words
+
+
 @pytest.mark.slow  # trains a DDPM of digits with diffusers, teaches it v, and distils it: minutes
 def test_a_ddpm_of_digits_in_one_step_beats_its_own_one_step_by_far(rdd, tmp_path):
     """The README's example with a third of its iterations: a real epsilon model, distilled, saved, drawn by diffusers alone."""
     hf, out, back = tmp_path / "digits-ddpm", tmp_path / "run", tmp_path / "digits-rdd-1"
-    subprocess.run(
-        [sys.executable, str(TOP / "examples/digits_ddpm.py"), str(hf), "600"], check=True, capture_output=True
-    )
-    fewer = (
-        "pretrained.convert.iterations=400",
-        "progressive.train.iterations=30",
-        "distill.iterations=[60,60,100]",
-        "extractor.train.iterations=200",
-    )
-    fewer = [word for setting in fewer for word in ("--set", setting)]
+    made = [sys.executable, str(TOP / "examples/digits_ddpm.py"), str(hf), "600"]
+    subprocess.run(made, check=True, capture_output=True)
+    fewer = ("pretrained.convert.iterations=400", "progressive.train.iterations=30", "extractor.train.iterations=200")
+    fewer = [word for setting in (*fewer, "distill.iterations=[60,60,100]") for word in ("--set", setting)]
     status, _, error = rdd("distill", "--profile", "digits", "--teacher", str(hf), "--out", str(out), *fewer)
     assert status == 0, error
     asked = ("--steps", "1", "--samples", "1000", "--out", str(out))
     assert rdd("evaluate", "--checkpoint", str(hf), *asked)[0] == rdd("evaluate", "--method", "rdd", *asked)[0] == 0
-    scores = {
-        record["row"]["method"]: record["row"]["fid"]
-        for record in (json.loads(path.read_text()) for path in (out / "evaluations").glob("*.json"))
-    }
+    rows = [json.loads(path.read_text())["row"] for path in (out / "evaluations").glob("*.json")]
+    scores = {row["method"]: row["fid"] for row in rows}
     assert scores["rdd"] < 0.5 * scores["digits-ddpm"], scores
     student = only(out / "checkpoints", "rdd-1-*.safetensors")
     assert rdd("export", "diffusers", str(student), "--to", str(back))[0] == 0
-    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    ours = _as_saved(ddim_sample(load_denoiser(student)[0], noise, 1))
-    assert np.abs(_drawn_by_diffusers_alone(back, tmp_path) - ours).max() < 1e-4
+    expected = as_saved(ddim_sample(load_denoiser(student)[0], noise_of(4), 1))
+    assert np.abs(drawn_by_diffusers_alone(back, tmp_path) - expected).max() < 1e-4
 
 
-def test_torchscript_lies_beside_its_card(rdd, tmp_path, studied):
+def test_exports_of_a_study_s_student_have_its_lineage_and_scores(rdd, tmp_path, studied):
     student, to = only(studied / "checkpoints", "rdd-1-*.safetensors"), tmp_path / "student.ts"
-    status, said, error = rdd("export", "torchscript", str(student), "--to", str(to))
-    assert status == 0, error
-    noise = torch.randn(3, 1, 8, 8)
-    assert (torch.jit.load(to)(noise) - ddim_sample(load_denoiser(student)[0], noise, 1)).abs().max() < 1e-4
-    card = to.with_suffix(".md").read_text()
-    assert "base model" in card and "PD teacher of 8 steps" in card and 'torch.jit.load("student.ts")' in card
-    before = to.read_bytes()
-    status, _, error = rdd("export", "torchscript", str(student), "--to", str(to))
-    assert status == 2 and "exists" in error and to.read_bytes() == before
-
-
-def test_scores_of_the_study_are_in_the_card(rdd, tmp_path, studied):
-    student = only(studied / "checkpoints", "rdd-1-*.safetensors")
+    assert rdd("export", "torchscript", str(student), "--to", str(to))[0] == 0
     assert rdd("export", "diffusers", str(student), "--to", str(tmp_path / "p"))[0] == 0
-    row = json.loads(only(studied / "scores", "rdd-1-0-*.json").read_text())["row"]
-    card = (tmp_path / "p" / "README.md").read_text()
-    assert f"{row['fid']:.5g}" in card and f"{row['pfd']:.5g}" in card
-
-
-def test_a_killed_distillation_of_a_given_teacher_goes_on_to_the_same_bits(rdd, tmp_path):
-    teacher = str(pipeline(tmp_path / "hf", "v_prediction"))
-    arguments = ("distill", "--profile", "smoke", "--teacher", teacher, "--to", "4", *QUICK)
-    for name in ("a", "b"):
-        assert rdd(*arguments, "--out", str(tmp_path / name))[0] == 0
-    assert rdd("distill", "--profile", "smoke", "--to", "2", "--out", str(tmp_path / "a"))[0] == 0, (
-        "the folder knows its teacher"
+    expected = ddim_sample(load_denoiser(student)[0], noise_of(3), 1)
+    assert (torch.jit.load(to)(noise_of(3)) - expected).abs().max() < 1e-4
+    card, row = (
+        to.with_suffix(".md").read_text(),
+        json.loads(only(studied / "scores", "rdd-1-0-*.json").read_text())["row"],
     )
-    one, other = (load_file(only(tmp_path / name / "checkpoints", "rdd-4-*.safetensors")) for name in ("a", "b"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert "base model" in card and "PD teacher of 8 steps" in card and 'torch.jit.load("student.ts")' in card
+    for text in (card, (tmp_path / "p" / "README.md").read_text()):
+        assert f"{row['fid']:.5g}" in text and f"{row['pfd']:.5g}" in text
 
 
-class Evil:
-    def __reduce__(self):
-        return (Path.touch, (Path(os.environ["EVIL"]),))
+def test_keys_follow_the_given_model_and_the_data_not_where_they_lie(tmp_path):
+    file, other = released_file(tmp_path / "a.pt"), released_file(tmp_path / "c.pt", seed=5)
+    moved = tmp_path / "b.pt"
+    moved.write_bytes(file.read_bytes())
+    keys = []
+    for path in (file, moved, other):
+        study = Study(study_profile("smoke", {"pretrained.teacher": str(path)}), tmp_path / "o")
+        keys.append((study.stages.base.key, study.stages.student("rdd", 1, 0).key))
+    assert keys[0] == keys[1] and not set(keys[1]) & set(keys[2])
+    assert study.stages.base.facts()["data"]["name"] == "digits"
 
 
-@pytest.fixture
-def bad(tmp_path, monkeypatch):
-    """Files to refuse, by name."""
-    monkeypatch.setenv("EVIL", str(tmp_path / "ran"))
-    torch.save({"net_model": Evil()}, tmp_path / "evil.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
-    (tmp_path / "noise.pt").write_bytes(os.urandom(5000))
-    good = torch.load(released_file(tmp_path / "good.pt"), weights_only=True)
-    for name in list(good["net_model"])[:15]:
-        if not name.startswith(("head", "time")):
-            good["net_model"].pop(name)
-    torch.save({**good, "net_model": good["net_model"] | {"extra.weight": torch.zeros(1)}}, tmp_path / "holes.pt")
-    torch.save({name: value for name, value in good.items() if name != "x_T"}, tmp_path / "sizeless.pt")
-    released_file(tmp_path / "classes.pt", num_classes=10)
-    released_file(tmp_path / "four.pt", steps=4)
-    released_file(tmp_path / "one.pt", steps=1)
-    released_file(tmp_path / "large.pt", size=16)
-    extractor = build_extractor("small_resnet", 3, 10)
-    save_checkpoint(
-        tmp_path / "colour.safetensors",
-        extractor.state_dict(),
-        {"kind": "extractor", "facts": {"extractor": {"name": "small_resnet"}}},
-    )
-    model = load_released_unet(tmp_path / "good.pt")
-    described = describe(model)
-    save_checkpoint(
-        tmp_path / "stochastic.safetensors", model.state_dict(), {"model": described, "facts": {"stochastic": True}}
-    )
-    newer = described | {"unet": described["unet"] | {"heads": 8}}
-    save_checkpoint(tmp_path / "newer.safetensors", model.state_dict(), {"model": newer})
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "newer.safetensors").read_bytes()[:-100])
-    latent = tmp_path / "latent"
-    latent.mkdir()
-    (latent / "model_index.json").write_text(
-        json.dumps(
-            {
-                "_class_name": "StableDiffusionPipeline",
-                "vae": ["diffusers", "AutoencoderKL"],
-                "unet": ["diffusers", "UNet2DConditionModel"],
-            }
-        )
-    )
-    pipeline(tmp_path / "large", sample_size=16)
-    pipeline(tmp_path / "colour", in_channels=3, out_channels=3)
-    return tmp_path
-
-
-def folder_of_images(path):
-    """Gray 8x8 images without classes."""
-    from PIL import Image
-
-    path.mkdir()
-    for k in range(8):
-        Image.fromarray(np.full((8, 8), 20 * k, dtype=np.uint8)).save(path / f"{k}.png")
-    return path
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["import", "released", "evil.pt"], "could run code; nothing of it was run"),
-        (["import", "released", "plain.pt"], "could run code; nothing of it was run"),
-        (["import", "released", "noise.pt"], "damaged or no torch file"),
-        (["import", "released", "nowhere.pt"], "no file at"),
-        (
-            ["import", "released", "holes.pt"],
-            r"holds other tensors.*lacks downblocks.0.block1.0.weight, .*extra.weight",
-        ),
-        (["import", "released", "sizeless.pt"], "--image-size"),
-        (["import", "released", "good.pt", "--to", "x.pt"], "ends in .safetensors"),
         (["import", "released", "good.pt", "--to", "there.safetensors"], "exists: choose another --to"),
+        (["import", "released", "good.pt", "--to", "x.pt"], "ends in .safetensors"),
         (["import", "diffusers", "latent"], "has a vae.*only pixel-space models"),
-        (["import", "diffusers", "good.pt"], "holds no diffusers model"),
-        (["distill", "--profile", "smoke", "--teacher", "evil.pt"], "nothing of it was run"),
-        (["distill", "--profile", "smoke", "--teacher", "latent"], "only pixel-space models"),
-        (["distill", "--profile", "smoke", "--teacher", "nowhere"], "no model at"),
-        (
-            ["distill", "--profile", "smoke", "--teacher", "large.pt"],
-            r"has images \(1, 8, 8\), wanted are \(1, 16, 16\) by pretrained.teacher",
-        ),
-        (["distill", "--profile", "smoke", "--teacher", "large"], r"wanted are \(1, 16, 16\) by pretrained.teacher"),
-        (["distill", "--profile", "smoke", "--teacher", "colour"], r"wanted are \(3, 8, 8\) by pretrained.teacher"),
-        (["distill", "--profile", "smoke", "--teacher", "four.pt"], "4-step model: set progressive.teacher_steps=4"),
-        (["distill", "--profile", "smoke", "--teacher", "one.pt"], "1-step model: there is nothing left to halve"),
-        (
-            [
-                "distill",
-                "--profile",
-                "smoke",
-                "--teacher",
-                "classes.pt",
-                "--set",
-                "data.name=folder",
-                "--set",
-                "data.root=plain",
-            ],
-            "conditional on 10 classes.*no labels",
-        ),
-        (
-            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--extractor", "good.pt"],
-            "has no model, a dict of tensors",
-        ),
-        (["distill", "--profile", "smoke", "--teacher", "good.pt", "--guided"], "pretrained.teacher"),
-        (["guide", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"], "pretrained.teacher"),
-        (["study", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"], "pretrained.teacher"),
-        (["plan", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"], "pretrained.teacher"),
+        (["distill", "--profile", "smoke", "--teacher", "evil.pt", "--out", "out"], "nothing of it was run"),
+        (["study", "--profile", "smoke", "--set", "pretrained.teacher=good.pt", "--out", "out"], "pretrained.teacher"),
+        (["distill", "--profile", "smoke", "--teacher", "good.pt", "--guided", "--out", "out"], "pretrained.teacher"),
         (["export", "diffusers", "good.pt", "--to", "latent"], "latent exists"),
-        (["export", "diffusers", "good.pt", "--to", "new", "--guidance", "2"], "cannot be guided"),
-        (
-            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "unet.channels=32"],
-            "changes nothing, since pretrained.teacher",
-        ),
-        (
-            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--set", "base.schedule=discrete"],
-            "changes nothing",
-        ),
-        (
-            ["distill", "--profile", "smoke", "--teacher", "good.pt", "--extractor", "colour.safetensors"],
-            "images of 3 channels, these have 1",
-        ),
-        (
-            ["distill", "--profile", "smoke", "--teacher", "cut.safetensors"],
-            "cut.safetensors is damaged.*: get or make it again",
-        ),
-        (
-            ["distill", "--profile", "smoke", "--teacher", "colour/unet/diffusion_pytorch_model.safetensors"],
-            "name its pipeline's folder",
-        ),
-        (["distill", "--profile", "smoke", "--teacher", "newer.safetensors"], "unknown to this version"),
-        (
-            ["ablate", "tau_is", "--profile", "smoke", "--set", "pretrained.teacher=good.pt"],
-            "ablations vary what a given model fixes",
-        ),
         (["export", "torchscript", "stochastic.safetensors", "--to", "s.ts"], "trained for the stochastic sampler"),
         (["export", "torchscript", "good.pt", "--to", "s.md"], "the model card's name"),
-        (["export", "torchscript", "nowhere.pt"], "no model at"),
-        (["export", "torchscript", "good.pt", "--steps", "1000"], "1 to 64"),
     ],
 )
-def test_bad_input_gets_one_line_and_status_2(rdd, bad, monkeypatch, arguments, words):
-    monkeypatch.chdir(bad)
-    folder_of_images(bad / "plain")
-    (bad / "there.safetensors").write_bytes(b"mine")
-    before = sorted(bad.rglob("*"))
-    if arguments[0] in ("distill", "guide", "study", "plan", "ablate"):
-        arguments = [*arguments, "--out", str(bad / "out")]
-    status, said, error = rdd(*arguments)
+def test_bad_input_gets_one_line_and_status_2(rdd, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    model = load_released_unet(released_file(tmp_path / "good.pt"))
+    facts = {"model": describe(model), "facts": {"stochastic": True}}
+    save_checkpoint(tmp_path / "stochastic.safetensors", model.state_dict(), facts)
+    torch.save({"net_model": Bomb(tmp_path / "ran")}, tmp_path / "evil.pt")
+    edit(pipeline(tmp_path / "latent") / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    (tmp_path / "there.safetensors").write_bytes(b"mine")
+    before = sorted(tmp_path.rglob("*"))
+    status, _, error = rdd(*arguments)
     assert status == 2 and re.search(words, error), error
     assert error.startswith("rdd: ") and error.count("\n") == 1 and "Traceback" not in error
-    assert sorted(bad.rglob("*")) == before and not (bad / "ran").exists(), "nothing is written, nothing is run"
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written, nothing is run"
 
 
-def test_another_teacher_needs_another_folder(rdd, tmp_path):
-    first, second = (str(released_file(tmp_path / f"{k}.pt", seed=k)) for k in (1, 2))
-    out = str(tmp_path / "run")
-    assert rdd("distill", "--profile", "smoke", "--teacher", first, "--to", "4", "--out", out, *QUICK)[0] == 0
-    status, _, error = rdd("distill", "--profile", "smoke", "--teacher", second, "--to", "4", "--out", out)
-    assert status == 2 and "differs in pretrained.teacher" in error
+def given(teacher, folder, **more):
+    """The checked study of a given teacher."""
+    changes = {
+        "pretrained.teacher": str(teacher),
+        **{name.replace("__", "."): str(value) for name, value in more.items()},
+    }
+    study = Study(study_profile("smoke", changes), folder / "out")
+    study.check()
+    return study
 
 
-def test_keys_follow_the_given_model_and_the_data_not_where_they_lie(tmp_path):
-    file = released_file(tmp_path / "a.pt")
-    moved = tmp_path / "b.pt"
-    moved.write_bytes(file.read_bytes())
-    other = released_file(tmp_path / "c.pt", seed=5)
-    keys = []
-    for path in (file, moved, other):
-        study = Study(study_profile("smoke", {"pretrained.teacher": str(path)}), tmp_path / "o")
-        keys.append((study._base_facts()["pretrained"], study._student_facts("pd", 4, 0)["numbers"]))
-    assert keys[0] == keys[1] != keys[2]
-    assert study._base_facts()["data"]["name"] == "digits"
+def test_teachers_that_do_not_fit_are_refused(tmp_path):
+    from PIL import Image
+
+    def file(**options):
+        return released_file(tmp_path / "ckpt.pt", **options)
+
+    assert "1-step model: there is nothing left to halve" in refused(given, file(steps=1), tmp_path)
+    assert "4-step model: set progressive.teacher_steps=4" in refused(given, file(steps=4), tmp_path)
+    said = refused(given, file(size=16), tmp_path)
+    assert "has images (1, 8, 8), wanted are (1, 16, 16) by pretrained.teacher" in said
+    (tmp_path / "plain").mkdir()
+    for k in range(8):  # grey images without classes
+        Image.fromarray(np.full((8, 8), 20 * k, dtype=np.uint8)).save(tmp_path / f"plain/{k}.png")
+    plain = {"data__name": "folder", "data__root": tmp_path / "plain"}
+    assert "conditional on 10 classes and" in refused(given, file(num_classes=10), tmp_path, **plain)
+    assert "changes nothing, since pretrained.teacher" in refused(given, file(), tmp_path, unet__channels=32)
+    guided, colour = tmp_path / "guided.safetensors", tmp_path / "colour.safetensors"
+    save_checkpoint(guided, ours(**GUIDED).state_dict(), {"model": describe(ours(**GUIDED))})
+    assert "pretrained.teacher takes a guidance weight" in refused(given, guided, tmp_path)
+    facts = {"kind": "extractor", "facts": {"extractor": {"name": "small_resnet"}}}
+    save_checkpoint(colour, build_extractor("small_resnet", 3, 10).state_dict(), facts)
+    said = refused(given, file(), tmp_path, pretrained__extractor=colour)
+    assert "images of 3 channels, these have 1" in said
 
 
-def test_a_model_of_ours_can_be_given_too(tmp_path, studied, rdd):
-    base = only(studied / "checkpoints", "pd-8-*.safetensors")
-    status, _, error = rdd(
-        "distill", "--profile", "smoke", "--teacher", str(base), "--to", "4", "--out", str(tmp_path / "o"), *QUICK
-    )
-    assert status == 0, error
-    denoiser, info = load_model(base)
-    assert denoiser.steps == 8 and denoiser.schedule == CosineSchedule()
-    assert load_profile("smoke").unet == denoiser.network.config and isinstance(denoiser, Denoiser)
+def test_what_cannot_have_a_given_teacher_says_so(tmp_path):
+    file = released_file(tmp_path / "ckpt.pt")
+    study = given(file, tmp_path)
+    assert "guidance has a base model of its own" in refused(guided_study, study)
+    assert "ablations vary what a given model fixes" in refused(Sweep, study, [ABLATIONS["tau_is"]], [0])
+    changes = {"pretrained.teacher": str(file)}
+    assert "measures the profile's own networks" in refused(make_plan, "smoke", changes, out=tmp_path / "out")

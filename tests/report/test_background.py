@@ -11,7 +11,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from rddlib.report.background import Run, _line, train_in_background
-from rddlib.study.study import continue_study, open_study
+from rddlib.study.folder import continue_study, open_study
 from rddlib.utils.errors import UserError
 
 
@@ -47,10 +47,10 @@ def test_it_trains_and_the_study_finds_the_model(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "teacher-8: running, base model (1 of 2)" in printed and printed.endswith("teacher-8: done\n")
     now = run.progress()
-    assert (now["state"], now["stage"], now["iteration"], now["total"]) == ("done", "PD to 8 steps", 4, 4)
+    assert (now["state"], now["stage"], now["iteration"], now["total"]) == ("done", "PD 16 to 8 steps", 4, 4)
     assert now["loss"] > 0 and now["seconds_left"] in (0, None)
-    before = study.path_of("base").stat().st_mtime_ns
-    assert study.teacher().schedule and study.path_of("base").stat().st_mtime_ns == before
+    before = study.stages.base.path.stat().st_mtime_ns
+    assert study.teacher().schedule and study.stages.base.path.stat().st_mtime_ns == before
     run.start()
     assert not run.running  # nothing is left to do
     assert Run(study, "base").progress()["state"] == "done"
@@ -62,7 +62,7 @@ def test_it_outlives_the_kernel_and_is_found_again(tmp_path, stopping):
     stopping.append(run := Run(study, "base"))
     code = f"""
 from rddlib.report.background import Run
-from rddlib.study import open_study
+from rddlib import open_study
 run = Run(open_study("smoke", {str(study.out)!r}), "base")"""
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ def found_by_another_process(out):
     """It starts the training too: what runs is found instead."""
     code = """import json, sys
 from rddlib.report.background import train_in_background
-from rddlib.study import open_study
+from rddlib import open_study
 run = train_in_background(open_study("smoke", sys.argv[1]), "base")
 print(run.running, json.loads(run._file("json").read_text())["pid"])"""
     return subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True).stdout.strip()
@@ -120,7 +120,7 @@ print(run.running, json.loads(run._file("json").read_text())["pid"])"""
 
 def test_a_failed_training_says_why_in_one_line(tmp_path):
     study = study_in(tmp_path / "out", 6)
-    base = study.path_of("base")
+    base = study.stages.base.path
     base.parent.mkdir()
     (damaged := base.with_name(f"{base.stem}.00000002.resume")).write_bytes(b"nothing")
     run = train_in_background(study, "base")
@@ -166,16 +166,16 @@ def test_a_stale_record_is_not_mistaken_for_a_running_training(tmp_path):
 def test_what_there_is_to_train(tmp_path):
     study = open_study("smoke", tmp_path / "out")
     whole = Run(study, "student", "rdd")
-    assert [stage[0] for stage in whole.stages] == ["base", "teacher", "extractor", *["student"] * 3]
+    assert [stage.kind for stage in whole.stages] == ["base", "halving", "extractor", *["rdd"] * 3]
     assert whole.name == "student-rdd-1" and whole.command == ["distill", "--objective", "rdd", "--to", "1"]
     assert whole.progress()["total"] == 60 and Run(study, "extractor").progress()["total"] == 40
     assert Run(study, "teacher", 16).command == ["train"]
-    assert ("extractor",) not in Run(study, "student", "pd", 2).stages
+    assert "extractor" not in {stage.kind for stage in Run(study, "student", "pd", 2).stages}
     for wrong, said in {
         ("student",): "cannot train 'student'",
         ("x", 1): "cannot train 'x 1'",
         ("teacher", 3): "16, 8",
-        ("student", "sgd"): "unknown --objective sgd",
+        ("student", "sgd"): "unknown method 'sgd'",
     }.items():
         with pytest.raises(UserError, match=said):
             Run(study, *wrong)

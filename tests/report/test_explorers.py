@@ -1,14 +1,16 @@
-"""Explorers: controls start at the function's defaults and redraw through the function itself, soon enough to follow a hand."""
+"""Explorers: controls start at the function's defaults and redraw through the function itself."""
 
+import io
 import json
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from ipywidgets import Dropdown, SelectionSlider
 from matplotlib.figure import Figure
-from rddlib.study.assembly import build_denoiser, build_extractor
+from PIL import Image
 
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import as_denoiser
@@ -16,11 +18,14 @@ from rddlib.diffusion.gaussian_mixture import GaussianMixture
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.distillation.pixel_queue import PixelQueue
+from rddlib.methods import COMPETING
+from rddlib.report import explorers
 from rddlib.report import figures as plots
-from rddlib.report.controls import explore
+from rddlib.report.explorers import explore
 from rddlib.report.tables import comparison, panels
-from rddlib.report.views import between, paths_view, queue_view, relations_view, same_noise_view, scores_view
-from rddlib.study.profiles import METHODS, digits
+from rddlib.study.ablation_results import measured
+from rddlib.study.graph import build_denoiser, new_extractor
+from rddlib.study.profiles import digits
 from rddlib.study.study import Study
 
 
@@ -37,27 +42,17 @@ def counted():
     return bars, calls
 
 
-def test_a_moved_control_redraws_through_the_function():
+def test_a_moved_control_redraws_through_the_function_and_going_back_draws_nothing():
     bars, calls = counted()
     *controls, picture = explore(bars, height=range(1, 5), colour=("gray", "black")).children
     assert [type(control) for control in controls] == [SelectionSlider, Dropdown]
-    assert calls == [(2, "gray")]
     first = picture.value
-    assert bytes(first).startswith(b"\x89PNG")
+    assert calls == [(2, "gray")] and bytes(first).startswith(b"\x89PNG")
     controls[0].value = 4
     controls[1].value = "black"
-    assert calls == [(2, "gray"), (4, "gray"), (4, "black")]
-    assert picture.value != first
-
-
-def test_going_back_draws_nothing_anew_and_no_figure_stays_open():
-    bars, calls = counted()
-    control, picture = explore(bars, height=(2, 3)).children
-    first = picture.value
-    control.value = 3
-    control.value = 2
-    assert picture.value == first
-    assert len(calls) == 2
+    assert calls == [(2, "gray"), (4, "gray"), (4, "black")] and picture.value != first
+    controls[0].value, controls[1].value = 2, "gray"
+    assert picture.value == first and len(calls) == 4  # (2, "black") on the way
     assert plt.get_fignums() == []
 
 
@@ -72,7 +67,7 @@ def test_a_program_gets_a_line_of_text(monkeypatch):
         class kernel:
             _allow_stdin = False
 
-    monkeypatch.setattr("rddlib.report.controls.get_ipython", Shell)
+    monkeypatch.setattr(explorers, "get_ipython", Shell)
     bars, calls = counted()
     assert "height" in explore(bars, height=(2, 3)).data
     assert calls == []
@@ -80,7 +75,7 @@ def test_a_program_gets_a_line_of_text(monkeypatch):
 
 def test_what_a_notebook_saves_has_a_line_for_the_time_when_the_widget_is_gone(monkeypatch):
     saved = []
-    monkeypatch.setattr("rddlib.report.controls.display", lambda shown, **_: saved.append(shown))
+    monkeypatch.setattr(explorers, "display", lambda shown, **_: saved.append(shown))
     explore(counted()[0], height=(2, 3))._ipython_display_()
     line, view = saved  # in this order: the line's style hides the output that follows it
     assert "Run this cell for sliders (height)" in line.data and "display: none" in line.data
@@ -91,7 +86,7 @@ def test_what_a_notebook_saves_has_a_line_for_the_time_when_the_widget_is_gone(m
 class Untrained(Study):
     """A digits-sized study whose models are what they are before training."""
 
-    def denoiser(self, method, steps, seed=None):
+    def denoiser(self, method, steps, seed=None, sampler=""):
         return build_denoiser(self.profile).eval().requires_grad_(False)
 
 
@@ -103,15 +98,14 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mixture():
     means = torch.tensor([[1.0, 1.0], [-1.0, 0.5]], dtype=torch.float64)
-    return GaussianMixture(
-        torch.tensor([0.6, 0.4], dtype=torch.float64), means, 0.05 * torch.eye(2).repeat(2, 1, 1).double()
-    )
+    weights = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    return GaussianMixture(weights, means, 0.05 * torch.eye(2).repeat(2, 1, 1).double())
 
 
 @pytest.fixture(scope="module")
 def maps(study):
     """Images [512, 1, 8, 8], their labels and an untrained extractor's maps [512, C, 4, 4] of them and of noisy ones."""
-    data, extractor = load_dataset(study.profile.data), build_extractor(study.profile, 10).eval().requires_grad_(False)
+    data, extractor = load_dataset(study.profile.data), new_extractor(study.profile, 10).eval().requires_grad_(False)
     x = data.floats(torch.arange(512))
     noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     return x, data.labels[:512], extractor(x).map, extractor(noisy).map
@@ -123,7 +117,7 @@ def rows_of(maps):
 
 
 @pytest.fixture(scope="module")
-def explorers(study, mixture, maps):
+def set_up(study, mixture, maps):
     """(figure function, its controls) of each explorer, as the notebooks set them up on the digits profile."""
     generator = torch.Generator().manual_seed(0)
     starts = torch.randn(60, 2, generator=generator, dtype=torch.float64)
@@ -132,44 +126,58 @@ def explorers(study, mixture, maps):
     tables = panels(comparison([]))
     return {
         "paths": (
-            paths_view(mixture, starts, mixture.sample(1500, generator), 0.008),
+            explorers.paths_view(mixture, starts, mixture.sample(1500, generator), 0.008),
             dict(N=(4, 8, 32, 64), t=(0.0, 0.3, 0.7), offset=(0.0, 0.008, 0.3)),
         ),
         "relations": (
-            relations_view(x[:32], map_T[:32], map_S[:32]),
+            explorers.relations_view(x[:32], map_T[:32], map_S[:32]),
             dict(i=range(16), j=range(16), row=range(4), column=range(4), tau=(0.05, 0.1, 1.0)),
         ),
         "queue": (
-            queue_view(rows_of(map_T), labels.repeat_interleave(4), 256, ranks),
+            explorers.queue_view(rows_of(map_T), labels.repeat_interleave(4), 256, ranks),
             dict(N_q=(512, 2048), pushes=range(1, 9), V=(64, 256, 1024), colour=("class", "age", "nearest")),
         ),
         "same noise": (
-            same_noise_view(study),
-            dict(method=("ddim", *METHODS), steps=(4, 2, 1), first=range(48), second=range(48)),
+            explorers.same_noise_view(study),
+            dict(method=("ddim", *COMPETING), steps=(4, 2, 1), first=range(48), second=range(48)),
         ),
         "scores": (
-            scores_view(tables),
+            explorers.scores_view(tables),
             dict(table=[title for title, _, _ in tables], rows=list(plots.KINDS), method=("all methods", "RDD")),
         ),
     }
 
 
 @pytest.mark.parametrize("name", ["paths", "relations", "queue", "same noise", "scores"])
-def test_every_move_of_a_slider_draws_a_new_picture(explorers, name):
-    figure, controls = explorers[name]
+def test_every_move_of_a_slider_draws_a_new_picture(set_up, name):
+    figure, controls = set_up[name]
     *moved, picture = explore(figure, **controls).children
     for control in moved:
-        for value in [value for value in list(control.options)[:6] if value != control.value]:
+        for value in [value for value in list(control.options)[:3] if value != control.value]:
             before = picture.value
             control.value = value
             assert picture.value is not before
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("size", [4, 8])  # with numbers written into the maps, and without
+def test_relations_look_after_moves_as_drawn_afresh(size):
+    generator = torch.Generator().manual_seed(0)
+    images = 2 * torch.rand(8, 3, 8, 8, generator=generator) - 1
+    maps = torch.randn(2, 8, 16, size, size, generator=generator)
+    relations, last = explorers.relations_view(images, *maps), size - 1
+    moves = dict(i=1, j=2, row=last), dict(i=1, j=1, tau=1.0), dict(i=3, j=2, row=0, column=last, tau=0.01)
+    for move in moves:
+        kept, fresh = relations.png(**move), plots.to_png(relations(**move), explorers.DPI, quick=True)
+        kept, fresh = (np.asarray(Image.open(io.BytesIO(png))) for png in (kept, fresh))
+        assert np.array_equal(kept, fresh), move
 
 
 def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "ddim_figure", lambda schedule, N, t, paths, data: drawn.append(paths))
     starts = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    paths = paths_view(mixture, starts, starts, 0.008)
+    paths = explorers.paths_view(mixture, starts, starts, 0.008)
     schedule = CosineSchedule(0.008)
     visited = []
     denoiser = as_denoiser(lambda z, t: mixture.denoise(z, t, schedule), schedule)
@@ -183,9 +191,9 @@ def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture, mo
 
 def test_relations_are_the_softmax_of_the_cosines(maps, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "relation_figure", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(plots.RelationFigure, "show", lambda self, *arguments: drawn.append(arguments))
     x, _, map_T, map_S = maps
-    relations_view(x, map_T, map_S)(i=2, j=7, row=1, column=3, tau=0.2)
+    explorers.relations_view(x, map_T, map_S)(i=2, j=7, row=1, column=3, tau=0.2)
     images, pixel, teacher, student, title = drawn[0]
     assert torch.equal(images, x[[2, 7]]) and pixel == (1, 3)
     cosines = F.cosine_similarity(map_S[2, :, 1, 3, None, None].double(), map_S[7].double(), dim=0)
@@ -198,7 +206,7 @@ def test_the_queue_shown_is_the_librarys_queue(maps, monkeypatch):
     monkeypatch.setattr(plots, "queue_figure", lambda *arguments: drawn.append(arguments))
     rows = rows_of(maps[2][:64])  # [256, C]
     ranks = torch.randperm(256, generator=torch.Generator().manual_seed(0))
-    shown = queue_view(rows, torch.arange(256), 32, ranks)  # "classes": each row's own number
+    shown = explorers.queue_view(rows, torch.arange(256), 32, ranks)  # "classes": each row's own number
     for size, pushes in ((96, 2), (96, 3), (80, 7), (256, 8)):
         queue = PixelQueue(size, rows.shape[1])
         for k in range(pushes):
@@ -209,17 +217,15 @@ def test_the_queue_shown_is_the_librarys_queue(maps, monkeypatch):
         slots[classes % size] = classes
         assert len(classes) == len(queue) and chosen.sum() == 10
         assert torch.allclose(rows[slots[slots >= 0]], queue.rows[slots >= 0], atol=1e-6)
-        assert (
-            torch.equal(ages[slots >= 0], (pushes - 1 - slots[slots >= 0] // 32).float())
-            and ages[slots < 0].isnan().all()
-        )
+        assert torch.equal(ages[slots >= 0], (pushes - 1 - slots[slots >= 0] // 32).float())
+        assert ages[slots < 0].isnan().all()
         nearest = (rows[held] @ rows[held][chosen].T).max(1).values.mean()
         assert f"{nearest:.3f}" in title
 
 
 def test_noise_on_the_way_from_one_to_another_is_standard_normal():
     first, second = torch.randn(2, 3, 100, 100, generator=torch.Generator().manual_seed(0))
-    way = between(first, second, 7)
+    way = explorers.between(first, second, 7)
     assert torch.equal(way[0], first) and torch.allclose(way[-1], second, atol=1e-6)
     assert torch.allclose(way.flatten(1).std(dim=1), torch.ones(7), atol=0.02)
     assert way.flatten(1).mean(dim=1).abs().max() < 0.02
@@ -231,21 +237,20 @@ def test_same_noise_rows_are_the_studys_images(study, monkeypatch):
     model = build_denoiser(study.profile).eval().requires_grad_(False)
     monkeypatch.setattr(study, "denoiser", lambda *_: model)
     monkeypatch.setattr(plots, "image_rows", lambda rows, title: drawn.append(list(rows.values())))
-    same_noise_view(study, count=5)(method="pd", steps=2, first=3, second=6)
+    explorers.same_noise_view(study, count=5)(method="pd", steps=2, first=3, second=6)
     noise, teacher, student = drawn[0]
     ends = study.noise(48)[[3, 6]]
     assert torch.allclose(3 * noise[[0, -1]], ends, atol=1e-5)
     assert torch.allclose(student[[0, -1]], study.images("pd", 2, ends), atol=1e-4)
-    assert torch.allclose(
-        teacher[[0, -1]], study.images("pd", study.profile.progressive.teacher_steps, ends), atol=1e-4
-    )
-    same_noise_view(study, count=3)(method="pd", steps=2, first=3, second=3)
+    steps = study.profile.progressive.teacher_steps
+    assert torch.allclose(teacher[[0, -1]], study.images("pd", steps, ends), atol=1e-4)
+    explorers.same_noise_view(study, count=3)(method="pd", steps=2, first=3, second=3)
     assert torch.equal(drawn[1][0], drawn[1][0][:1].expand(3, -1, -1, -1))
 
 
 def test_scores_show_the_rows_asked_for():
     found = panels(comparison([]))
-    scores, title = scores_view(found), found[0][0]
+    scores, title = explorers.scores_view(found), found[0][0]
     rows = found[0][2]
     peers = rows[rows["kind"] == "peer"]
     everything, papers, few, none = (
@@ -256,4 +261,8 @@ def test_scores_show_the_rows_asked_for():
     assert not papers.texts and len(papers.lines) < len(everything.lines) + 1
     assert {text.get_text() for text in few.texts} == {"PD"}
     assert "no rows here" in none.texts[0].get_text()
-    plt.close("all")
+
+
+def test_an_ablation_is_shown_by_its_name(study):
+    ablation = explorers.ablation_view({name: measured(study, name) for name in ("alpha", "losses")})
+    assert ablation().get_suptitle() != ablation("losses").get_suptitle()

@@ -119,7 +119,7 @@ def test_where_one_fails_the_others_end_well_and_no_other_begins(series, capfd):
 
 @pytest.mark.slow
 def test_what_several_need_is_made_once_and_first(series, capfd):
-    cell = "from rddlib.study.study import open_study\nstudy = open_study(profile, out, seed)\nstudy.teacher()\nprint('got it')"
+    cell = "from rddlib import open_study\nstudy = open_study(profile, out, seed)\nstudy.teacher()\nprint('got it')"
     out = series(n01_a=[cell], n02_b=[cell])
     run_study("smoke", {"base.train.iterations": "5"}, out, jobs=2)
     printed = capfd.readouterr().out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from study.test_ablations import TINY
+from tiny_study import TINY
 
 from rddlib.study.engines import ATTEMPTS, Outcome, attempt, in_turn, on_cluster, on_this_machine
 from rddlib.utils.errors import UserError

@@ -244,7 +244,7 @@ def test_objectives_have_the_profile_s_numbers(tiny):
     teacher, extractor = tiny.teacher(), tiny.extractor()
     made = {method: graph.objective(method, 1, 0, teacher, extractor) for method in METHODS}
     assert [type(made[method]) for method in METHODS] == [PD, CFD, RCFD, RDD]
-    assert made["cfd"].temperature == made["rdd"].temperature == graph.profile.distill.temperatures[-1]
+    assert made["cfd"].summands["cfd"].tau == made["rdd"].summands["cfd"].tau == graph.profile.distill.temperatures[-1]
     assert made["rdd"].weights["is_p2p"] == 7 and made["rdd"].draws == 33
     assert made["rcfd"].weights["entropy"] == pytest.approx(0.5 * graph.profile.loss.rcfd_gamma)
     assert tiny.objective("pd", 4).schedule == teacher.schedule

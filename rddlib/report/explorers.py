@@ -1,25 +1,119 @@
-"""Figure functions of the explorers: each view computes its heavy parts once and returns a function of the controls."""
+"""Figures to explore: `explore` puts controls under a figure function, the views are such functions of the notebooks.
 
+A view computes its heavy parts once and returns a function of what the controls set.
+"""
+
+import gc
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial
 
-import pandas as pd
+import ipywidgets
 import torch
 import torch.nn.functional as F
+from IPython import get_ipython
+from IPython.display import HTML, Markdown, display
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.gaussian_mixture import GaussianMixture
-from rddlib.diffusion.samplers import TRAINING_FREE, find_sampler
+from rddlib.diffusion.samplers import find_sampler
 from rddlib.diffusion.sampling import ddim_sample, ddim_step
 from rddlib.diffusion.schedule import CosineSchedule
+from rddlib.methods import LABELS, SAMPLERS
 from rddlib.report import figures as plots
 from rddlib.report.ablation_figures import ablation_figure
 from rddlib.study.ablation_results import Measured
 from rddlib.study.ablations import ABLATIONS
 from rddlib.study.study import Study
+
+DPI = 100  # of pictures that controls redraw
+NOTE = "*In JupyterLab, sliders for {names} appear here and redraw the figure above.*"
+
+# A saved notebook keeps an output that names a widget by its id, but the widget is gone with its kernel, and JupyterLab
+# prints an error in its place. The output below is saved right before that one: its style hides a view without a widget in
+# it, and the line of text shows only where the view is hidden.
+GONE = """<style>
+.jp-OutputArea-child:has(.rdd-gone) + .jp-OutputArea-child:not(:has(.jupyter-widgets > *)),
+.jp-OutputArea-child:has(.rdd-gone):has(+ .jp-OutputArea-child .jupyter-widgets > *) {{ display: none }}
+</style><em class="rdd-gone">{words}</em>"""
+
+
+class Live(ipywidgets.VBox):
+    """Widgets in a column. In a saved notebook a line of text, `gone`, takes their place until the cell runs again."""
+
+    gone = "Run this cell to see what it shows."
+
+    def _ipython_display_(self) -> None:
+        display(HTML(GONE.format(words=self.gone)))
+        view = self._repr_mimebundle_()
+        display(view | {"text/plain": ""}, raw=True)  # where no widget can be shown, the line above says enough
+
+
+def explore(figure: Callable[..., Figure], **controls: Sequence) -> Live | Markdown:
+    """A control for each named argument of figure(...), over the picture that it draws; moving one redraws it.
+
+    Each control starts at the argument's default. Pictures are kept, so going back to one is immediate. A notebook that a
+    program executes gets a line of text instead, since nobody is there to move anything.
+    Raises ValueError where figure has no such argument, or its default is none of the values.
+
+    Args:
+        figure: what draws; where it has a faster way to a PNG file's bytes as `figure.png(**arguments)`, that does.
+        controls: the values an argument may take, `N=range(1, 65)` or `tau=(0.5, 1.0)`; words become a menu, all else a
+            slider.
+    """
+    if _nobody_watches():
+        return Markdown(NOTE.format(names=", ".join(controls)))
+    named = {name: _control(figure, name, values) for name, values in controls.items()}
+    picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
+    draw = getattr(figure, "png", lambda **arguments: plots.to_png(figure(**arguments), DPI, quick=True))
+
+    @lru_cache(maxsize=256)
+    def drawn(*values) -> bytes:
+        return draw(**dict(zip(named, values, strict=True)))
+
+    def redraw(_change=None) -> None:
+        with _uncollected():
+            picture.value = drawn(*(control.value for control in named.values()))
+
+    for control in named.values():
+        control.observe(redraw, names="value")
+    redraw()
+    box = ipywidgets.Layout(align_items="flex-start")  # else the picture is stretched to the page's width
+    column = Live([*named.values(), picture], layout=box)
+    column.gone = f"Run this cell for sliders ({', '.join(named)}) that redraw the figure above."
+    return column
+
+
+@contextmanager
+def _uncollected():
+    """Garbage collection waits: with torch loaded a full one takes longer than a picture, so it comes after the answer."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _control(figure: Callable[..., Figure], name: str, values: Sequence) -> ipywidgets.Widget:
+    argument, options = inspect.signature(figure).parameters.get(name), list(values)
+    if argument is None or argument.default not in options:
+        raise ValueError(f"{name} needs a default among {options} in {figure.__name__}{inspect.signature(figure)}")
+    words = all(isinstance(value, str) for value in options)
+    kind = ipywidgets.Dropdown if words else ipywidgets.SelectionSlider
+    return kind(options=options, value=argument.default, description=name)
+
+
+def _nobody_watches() -> bool:
+    """Whether papermill or nbconvert executes the notebook: unlike in JupyterLab, such a kernel cannot ask for input."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and not getattr(kernel, "_allow_stdin", True)
 
 
 def paths_view(mixture: GaussianMixture, starts: Tensor, data: Tensor, offset: float) -> Callable[..., Figure]:
@@ -51,21 +145,34 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
     Returns relations(i, j, row, column, tau): the softmax at temperature tau of the cosines of image i's pixel
     (row, column) to the pixels of image j, by the teacher and by the student.
     """
-    images = images.detach().cpu()
-    height, width = map_teacher.shape[2:]
-    F_T, F_S = (
-        F.normalize(m.detach().double().cpu().flatten(2), dim=1) for m in (map_teacher, map_student)
-    )  # [N, D, A]
+    images, (height, width) = images.detach().cpu(), map_teacher.shape[2:]
+    maps = (m.detach().double().cpu().flatten(2) for m in (map_teacher, map_student))
+    F_T, F_S = (F.normalize(m, dim=1) for m in maps)  # [N, D, A]
+    new = partial(plots.RelationFigure, images.shape[2:], (height, width))
 
-    def relations(i: int = 5, j: int = 9, row: int = 1, column: int = 1, tau: float = 0.1) -> Figure:
+    def relations(
+        i: int = 5,
+        j: int = 9,
+        row: int = 1,
+        column: int = 1,
+        tau: float = 0.1,
+        into: plots.RelationFigure | None = None,
+    ) -> Figure:
         a = row * width + column
         log_q, log_p = ((features[i, :, a] @ features[j] / tau).log_softmax(dim=0) for features in (F_T, F_S))
         q, p = log_q.exp(), log_p.exp()
         loss = (q * (log_q - log_p)).sum().item()
         title = f"Pixel ({row}, {column}) of image {i} against image {j}, tau = {tau:g}: KL = {loss:.2e} nats"
-        maps = (share.reshape(height, width) for share in (q, p))
-        return plots.relation_figure(images[[i, j]], (row, column), *maps, title)
+        shares = (share.reshape(height, width) for share in (q, p))
+        return (into or new()).show(images[[i, j]], (row, column), *shares, title)
 
+    kept = lru_cache(new)  # one figure for all moves
+
+    def png(**arguments) -> bytes:
+        plt.close(relations(**arguments, into=kept()))
+        return kept().png(DPI)
+
+    relations.png = png
     return relations
 
 
@@ -75,15 +182,19 @@ def nearest_drawn(rows: Tensor, drawn: Tensor) -> Tensor:
 
 
 def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> Callable[..., Figure]:
-    """A queue of unit vectors while it is filled with rows [n, C], oldest first, `per_push` at a time.
+    """A queue of unit vectors while it is filled with rows.
 
-    classes [n]: of the image that each row comes from; ranks [n]: a permutation, the V lowest of those held are drawn.
     Returns queue(N_q, pushes, V, colour): N_q rows long, after that many pushes; colour: "class", "age" or "nearest".
+
+    Args:
+        rows: [n, C], oldest first.
+        classes: [n], of the image that each row comes from.
+        per_push: how many are pushed at a time.
+        ranks: [n], a permutation; the V lowest of those held are drawn.
     """
     rows, classes, ranks = rows.detach().float().cpu(), classes.cpu(), ranks.cpu()
-    total = len(rows)
-    axes = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:2]  # the same axes for every setting
-    points = (rows - rows.mean(0)) @ axes.T
+    total, centred = len(rows), rows - rows.mean(0)
+    points = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T  # the same axes for every setting
 
     @lru_cache
     def state(N_q: int, pushes: int, V: int) -> tuple[slice, Tensor, Tensor]:
@@ -100,13 +211,16 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
         age = pushes - 1 - arrival // per_push
         slots = torch.full((N_q,), math.nan)
         slots[arrival % N_q] = age.float()
-        shade = {"class": None, "age": age, "nearest": nearest}[colour]
-        name = {"class": "", "age": "age in pushes", "nearest": "cosine to the nearest drawn row"}[colour]
+        shades = {
+            "class": (None, ""),
+            "age": (age, "age in pushes"),
+            "nearest": (nearest, "cosine to the nearest drawn row"),
+        }
         title = (
-            f"{len(arrival)} of {N_q} rows after {pushes} pushes; mean cosine to the nearest of V = {int(drawn.sum())}"
+            f"{len(arrival)} of {N_q} rows after {pushes} pushes; mean cosine to the nearest of V = {int(drawn.sum())} "
+            f"drawn: {nearest.mean():.3f}"
         )
-        title = f"{title} drawn: {nearest.mean():.3f}"
-        return plots.queue_figure(points, held, classes[held], shade, name, drawn, slots, title)
+        return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, title)
 
     return queue
 
@@ -131,29 +245,24 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     classes, teacher = study.profile.unet.num_classes, study.profile.progressive.teacher_steps
     denoiser = lru_cache(study.denoiser)
 
+    def way(first: int, second: int) -> Tensor:
+        same = noises[first].expand(count, -1, -1, -1)
+        return same if first == second else between(noises[first], noises[second], count)
+
     @lru_cache(maxsize=512)
     def drawn(method: str, steps: int, first: int, second: int) -> Tensor:
         noise = way(first, second)
         y = torch.full((count,), first % classes, device=noise.device) if classes else None
-        sample = find_sampler(method, steps) if method in TRAINING_FREE else ddim_sample
+        sample = find_sampler(method, steps) if method in SAMPLERS else ddim_sample
         return sample(denoiser(method, steps), noise, steps, y=y, clip=clip).cpu()
-
-    def way(first: int, second: int) -> Tensor:
-        return (
-            noises[first].expand(count, -1, -1, -1)
-            if first == second
-            else between(noises[first], noises[second], count)
-        )
 
     def same_noise(method: str = "rdd", steps: int = 1, first: int = 0, second: int = 1) -> Figure:
         theirs, ours = drawn("pd", teacher, first, second), drawn(method, steps, first, second)
         apart = (theirs - ours).square().mean().sqrt()
-        name = f"{plots.NAMES[method]}, {steps} step{'s' * (steps > 1)}"
+        name = f"{LABELS[method]}, {plots.counted(steps)}"
         rows = {"noise / 3": way(first, second) / 3, f"teacher, {teacher} steps": theirs, name: ours}
-        title = (
-            f"From noise {first} (left) to noise {second} (right); RMS distance of the two models {apart:.2f} (range 2)"
-        )
-        return plots.image_rows(rows, title)
+        ends = f"From noise {first} (left) to noise {second} (right)"
+        return plots.image_rows(rows, f"{ends}; RMS distance of the two models {apart:.2f} (range 2)")
 
     return same_noise
 
@@ -183,7 +292,7 @@ def guidance_view(guided: Study, count: int = 12) -> Callable[..., Figure]:
         for method in profile.guidance.objectives:
             for sampler, words in (("ddim", ""), ("stochastic", " stochastic")):
                 if (method, steps, sampler) in known:
-                    rows[f"{plots.NAMES[method]}{words}, {steps}"] = drawn(method, steps, sampler, w, label)
+                    rows[f"{LABELS[method]}{words}, {steps}"] = drawn(method, steps, sampler, w, label)
         return plots.image_rows(rows, f"Class {label}, guidance weight w = {w:g}; a column is one noise")
 
     return guidance
@@ -199,8 +308,8 @@ def ablation_view(found: Mapping[str, Measured]) -> Callable[..., Figure]:
     return ablation
 
 
-def scores_view(panels: Sequence[tuple[str, str, pd.DataFrame]]) -> Callable[..., Figure]:
-    """FID against sampling steps; panels: (title, name of the FID, rows) as rddlib.report.tables.panels gives them.
+def scores_view(panels: Sequence[plots.Panel]) -> Callable[..., Figure]:
+    """FID against sampling steps; panels: as rddlib.report.tables.panels gives them.
 
     Returns scores(table, rows, method): a panel by its title, what kind of rows (KINDS), and a method that is
     brought out of the others.

@@ -1,0 +1,1 @@
+"""Speed and memory, as ratios within one run: relational losses, a training step, exports, sliders; for `rdd bench`."""

@@ -1,0 +1,291 @@
+"""The numbers in README.md, computed from data/results.
+
+python docs/readme_numbers.py           # rewrite the tables between <!-- numbers: NAME --> and <!-- end -->
+python docs/readme_numbers.py --check   # say which tables and sentences differ, and exit 1 if any does
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rddlib.methods import LABELS
+from rddlib.report.claims import VERDICTS, verdicts
+from rddlib.study import ablation_results, guidance
+from rddlib.study.ablations import ABLATIONS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+RESULTS = README.parent / "data/results"
+BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n)(.*?)(\n<!-- end -->)", flags=re.S)
+
+
+RDD_AS_PUBLISHED = "RDD, the paper's weights"
+
+
+def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(line)} |" for line in (heads, *body)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
+
+
+def _json(name: str):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _spread(values: pd.Series, digits: int = 2) -> str:
+    """Mean ± standard deviation; the mean alone of one value, nothing of none."""
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}" if len(values) else ""
+
+
+# tables
+
+
+def digits_table() -> str:
+    """Every method at every number of steps, mean ± standard deviation over seeds."""
+    rows = pd.read_csv(RESULTS / "digits_seeds.csv")
+    methods, body = ("ddim", "pd", "cfd", "rcfd", "rdd"), []
+    for steps in sorted(rows[rows["method"].isin(methods)]["steps"].unique(), reverse=True):
+        here = rows[rows["steps"] == steps]
+        for head, score, digits in ((str(steps), "fid", 2), ("", "pfd", 3)):
+            cells = [_spread(here[here["method"] == method][score], digits) for method in methods]
+            body.append([head, {"fid": "FID", "pfd": "pFD"}[score], *cells])
+    return _table(["steps", "", *(LABELS[method] for method in methods)], body)
+
+
+def ablations_table() -> str:
+    """What became of each ablation's claims."""
+    table, body = ablation_results.published(), []
+    for name in table["ablation"].unique():
+        ablation = ABLATIONS[name]
+        found = verdicts(name, table[table["ablation"] == name])
+        found = found[~found["score"].str.startswith("peak memory")]
+        cells = []
+        for scores in (("FID", "entropy"), ("pFD",)):
+            counts = found[found["score"].isin(scores)]["verdict"].value_counts()
+            cells.append(", ".join(f"{said}: {counts[said]}" for said in VERDICTS if said in counts))
+        body.append([name, ablation.source, str(found["claim"].nunique()), *cells])
+    return _table(["ablation", "source", "claims", "by FID", "by pFD"], body)
+
+
+def guided_table() -> str:
+    """FID at every guidance weight, mean ± standard deviation over seeds, and IS at two."""
+    table, _ = guidance.published()
+    weights, body = sorted(table["guidance"].unique()), []
+    for (method, steps, sampler), rows in table.groupby(["method", "steps", "sampler"], sort=False):
+        by_weight = {w: group for w, group in rows.groupby("guidance")}
+        fids = [_spread(by_weight[w]["fid"]) for w in weights]
+        body.append([LABELS[method], str(steps), sampler, *fids, *(f"{by_weight[w]['is'].mean():.2f}" for w in (0, 1))])
+    heads = [*(f"FID, w = {w:g}" for w in weights), *(f"IS, w = {w:g}" for w in (0, 1))]
+    return _table(["", "steps", "sampler", *heads], body)
+
+
+def diffusers_table() -> str:
+    """The pipeline, undistilled and distilled."""
+    names, rows = (
+        LABELS | {"digits-ddpm": "the pipeline, by DDIM"},
+        [record["row"] for record in _json("digits_diffusers")],
+    )
+    forms = {"fid": ".2f", "pfd": ".3f", "is": ".2f"}
+    cells = [[format(row[score], form) for score, form in forms.items()] for row in rows]
+    body = [[names[row["method"]], str(row["steps"]), *scores] for row, scores in zip(rows, cells, strict=True)]
+    return _table(["", "steps", "FID", "pFD", "IS"], body)
+
+
+def export_table() -> str:
+    """Images a second of exported students, and how many times the teacher's that is."""
+    body = []
+    for report in _json("bench_export"):
+        for batch, rows in pd.DataFrame(report["rows"]).groupby("batch"):
+            speeds = [f" ({row.speed:.1f}x)" * (row.steps == 1) for row in rows.itertuples()]
+            cells = [f"{rate:.3g}{speed}" for rate, speed in zip(rows["images_per_second"], speeds, strict=True)]
+            body.append([report["profile"], str(batch), *cells])
+    heads = ["teacher, 8 steps", "student, Python", "student, TorchScript"]
+    return _table(["profile", "images at a time", *heads], body)
+
+
+def step_table() -> str:
+    """Seconds of a training step and of its parts."""
+    parts, body = ("teacher", "student", "extractor", "losses", "optimiser"), []
+    for row in _json("bench_step")["rows"]:
+        chosen = f"chosen: {row['precision']}" + ", channels_last" * row["channels_last"]
+        cells = [f"{row['parts'][part]:.2f}" if row["parts"][part] >= 0.01 else "" for part in parts]
+        facts = [f"{row['images_per_second']:.1f}", f"{row['of_peak']:.0%}", f"{row['ratio']:.2f}"]
+        setting = chosen if row["setting"] == "auto" else row["setting"]
+        body.append([row["what"], setting, f"{row['seconds']:.2f}", *cells, *facts])
+    return _table(["step", "setting", "whole", *parts, "images/s", "of peak", "speed"], body)
+
+
+def losses_table() -> str:
+    """Memory and time of IS_P2P in both forms."""
+    rows = [row for row in _json("bench_losses") if row["loss"] == "is_p2p"]
+    names = {"mib": ".0f", "s": ".3f"}
+    cells = [[format(row[f"{f}_{n}"], names[n]) for n in names for f in ("reference", "chunked")] for row in rows]
+    body = [[f"N = {row['N']}, A = {row['A']}", row["dtype"], *line] for row, line in zip(rows, cells, strict=True)]
+    heads = ["IS_P2P, C = 1920", "", "extra memory, MiB", "", "time, s", ""]
+    return _table(heads, [["size", "maps", "reference", "chunked", "reference", "chunked"], *body])
+
+
+TABLES = {
+    "digits": digits_table,
+    "ablations": ablations_table,
+    "guidance": guided_table,
+    "pipeline": diffusers_table,
+    "export": export_table,
+    "step": step_table,
+    "losses": losses_table,
+}
+
+
+# sentences
+
+
+def digits_sentences() -> list[str]:
+    rows, noises = pd.read_csv(RESULTS / "digits_seeds.csv"), pd.read_csv(RESULTS / "digits_noises.csv")
+    first = rows.drop_duplicates(["method", "steps"]).set_index("method")
+    pairs = rows.pivot_table(index=["steps", "seed"], columns="method", values=["fid", "pfd"])
+    pairs = pairs.dropna(subset=[("fid", "rdd"), ("fid", "cfd")])
+    gains = {score: 1 - pairs[score, "rdd"] / pairs[score, "cfd"] for score in ("fid", "pfd")}
+    assert (gains["pfd"] > 0).all()  # "in all"
+    few = pairs["fid"].query("steps > 1")
+    noise = {method: _spread(group["fid"]) for method, group in noises.groupby("method")}
+    return [
+        *(
+            f"{LABELS[m]} at {first.loc[m, 'steps']} steps has FID {first.loc[m, 'fid']:.2f}"
+            for m in ("pndm", "dpm-solver")
+        ),
+        *(f"(pFD {first.loc[m, 'pfd']:.3f})" for m in ("pndm", "dpm-solver")),
+        f"ahead in {(gains['fid'] > 0).sum()} of {len(pairs)} comparisons, by {gains['fid'].mean():.1%}".replace(
+            "%", " %"
+        ),
+        f"ahead of CFD in all {len(pairs)}, by {gains['pfd'].mean():.0%} on average".replace("%", " %"),
+        f"lower than PD's, in {(few['rdd'] < few['pd']).sum()} of {len(few)} comparisons",
+        f"{noise['ddim']} (DDIM, 8 steps), {noise['pd']} (PD, 1 step), {noise['cfd']} (CFD, 1) and {noise['rdd']} (RDD, 1)",
+    ]
+
+
+def ablation_sentences() -> list[str]:
+    rows = ablation_results.published().query("fid == fid")
+    means = rows.groupby(["ablation", "setting", "steps"])[["fid", "pfd", "peak_mib", "iterations"]].mean()
+    values = rows.pivot(index="seed", columns=["ablation", "setting", "steps"], values="fid")
+
+    def mean(ablation, setting, steps=4, column="fid", form=".2f"):
+        return format(means.loc[(ablation, setting, steps), column], form)
+
+    def pfd(ablation, setting):
+        return mean(ablation, setting, column="pfd", form=".3f")
+
+    def gap(ablation, better, worse, steps, digits=2):
+        found = values[ablation, better, steps] - values[ablation, worse, steps]
+        return _spread(found * (1 if found.mean() > 0 else -1), digits)
+
+    def budget(setting, column="fid", form=".2f"):
+        return mean("budget", setting, 1, column, form)
+
+    def iterations(setting):
+        return budget(setting, "iterations", ".0f")
+
+    def mib(form):
+        return mean("batch", f"batch size = 128, {form}", column="peak_mib", form=".0f")
+
+    tau = {tau: mean("cfd_tau", f"tau = {tau}, features") for tau in ("0.8", "0.9", "1", "1.2")}
+    terms = {name: gap("losses", f"CFD + {name}", "CFD", 1) for name in ("II_P2P", "IS_P2P", "M_P2P", "IS_P2P + M_P2P")}
+    anew = [mean("classifier", f"small_resnet, trained anew ({k})") for k in (1, 2)]
+    batch = [mean("batch", f"batch size = {size}, chunked") for size in (16, 32, 64, 128)]
+    released = rows[rows["ablation"] == "released"].pivot(index="seed", columns="setting", values="fid")
+    shift = released.sub(released["as in the paper"], axis=0).mean()
+    return [
+        f"FID is {tau['0.9']} at 0.9, {tau['1']} at 1, {tau['0.8']} at 0.8 and {tau['1.2']} at 1.2, with PD at "
+        + mean("cfd_tau", "PD"),
+        f"by {terms['II_P2P']} and {terms['IS_P2P']} of {mean('losses', 'CFD', 1)}",
+        f"at tau_IS = 0.1 pFD is {pfd('tau_is', 'tau_IS = 0.1')} instead of {pfd('tau_is', 'tau_IS = 1')}",
+        f"at alpha = 100 it is {pfd('alpha', 'alpha = 100')} instead of {pfd('alpha', 'alpha = 1')}",
+        f"by {terms['M_P2P']} at one step",
+        f"{mean('beta', 'beta = 1')} at beta = 1",
+        f"{mean('tau_m', 'tau_M = 0.05')} at tau_M = 0.05, beside {mean('tau_m', 'CFD')} for CFD",
+        f"RDD as in the paper is behind CFD by {terms['IS_P2P + M_P2P']}",
+        f"CFD FIDs of {mean('classifier', 'small_resnet')}, {anew[0]} and {anew[1]}",
+        f"(ResNet18) {mean('classifier', 'resnet18')}",
+        f"half of the classes {mean('classifier', 'small_resnet, half the classes')}",
+        f"FIDs of {mean('rcfd_losses', 'entropy + diversity')} and more",
+        f"FID worse by {gap('rcfd_losses', 'CFD + entropy + diversity', 'CFD', 4, 3)}",
+        f"({batch[0]}, {batch[1]}, {batch[2]}; {batch[3]} at 128)",
+        f"takes {mib('reference')} MiB in the literal form and {mib('chunked')} in the chunked one",
+        f"All switches together change FID by {shift['all together']:+.2f} on average",
+        f"the discrete schedule alone by {shift['discrete schedule']:+.2f}",
+        f"in RDD's time PD has an FID of {budget('PD, equal time')} after {iterations('PD, equal time')} iterations, CFD "
+        f"{budget('CFD, equal time')} after {iterations('CFD, equal time')}; after RDD's "
+        f"{iterations('RDD, equal iterations')} they have {budget('PD, equal iterations')} and "
+        f"{budget('CFD, equal iterations')}, and RDD {budget('RDD, equal iterations')}",
+    ]
+
+
+def balance_sentences() -> list[str]:
+    rows = ablation_results.published("data/results/digits_balance.csv").query("steps == 1").set_index("setting")
+    fid, pfd = ({name: f"{value:.2f}" for name, value in rows[score].items()} for score in ("fid", "pfd"))
+    terms = ("PD, share 0.3", "IS_P2P, share 1", "II_P2P, share 1", "IS_P2P, share 1, PD, share 0.3")
+    pixel, across, within, both = (f"CFD + {name}" for name in terms)
+    return [
+        f"PD has {fid['PD']}, CFD {fid['CFD']} and RDD at the paper's weights {fid[RDD_AS_PUBLISHED]}",
+        f"IS_P2P at a share of 1 brings CFD to {fid[across]}, II_P2P to {fid[within]}",
+        f"a pixel term at a share of 0.3 to {fid[pixel]}, and both together to {fid[both]}",
+        f"pFD falls from {pfd['CFD']} to {pfd[across]} and {pfd[pixel]} (PD: {pfd['PD']})",
+    ]
+
+
+def guided_sentences() -> list[str]:
+    table, _ = guidance.published()
+    mean = table.groupby(["method", "sampler", "steps", "guidance"])["fid"].mean()
+    arms = table.pivot_table(index=["steps", "guidance", "seed"], columns=["method", "sampler"], values="fid")
+
+    def fid(method, steps, w):
+        return f"{mean[method, 'ddim', steps, w]:.2f}"
+
+    def lower(one, other, below=9.0):
+        pairs = arms[[one, other]].dropna().query("guidance <= @below")
+        return f"{(pairs[one] < pairs[other]).sum()} of {len(pairs)}"
+
+    pd_, noisy, rdd, cfd = ("pd", "ddim"), ("pd", "stochastic"), ("rdd", "ddim"), ("cfd", "ddim")
+    return [
+        f"at w = 1 it has {fid('stage_one', 16, 1)} against the teacher's {fid('teacher', 16, 1)}",
+        *(f"at w = {w:g} {fid('stage_one', 16, w)} against {fid('teacher', 16, w)}" for w in (0.0, 0.5)),
+        f"at w = 1 PD has {fid('pd', 8, 1)}, {fid('pd', 4, 1)}, {fid('pd', 2, 1)} and {fid('pd', 1, 1)} at 8, 4, 2 and 1 steps",
+        f"has the lower FID in {lower(noisy, pd_)} arms, and in {lower(noisy, pd_, 0.5)} at w up to 0.5",
+        f"better in {lower(('cfd', 'stochastic'), cfd)} and {lower(('rdd', 'stochastic'), rdd)}",
+        f"RDD's FID is lower than PD's in {lower(rdd, pd_)} arms and CFD's in {lower(cfd, pd_)}",
+        f"RDD's is lower than CFD's in {lower(rdd, cfd)}",
+        f"one step at w = 1: {fid('pd', 1, 1)} (PD), {fid('cfd', 1, 1)} (CFD), {fid('rdd', 1, 1)} (RDD)",
+    ]
+
+
+def sentences() -> list[str]:
+    """Pieces of README's sentences, with their numbers as they follow from the results."""
+    return digits_sentences() + ablation_sentences() + balance_sentences() + guided_sentences()
+
+
+def rewritten(text: str) -> str:
+    """README with every table computed anew."""
+    return BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], text)
+
+
+def differences(text: str) -> list[str]:
+    """What README says otherwise than the results, one line each."""
+    tables = {name: shown for _, name, shown, _ in BLOCK.findall(text)}
+    found = [f"table {name} is not what data/results says" for name in TABLES if tables.get(name) != TABLES[name]()]
+    words = " ".join(text.split())
+    return found + [f"not in the text: {sentence}" for sentence in sentences() if sentence not in words]
+
+
+def main() -> int:
+    text = README.read_text()
+    if "--check" not in sys.argv[1:]:
+        README.write_text(text := rewritten(text))
+    found = differences(text)
+    print("\n".join(found or ["README.md says what data/results says"]))
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

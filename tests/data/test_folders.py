@@ -1,0 +1,202 @@
+"""Folders of images, and the cache under them."""
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rddlib.data import DataConfig, cache, dataset, folder, load_dataset
+
+pytestmark = pytest.mark.usefixtures("data")
+
+
+def test_folder_with_classes(tmp_path, draw):
+    root = tmp_path / "set"
+    expected = [draw(root / "train" / name) for name in ("cat/a.png", "cat/deep/b.PNG", "dog/a.bmp")]
+    draw(root / "test" / "cat" / "a.png")
+    (root / "train" / "dog" / "notes.txt").write_text("no image")
+    (root / "train" / "dog" / "._a.png").write_text("hidden")
+    (root / "train" / ".hidden").mkdir()
+    found = load_dataset(DataConfig("folder", str(root)), shape=(3, 6, 6))
+    assert torch.equal(found.images, torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
+    assert found.labels.tolist() == [0, 0, 1] and found.labels.dtype == torch.int64 and found.num_classes == 2
+    assert found.name == "images of folder set" and found.images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("suffix", ["png", "JPEG", "webp", "bmp"])
+def test_every_format_is_read_in_colour_and_grey(tmp_path, suffix):
+    for i in range(2):
+        Image.new("RGB", (4, 4), (200, 30, 90)).save(tmp_path / f"{i}.{suffix}")
+    config = DataConfig("folder", str(tmp_path))
+    colour, grey = load_dataset(config, shape=(3, 4, 4)), load_dataset(config, shape=(1, 4, 4))
+    assert colour.num_classes == 0 and colour.labels.tolist() == [0, 0]
+    assert (colour.images.float().mean((0, 2, 3)) - torch.tensor([200.0, 30, 90])).abs().max() < 4
+    assert grey.images.shape == (2, 1, 4, 4) and abs(grey.images.float().mean() - 88) < 4  # .299 R + .587 G + .114 B
+
+
+def test_a_spread_tenth_is_held_out_where_there_is_no_test_part(tmp_path, draw, caches):
+    files = {draw(tmp_path / "set" / f"{'ab'[i // 30]}/{i:03}.png").transpose(2, 0, 1).tobytes(): i for i in range(60)}
+    config = DataConfig("folder", str(tmp_path / "set"))
+    parts = {split: load_dataset(config, split) for split in ("train", "extractor", "test")}
+    assert {part.name for part in parts.values()} == {f"images of folder set{s}" for s in ("", "[extractor]", "[test]")}
+    rows = {split: [files[image.numpy().tobytes()] for image in part.images] for split, part in parts.items()}
+    assert [len(row) for row in rows.values()] == [60, 54, 6] and len(caches()) == 1
+    assert rows["extractor"] + rows["test"] == rows["train"] and sorted(rows["train"]) == list(range(60))
+    for split, part in parts.items():
+        assert part.labels.tolist() == [i // 30 for i in rows[split]]  # every image keeps its class
+        assert part.sha256 == hashlib.sha256(part.images.numpy().tobytes()).hexdigest()
+    assert {i // 30 for i in rows["test"]} == {0, 1} and rows["test"] != list(range(54, 60))
+    for file in caches()[0].iterdir():
+        file.unlink()
+    assert torch.equal(load_dataset(config, "test").images, parts["test"].images)  # made anew, the same tenth
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_parts_of_a_folder(tmp_path, test, draw, refuses):
+    for part, count in (("train", 4), (test, 2)):
+        for i in range(count):
+            draw(tmp_path / part / "ab"[i % 2] / f"{i}.png")
+    config = DataConfig("folder", str(tmp_path))
+    train, extractor, tested = (load_dataset(config, split) for split in ("train", "extractor", "test"))
+    assert len(train) == 4 and len(tested) == 2 and torch.equal(train.images, extractor.images)
+    assert tested.name == train.name + "[test]" and train.sha256 != tested.sha256
+    draw(tmp_path / test / "c" / "new.png")
+    refuses(r"different classes \(c\)", config, "test")
+
+
+def test_images_of_other_sizes(tmp_path, draw, refuses):
+    draw(tmp_path / "a.png", (6, 6))
+    draw(tmp_path / "b.png", (8, 4))
+    config = DataConfig("folder", str(tmp_path))
+    refuses(r"b.png is 8x4, the first image 6x6: --set data.resize=true", config)
+    refuses(r"\(3, 6, 6\), wanted are \(3, 8, 8\).*--set data.resize=true", config, shape=(3, 8, 8))
+    refuses(r"\(3, 6, 6\), wanted are \(2, 6, 6\)", config, shape=(2, 6, 6))
+    resizing = DataConfig("folder", str(tmp_path), resize=True)
+    assert load_dataset(resizing, shape=(3, 4, 4)).images.shape == (2, 3, 4, 4)
+    assert load_dataset(resizing, shape=(1, 2, 2)).images.shape == (2, 1, 2, 2)
+    refuses("known size", resizing)
+
+
+def test_resizing_crops_to_the_centre_and_leaves_fitting_images_alone(tmp_path, draw):
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 255  # the centred square is white, all else black
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    fitting = draw(tmp_path / "z.png", (4, 4))
+    images = load_dataset(DataConfig("folder", str(tmp_path), resize=True), shape=(3, 4, 4)).images
+    assert images[0].min() == 255 and np.array_equal(images[1].permute(1, 2, 0), fitting)
+
+
+def test_wrong_folders(tmp_path, draw, refuses):
+    config = DataConfig("folder", str(tmp_path / "set"))
+    refuses("no folder .*set.*data.root", config)
+    refuses("no folder .*data.folder", DataConfig("folder"))
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    refuses("holds no images", config)
+    draw(tmp_path / "set" / "b" / "1.png")
+    refuses(r"class folder without images \(a\)", config)
+    draw(tmp_path / "set" / "top.png")
+    refuses("at its top and in sub-folders", config)
+    draw(tmp_path / "set" / "train" / "1.png")
+    refuses(r"train/ beside other folders \(a, b\)", config)
+
+
+def test_wrong_images(tmp_path, draw, refuses, caches, rng):
+    config = DataConfig("folder", str(tmp_path))
+    draw(tmp_path / "a.png")
+    refuses("one image, which cannot be split", config)
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    refuses("b.png cannot be read as an image", config)
+    (tmp_path / "b.png").write_bytes(b"text")
+    refuses("b.png cannot be read as an image", config)
+    Image.fromarray(rng.integers(0, 60000, (6, 6), dtype=np.uint16)).save(tmp_path / "b.png")
+    refuses("b.png has more than 8 bits", config)
+    assert not caches()
+
+
+@pytest.fixture
+def small(tmp_path, draw) -> DataConfig:
+    for i in range(8):
+        draw(tmp_path / "set" / f"{i}.png")
+    return DataConfig("folder", str(tmp_path / "set"))
+
+
+def test_cache_is_used_again_and_mapped(small, monkeypatch, caches):
+    first = load_dataset(small)
+    (made,) = caches()
+    before = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
+    monkeypatch.setattr(folder, "_decode", None)
+    second = load_dataset(small)
+    assert torch.equal(first.images, second.images) and second.checksum == first.sha256
+    assert {path.name: path.stat().st_mtime_ns for path in made.iterdir()} == before
+    if sys.platform == "linux":
+        assert str(made / "images.bin") in Path("/proc/self/maps").read_text()
+    monkeypatch.setattr(dataset.hashlib, "sha256", None)  # the remembered hash is not computed again
+    assert second.to("cpu").sha256 == first.sha256
+
+
+def test_changed_folder_makes_a_new_cache(small, draw, caches):
+    first = load_dataset(small)
+    draw(Path(small.root) / "new.png")
+    assert len(load_dataset(small)) == 9 and len(caches()) == 2
+    kept = os.stat(Path(small.root) / "0.png")
+    draw(Path(small.root) / "0.png")  # the same name and perhaps size, at another time
+    os.utime(Path(small.root) / "0.png", ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+    assert len(caches()) == 2 and load_dataset(small).sha256 != first.sha256 and len(caches()) == 3
+
+
+@pytest.mark.parametrize("file", ["images.bin", "labels.npy", "facts.json"])
+@pytest.mark.parametrize(
+    "change", [lambda c: c[: len(c) // 2], lambda c: c[:-1] + bytes([c[-1] ^ 1])], ids=["half", "bit"]
+)
+def test_damaged_cache_is_made_again(small, file, change, caches):
+    first = load_dataset(small)
+    pixels, digest = first.images.clone(), first.sha256
+    path = caches()[0] / file
+    path.write_bytes(change(path.read_bytes()))
+    again = load_dataset(small)
+    assert torch.equal(again.images, pixels) and again.labels.tolist() == [0] * 8 and again.sha256 == digest
+    facts = json.loads((caches()[0] / "facts.json").read_text())
+    assert len(caches()) == 1 and facts["shape"] == [8, 3, 6, 6] and facts["sha256"]["train"] == digest
+
+
+def test_full_disk_leaves_nothing(small, monkeypatch, refuses, caches):
+    calls = []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return np.zeros((3, 6, 6), np.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_decode", full)
+        refuses("cannot write the cache .*No space left on device; free the place", small)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        refuses("0.00 GB are free in .*RDD_DATA", small)
+    assert len(calls) == 3 and not caches() and len(load_dataset(small)) == 8
+
+
+def test_folder_that_cannot_be_written(small, refuses, data):
+    data.write_text("a file where the folder should be")
+    refuses("cannot write the cache", small)
+
+
+def _load_lengths(root: str) -> int:
+    return len(load_dataset(DataConfig("folder", root)))
+
+
+def test_two_processes_build_one_cache(small, caches):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_load_lengths, [small.root] * 4) == [8] * 4
+    assert len(caches()) == 1

@@ -1,0 +1,152 @@
+"""Sums of terms: shares are what they say, measured seldom or always, resumed to the bit; sums of one's own as people write them."""
+
+import pytest
+import torch
+from torch import nn
+
+from rddlib.diffusion.schedule import CosineSchedule
+from rddlib.distillation.extractor import as_extractor, build_extractor
+from rddlib.distillation.objectives import HEADS, TERMS, Sum, Term, gradient_report, parse_sum, projection_head
+from rddlib.methods import LossConfig, build_objective, own_methods
+from rddlib.study.profiles import load_profile
+from rddlib.utils.errors import UserError
+
+SCHEDULE = CosineSchedule()
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    torch.manual_seed(0)
+    return build_extractor("small_resnet", 1, 10)
+
+
+def batch(step, count=6):
+    generator = torch.Generator().manual_seed(step)
+    x_S, x_T = (torch.rand(count, 1, 8, 8, generator=generator) * 2 - 1 for _ in range(2))
+    return x_S.requires_grad_(), x_T, torch.full((count,), 0.75, dtype=torch.float64)
+
+
+def balanced(extractor, every=1):
+    terms = [Term("cfd", tau=0.9), Term("is_p2p", share=2.0, tau=0.1), Term("pd", share=0.3), Term("m_p2p", share=0.5)]
+    torch.manual_seed(1)
+    return Sum(terms, SCHEDULE, extractor, queue_size=64, draws=16, per_image=2, every=every)
+
+
+def run(objective, steps, start=0):
+    """The weights that each step's terms got, from the gradients at the student's image."""
+    found = []
+    for step in range(start, start + steps):
+        x_S, x_T, t = batch(step)
+        shared = torch.Generator().manual_seed(100 + step)
+        loss = objective(x_S, x_T, t, shared)
+        found.append((loss.total.item(), {name: float(value) for name, value in objective.balance.norms.items()}))
+        objective.after_step(shared)
+    return found
+
+
+def test_measured_at_each_step_gradients_have_the_stated_shares(extractor):
+    objective = balanced(extractor)
+    run(objective, 1)  # fills the queue
+    x_S, x_T, t = batch(7)
+    total, terms = objective(x_S, x_T, t, torch.Generator().manual_seed(0))
+    norms = {name: float(gradient_report({name: term}, x_S)[f"gradient/{name}"]) for name, term in terms.items()}
+    weights = {name: share * norms["cfd"] / norms[name] for name, share in objective.balance.shares.items()}
+    expected = terms["cfd"] + sum(weight * terms[name] for name, weight in weights.items())
+    assert set(weights) == {"is_p2p", "pd", "m_p2p"}
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_seldom_measured_shares_hold_between_and_start_with_each_new_term(extractor):
+    norms = [norms for _, norms in run(balanced(extractor, every=4), 6)]
+    assert set(norms[0]) == {"cfd", "is_p2p", "pd"} and set(norms[1]) == {
+        *norms[0],
+        "m_p2p",
+    }  # the queue was empty at first
+    assert norms[1] == norms[2] == norms[3] and norms[4] != norms[3] and norms[5] == norms[4]
+
+
+def test_a_resumed_sum_goes_on_with_the_same_bits(extractor):
+    whole, first = balanced(extractor, every=4), balanced(extractor, every=4)
+    expected = run(whole, 7)
+    run(first, 3)
+    second = balanced(extractor, every=4)
+    second.load_state_dict(first.state_dict())
+    assert run(second, 4, start=3) == expected[3:]
+
+
+def test_without_shares_nothing_is_measured_and_nothing_is_state(extractor):
+    objective = Sum([Term("cfd"), Term("is_p2p", 0.5)], SCHEDULE, extractor)
+    assert objective.balance is None and not objective.state_dict()
+    assert "balance._extra_state" in balanced(extractor).state_dict()
+
+
+@pytest.mark.parametrize("name", sorted(set(TERMS) - {"lpips"}))
+def test_every_term_is_finite_alone_and_reaches_the_student(extractor, name):
+    terms = [Term(name)] if name != "m_p2p" else [Term("cfd", 1e-9), Term(name)]
+    objective = Sum(terms, SCHEDULE, extractor, queue_size=64, draws=16)
+    for step in range(2):
+        x_S, x_T, t = batch(step)
+        loss = objective(x_S, x_T, t, torch.Generator().manual_seed(0))
+        objective.after_step(torch.Generator().manual_seed(0))
+    loss.total.backward()
+    assert name in loss.terms and torch.isfinite(loss.total) and torch.isfinite(x_S.grad).all() and x_S.grad.any()
+
+
+def test_heads_start_as_they_say():
+    maps = torch.randn(3, 4, 2, 2)
+    torch.manual_seed(0)
+    heads = {kind: projection_head(4, kind).train() for kind in HEADS}
+    assert torch.equal(heads["none"](maps), maps) and torch.equal(heads["identity"](maps), maps)
+    assert not torch.allclose(heads["paper"](maps), maps)
+    assert len(list(heads["identity"].parameters())) == len(list(heads["paper"].parameters()))
+    heads["identity"](maps).square().sum().backward()
+    assert heads["identity"].branch[-1].weight.grad.abs().sum() > 0  # it can leave the identity
+
+
+def test_a_bare_map_gives_relations_but_no_predictions():
+    bare = as_extractor(nn.Conv2d(1, 4, 3, stride=2), (1, 8, 8))
+    run(Sum([Term("cfd"), Term("is_p2p", share=1.0)], extractor=bare), 1)
+    for terms in ([Term("entropy")], [Term("cfd", predictions=True)]):
+        with pytest.raises(ValueError, match="no class predictions"):
+            Sum(terms, extractor=bare)
+
+
+def test_what_people_write():
+    name, terms = parse_sum("ours = cfd + is_p2p(share=1 tau=0.1)+m_p2p(weight=0.1, head=identity) + pd(share=0.3)")
+    assert name == "ours" and [term.loss for term in terms] == ["cfd", "is_p2p", "m_p2p", "pd"]
+    assert terms[1] == Term("is_p2p", share=1.0, tau=0.1) and terms[0].tau is None
+    assert (terms[2].weight, terms[2].head, terms[3].share) == (0.1, "identity", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cfd + pd", "is no sum: write it as"),
+        ("x = cfd + is_p3p", "unknown term 'is_p3p' .did you mean 'is_p2p'"),
+        ("x = cfd(weigth=1)", "no option 'weigth' .did you mean 'weight'"),
+        ("x = cfd(tau=a)", "'a' is no number"),
+        ("x = is_p2p(share=1)", "shares need a term with a fixed weight"),
+        ("x = cfd + cfd", "stands twice"),
+        ("x = m_p2p", "M_P2P alone"),
+        ("x = cfd(weight=0)", "all weights are 0"),
+        ("x = lpips + cfd", "use stages"),
+        ("x = m_p2p(head=papr) + cfd", "head is 'papr'"),
+        ("pd = cfd", "taken"),
+    ],
+)
+def test_a_sum_that_cannot_be_is_refused_in_the_profile(text, said):
+    with pytest.raises(UserError, match=said):
+        load_profile("smoke", {"sums": text})
+
+
+def test_a_sum_takes_the_profiles_temperatures_where_it_says_none(extractor):
+    sums, loss = (
+        ("ours = cfd + is_p2p(share=1) + m_p2p(tau=0.4 head=none)",),
+        LossConfig(tau_is=0.3, draws=7, queue_size=20),
+    )
+    method = own_methods(sums)["ours"]
+    numbers = method.arguments(loss, 0.85)
+    assert [term["tau"] for term in numbers["terms"]] == [0.85, 0.3, 0.4] and numbers["every"] == loss.every
+    objective = build_objective(method, loss, 0.85, SCHEDULE, extractor)
+    assert objective.queue.size == 20 and objective.draws == 7 and isinstance(objective.head, nn.Identity)
+    assert "queue_size" not in own_methods(("a = cfd + pd",))["a"].arguments(loss, 1.0)

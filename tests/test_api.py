@@ -1,0 +1,42 @@
+"""What `from rddlib import ...` gives."""
+
+import subprocess
+import sys
+
+import pytest
+
+import rddlib
+
+EXTRAS = [
+    "IPython",
+    "jupyter",
+    "jupyterlab",
+    "ipywidgets",
+    "papermill",
+    "nbconvert",
+    "diffusers",
+    "lpips",
+    "distributed",
+]
+
+
+def test_every_name_comes_without_the_optional_packages():
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import rddlib
+for name in rddlib.__all__:
+    exec(f"from rddlib import {{name}}")
+    assert getattr(rddlib, name).__name__ == name and name in dir(rddlib), name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_names_are_refused():
+    with pytest.raises(AttributeError, match="module 'rddlib' has no attribute 'RDDD'"):
+        rddlib.RDDD  # noqa: B018

@@ -1,0 +1,84 @@
+"""The table of methods: each trains a student, and says which numbers its objective takes."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tiny import QUEUE, tiny_denoiser
+
+from rddlib.data import load_dataset
+from rddlib.distillation.extractor import build_extractor
+from rddlib.distillation.train import distill
+from rddlib.losses import pd_loss
+from rddlib.methods import COMPETING, METHODS, OBJECTIVES, LossConfig, build_objective, find_method
+from rddlib.training import RunConfig, TrainConfig, Trainer
+from rddlib.utils.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips calls it in its old way
+
+TERMS = {
+    "pd": {"pd"},
+    "pd_lpips": {"pd", "lpips"},
+    "pd_stages": {"pd", "stages"},
+    "cfd": {"cfd"},
+    "rcfd": {"cfd", "entropy", "diversity"},
+    "rdd": {"cfd", "is_p2p", "m_p2p"},
+}
+
+
+@pytest.fixture
+def random_lpips(monkeypatch):
+    """LPIPS on a small network that was never trained, so that nothing is downloaded."""
+    lpips = pytest.importorskip("lpips")
+    network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).requires_grad_(False).eval()
+    monkeypatch.setattr("rddlib.methods.load_lpips", lambda: network)
+
+
+def built(method, schedule, **changes):
+    torch.manual_seed(0)
+    loss = LossConfig(**{**QUEUE, **changes})
+    return build_objective(METHODS[method], loss, 0.9, schedule, build_extractor("small_resnet", 1, 10))
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_every_method_trains_a_student(method, request):
+    if method == "pd_lpips":
+        request.getfixturevalue("random_lpips")
+    teacher, trainer = tiny_denoiser(), Trainer(TrainConfig(2, 8, 1e-3), run=RunConfig(log_every=1))
+    student = distill(teacher, load_dataset("digits"), 2, built(method, teacher.schedule), trainer)
+    last = trainer.history[-1]
+    assert set(TERMS[method]) <= set(last) and math.isfinite(last["loss"]) and 0 < last["gradient"] < math.inf
+    assert not all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("random_lpips")
+def test_lpips_stands_beside_pd_with_its_weight(generator):
+    schedule = tiny_denoiser().schedule
+    x_student, x_teacher = torch.rand(2, 2, 1, 8, 8, generator=generator) * 2 - 1
+    t = torch.tensor([0.5, 1.0])
+    objective = built("pd_lpips", schedule, perceptual=3.0)
+    total, terms = objective(x_student, x_teacher, t, generator)
+    torch.testing.assert_close(total, pd_loss(x_student, x_teacher, t, schedule) + 3 * terms["lpips"])
+    assert terms["lpips"] > 0 and objective(x_teacher, x_teacher, t, generator).total == 0
+
+
+def test_arguments_are_named_so_that_a_new_number_changes_no_student_s_key():
+    @dataclass(frozen=True)
+    class Later(LossConfig):
+        new: float = 1.0
+
+    assert METHODS["rdd"].arguments(LossConfig(), 0.9).keys() == {
+        *("temperature", "dual", "predictions", "cfd", "alpha", "beta", "tau_is", "tau_m"),
+        *("queue_size", "draws", "per_image", "relation", "impl", "weights", "released"),
+    }
+    for method in METHODS.values():
+        assert method.arguments(Later(), 0.9) == method.arguments(LossConfig(), 0.9)
+
+
+def test_the_table_is_whole():
+    assert set(OBJECTIVES) == set(TERMS) and set(COMPETING) <= set(OBJECTIVES)
+    assert len({method.label for method in METHODS.values()}) == len(METHODS)
+    assert len({tuple(method.style.values()) for method in METHODS.values()}) == len(METHODS)
+    with pytest.raises(UserError, match="unknown method 'rdf'.*did you mean 'rdd'.*: known are pd, "):
+        find_method("rdf")

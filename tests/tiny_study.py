@@ -1,0 +1,17 @@
+"""The numbers of the tiny study that tests share."""
+
+TINY = {  # of the smoke profile: every training takes a second at most, the numbers mean nothing
+    "base.train.iterations": "2",
+    "progressive.train.iterations": "1",
+    "extractor.train.iterations": "2",
+    "distill.iterations": "[1, 1, 1]",
+    "evaluation.samples": "80",
+    "evaluation.batch_size": "80",
+    "evaluation.baselines": "[pndm-10]",
+    "guidance.base.iterations": "2",
+    "guidance.train.iterations": "3",
+    "guidance.stochastic": "3",
+    "guidance.samples": "80",
+    "methods": "[pd, rdd]",
+    "jobs": "1",
+}
