@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def outcomes(engine, tasks) -> dict[int, Outcome]:
     return {outcome.task.number: outcome for outcome in found}
 
 
+def test_in_turn_reports_as_it_goes(tmp_path):
+    seen = []
+    tasks = [Note(tmp_path, 1), Note(tmp_path, 2)]
+    in_turn(tasks, lambda outcome: seen.append((outcome.task.number, len(noted(tmp_path)))))
+    assert seen == [(1, 1), (2, 2)]
+
+
 def test_an_error_is_an_outcome_of_one_line(tmp_path):
     assert attempt(Note(tmp_path, 1, "raise")).said == "ValueError: no luck"
     assert attempt(Note(tmp_path, 2, "refuse")).said == "wrong input"
@@ -75,8 +83,9 @@ def test_a_task_whose_process_dies_is_tried_again_and_given_up_in_the_end(tmp_pa
     found = outcomes(on_this_machine(2), tasks)
     assert [number for number, outcome in found.items() if outcome.failed] == [0]
     assert f"died {ATTEMPTS} times" in found[0].said
-    times = noted(tmp_path)
-    assert times[0] == ATTEMPTS and times[1] in (1, 2) and times[2] == 1  # what had not begun was none of its business
+    times = noted(tmp_path)  # at first one of the two may die before the other begins
+    assert times[0] in (ATTEMPTS - 1, ATTEMPTS) and times[1] in (1, 2)
+    assert times[2] == 1  # what had not begun was none of its business
 
 
 def test_no_jobs_is_refused():
@@ -86,26 +95,14 @@ def test_no_jobs_is_refused():
 
 # the real thing, in processes of their own
 
-ABLATE = [
-    sys.executable,
-    "-m",
-    "rddlib.cli",
-    "ablate",
-    "alpha",
-    "--profile",
-    "smoke",
-    "--axis",
-    "loss.alpha=0.5,1,2",
-    "--seeds",
-    "2",
-]
+SWEEP = ["ablate", "alpha", "--profile", "smoke", "--axis", "loss.alpha=0.5,1,2", "--seeds", "2"]
 RUNS = (3 + 1) * 2  # three weights and CFD, two seeds
 
 
 def start(folder, *more):
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     return subprocess.Popen(
-        [*ABLATE, "--out", str(folder), *settings, *more],
+        [sys.executable, "-m", "rddlib.cli", *SWEEP, "--out", str(folder), *settings, *more],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -205,13 +202,18 @@ def test_shards_of_a_sweep_together_are_all_of_it(tmp_path, undisturbed):
 # dask
 
 
+@contextmanager
+def dask(workers, **options):
+    """Worker processes on loopback."""
+    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
+    where = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": 50, "processes": True}
+    with distributed.LocalCluster(n_workers=workers, **options, **where) as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    """Two worker processes of one thread each, on loopback."""
-    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=50
-    ) as found:
+    with dask(2, threads_per_worker=1) as found:
         yield found
 
 
@@ -234,23 +236,6 @@ def test_a_sweep_on_dask_ends_complete_though_a_worker_is_killed(cluster, tmp_pa
     same_numbers(whole_table(tmp_path / "study"), undisturbed)
 
 
-@pytest.mark.slow
-def test_workers_that_offer_gpus_give_one_to_each_task(tmp_path):
-    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=4,
-        processes=True,
-        host="127.0.0.1",
-        resources={"GPU": 1},
-        dashboard_address=None,
-        silence_logs=50,
-    ) as cluster:
-        tasks = [Alone(tmp_path, k) for k in range(4)]
-        found = outcomes(on_cluster(cluster.scheduler_address), tasks)
-    assert not any(outcome.failed for outcome in found.values())
-
-
 @dataclass(frozen=True)
 class Alone(Note):
     """Fails where another one is at work."""
@@ -262,21 +247,12 @@ class Alone(Note):
         return "alone"
 
 
-@pytest.mark.slow
+def test_workers_that_offer_gpus_give_one_to_each_task(tmp_path):
+    with dask(1, threads_per_worker=4, resources={"GPU": 1}) as one:
+        found = outcomes(on_cluster(one.scheduler_address), [Alone(tmp_path, k) for k in range(4)])
+    assert not any(outcome.failed for outcome in found.values())
+
+
 def test_workers_of_several_threads_are_refused():
-    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=50
-        ) as cluster,
-        pytest.raises(UserError, match="start them with --nthreads 1"),
-    ):
-        on_cluster(cluster.scheduler_address)
-
-
-def test_in_turn_reports_as_it_goes(tmp_path):
-    seen = []
-    in_turn(
-        [Note(tmp_path, 1), Note(tmp_path, 2)], lambda outcome: seen.append((outcome.task.number, len(noted(tmp_path))))
-    )
-    assert seen == [(1, 1), (2, 2)]
+    with dask(1, threads_per_worker=2) as one, pytest.raises(UserError, match="start them with --nthreads 1"):
+        on_cluster(one.scheduler_address)
