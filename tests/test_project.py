@@ -67,7 +67,7 @@ def test_notebooks_are_clean_and_have_their_parameters(notebook):
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert re.findall(r"^(\w+) =", tagged[0].source, flags=re.M) == ["profile", "seed", "out"]
-    assert max(len(c.source.splitlines()) for c in code) <= 30
+    assert max(len(c.source.splitlines()) for c in code) <= 25
 
 
 def receipts_of(name):

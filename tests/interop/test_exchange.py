@@ -35,7 +35,7 @@ from rddlib.interop import load_released_unet
 from rddlib.study.ablations import ABLATIONS
 from rddlib.study.costs import make_plan
 from rddlib.study.folder import continue_study, open_study, study_profile
-from rddlib.study.study import Study, guided_study
+from rddlib.study.study import Arm, Study, guided_study
 from rddlib.study.sweep import Sweep
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 
@@ -62,7 +62,7 @@ def pipeline(folder):
 def studied(tmp_path_factory):
     """The folder of a study whose RDD student of one step is trained, for an iteration each, and scored."""
     out = tmp_path_factory.mktemp("studied") / "run"
-    continue_study("smoke", FEW | {"base.train.iterations": "2"}, out).score("rdd", 1, 0)
+    continue_study("smoke", FEW | {"base.train.iterations": "2"}, out).measured(Arm("rdd", 1, 0))
     return out
 
 

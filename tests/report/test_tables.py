@@ -33,7 +33,7 @@ PAPERS_ALONE = ["Table 1: CIFAR-10", "Table 2: ImageNet 64x64"]
 @pytest.fixture
 def report(rdd, monkeypatch, tmp_path):
     """`rdd report`, with no study in the usual place: (exit status, stdout, stderr)."""
-    monkeypatch.setattr("rddlib.study.study.default_out", lambda profile: tmp_path / "usual" / profile)
+    monkeypatch.setattr("rddlib.study.folder.default_out", lambda profile: tmp_path / "usual" / profile)
     return lambda *arguments: rdd("report", *map(str, arguments))
 
 
@@ -358,7 +358,7 @@ def test_report_writes_what_it_prints(report, digits):
 
 
 def test_report_takes_the_usual_folder_and_another_out(report, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("rddlib.study.study.default_out", lambda profile: tmp_path / profile)
+    monkeypatch.setattr("rddlib.study.folder.default_out", lambda profile: tmp_path / profile)
     status, printed, _ = report("--out", tmp_path / "there", "--table", "all")
     assert status == 0 and "Measured here: digits" in printed and (tmp_path / "there/comparison.csv").exists()
     assert not (digits / "report").exists()
