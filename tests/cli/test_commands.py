@@ -1,0 +1,212 @@
+"""What the commands do, print and write: in the tiny study's folder, and started as people start them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rddlib.study import costs
+from rddlib.study.folder import open_study
+
+
+@pytest.fixture
+def run(rdd, tiny):
+    """run("sample --steps 2", ...) in the tiny study's folder -> stdout, of a command that must succeed."""
+
+    def run(command, *more, warned=""):
+        status, printed, errors = rdd(*command.split(), "--profile", "smoke", "--out", str(tiny.out), *more)
+        assert status == 0 and warned in (None, errors), errors
+        return printed
+
+    return run
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+
+
+# started anew
+
+
+def started(*words):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True)
+
+
+def test_a_process_of_its_own_does_the_same(tmp_path):
+    done = started("-m", "rddlib.cli", "study", "--profile", "digts", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr + done.stdout
+
+
+def test_importing_the_core_needs_no_extra():
+    """Training runs where jupyter, papermill, diffusers, lpips and ipywidgets are not installed."""
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"papermill", "ipywidgets", "IPython", "diffusers", "lpips", "nbconvert", "jupyterlab"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures
+"""
+    done = started("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["", "study", "plan", "train", "distill", "sample", "ablate", "bench step"])
+def test_help_is_readable(rdd, command):
+    status, printed, _ = rdd(*command.split(), *(["--help"] if command else []))
+    assert status == 0 and "Usage: rdd" in printed and max(map(len, printed.splitlines())) <= 100
+
+
+# training
+
+
+def test_each_stage_says_where_it_lies_and_nothing_is_trained_twice(run, tiny):
+    before = files_of(tiny.out / "checkpoints")
+    assert run("train").startswith(f"{tiny.stages.base.path}: 0 s in float32")
+    assert "test accuracy" in run("extractor")
+    assert run("distill --to 2").count(".safetensors") == 2
+    guided = run("guide")
+    assert "/base-" in guided and "/guided-stage-one-" in guided
+    assert "guided-pd-8-" in run("distill --guided --objective pd --from 16 --to 8")
+    assert "guided-rdd-2-stochastic-" in run("distill --guided --objective rdd --to 2 --stochastic")
+    assert files_of(tiny.out / "checkpoints") == before
+    assert "guided-cfd-4-" in run("distill --guided --objective cfd --to 4")  # which the study did not train
+    assert len(files_of(tiny.out / "checkpoints")) > len(before)
+
+
+def test_methods_are_chosen_by_a_setting(run, tiny):
+    run("train --set methods=[cfd,pd]")
+    study = open_study("smoke", tiny.out)
+    assert study.profile.methods == ("cfd", "pd") and set(study.results()["method"]) == {"ddim", "pndm", "cfd", "pd"}
+
+
+# drawing
+
+
+def test_sample_draws_the_classes_asked_for_in_turn(run, tiny):
+    command = "sample --method pd --steps 2 --count 5 --guidance 2 --classes 3,7"
+    run(command), run(f"{command} --sampler stochastic --png")
+    files = sorted((tiny.out / "samples").glob("guided-pd-*-2steps-w2-class-3-7-5-noise0.npz"))
+    arrays = [np.load(file) for file in files]
+    assert len(arrays) == 2 and not np.array_equal(arrays[0]["arr_0"], arrays[1]["arr_0"])
+    assert all(file["arr_1"].tolist() == [3, 7, 3, 7, 3] and file["arr_0"].shape == (5, 8, 8, 1) for file in arrays)
+    assert len(list((tiny.out / "samples").glob("*stochastic*/*.png"))) == 5
+
+
+def test_a_checkpoint_alone_is_guided_too(rdd, guided, tmp_path):
+    for stage in (guided.stages.conditional, guided.stages.base):
+        words = ["--checkpoint", str(stage.path), "--steps", "2", "--count", "3", "--out", str(tmp_path / "new")]
+        assert rdd("sample", *words, "--guidance", "1", "--classes", "0")[0] == 0
+    refused = (2, "", "rdd: this model takes a guidance weight: give one of 0 to 4\n")
+    assert rdd("sample", *words) == refused
+
+
+def test_beyond_the_trained_range_is_one_line_and_goes_on(run):
+    warning = "rdd: warning: guidance 9 is outside the range this model was trained for, 0 to 4\n"
+    assert "2 images" in run("sample --method stage_one --steps 2 --count 2 --guidance 9", warned=warning)
+    run("sample --method teacher --steps 2 --count 2 --guidance 9")  # two evaluations know no range
+
+
+# scoring
+
+
+def test_evaluate_measures_once_for_each_noise_and_protocol(run, rdd, tiny):
+    """The second time it reads the receipts."""
+    command = "evaluate --method ddim --steps 2 --samples 150 --protocol torch-fidelity,released"
+    printed = run(f"{command} --noise 1,2")
+    assert "FID (digits metric network, 150 samples), protocol released" in printed
+    assert printed.count("receipt: ") == 4 and printed.count("spread") == 2
+    first = files_of(tiny.out / "evaluations")
+    records = [json.loads(path.read_text()) for path in first if path.suffix == ".json"]
+    assert {record["receipt"]["noise_seed"] for record in records} == {1, 2} and len(records) == 4
+    (model,) = {record["receipt"]["checkpoint_sha256"] for record in records}
+    assert model == tiny.stages.base.recorded()["sha256"]
+    run(f"{command} --noise 1,2"), run(f"{command} --noise 3")
+    assert first.items() <= files_of(tiny.out / "evaluations").items()
+    status, printed, _ = rdd("report", str(tiny.out), "--protocol", "released")
+    assert status == 0 and "3 noises" in printed and (tiny.out / "report/comparison.csv").exists()
+
+
+def test_given_images_have_the_score_of_the_model_that_drew_them(run, rdd, tiny, tmp_path):
+    run("evaluate --method ddim --steps 2 --samples 150 --noise 1")
+    run("sample --method ddim --steps 2 --count 150 --noise 1 --png")
+    (drawn,), (own,) = (tiny.out / "samples").glob("*.npz"), (tiny.out / "evaluations").glob("*.json")
+    for images in (drawn, drawn.with_suffix("")):
+        status, _, errors = rdd(
+            "evaluate", "--profile", "smoke", "--images", str(images), "--out", str(tmp_path / "given")
+        )
+        assert status == 0, errors
+    scores = [json.loads(path.read_text())["row"]["fid"] for path in (tmp_path / "given/evaluations").glob("*.json")]
+    assert scores == [pytest.approx(json.loads(own.read_text())["row"]["fid"], rel=1e-9)] * len(scores) and scores
+
+
+def test_evaluate_takes_a_weight_a_checkpoint_and_another_sampler(run, tiny):
+    printed = run("evaluate --method pd --steps 1 --samples 120 --guidance 2")
+    assert "guidance" in printed and "-w2-ddim-" in printed
+    printed = run("evaluate --samples 100 --sampler dpm-solver --steps 5", "--checkpoint", str(tiny.stages.base.path))
+    assert "base-" in printed
+    assert "extractor" in run("evaluate --steps 1 --samples 100 --metric-network extractor")
+
+
+# sweeps
+
+
+def test_a_dry_run_says_the_plan_and_leaves_nothing(rdd, tmp_path, monkeypatch):
+    kinds = ("base", "halving", "extractor", "pd", "cfd", "rcfd", "rdd", "sampling")
+    monkeypatch.setattr(costs, "measured_costs", lambda *_: dict.fromkeys(kinds, 1.0))
+    out = tmp_path / "study"
+    status, printed, _ = rdd("ablate", "losses", "budget", "--profile", "smoke", "--dry-run", "--out", str(out))
+    heads, losses, budget, total, *_ = printed.splitlines()
+    assert status == 0 and heads.split() == [
+        "ablation",
+        "paper",
+        "settings",
+        "runs",
+        "done",
+        "to",
+        "do",
+        "iterations",
+        "time",
+    ]
+    assert losses.split()[:10] == ["losses", "Table", "3,", "Feng", "et", "al.", "2024", "6", "18", "0"]
+    assert budget.split()[:6] == [
+        "budget",
+        "ours",
+        "5",
+        "9",
+        "0",
+        "0",
+    ]  # all cost alike: equal time is equal iterations
+    assert total.startswith("total") and not out.exists()
+
+
+def test_ablate_leaves_a_table_and_a_figure_and_says_what_failed(run, rdd, tiny, monkeypatch):
+    printed = run("ablate custom --axis loss.alpha=1,2 --seeds 1", warned=None)
+    (table,) = (tiny.out / "ablations").glob("custom-*.csv")
+    assert f"Tables and figures: {table.name} and .png" in printed and table.with_suffix(".png").exists()
+    assert list(pd.read_csv(table)["x"]) == [1.0, 2.0]
+    monkeypatch.setattr("rddlib.study.study.evaluate", lambda *_, **__: 1 / 0)
+    words = [
+        "ablate",
+        "custom",
+        "--axis",
+        "loss.alpha=1,3",
+        "--seeds",
+        "1",
+        "--profile",
+        "smoke",
+        "--out",
+        str(tiny.out),
+    ]
+    status, _, errors = rdd(*words)
+    assert status == 1 and "alpha = 3, seed 0 failed: ZeroDivisionError" in errors
+    assert errors.endswith("rdd: 1 failed, the others are done; the same command tries them again\n")
+
+
+def test_the_list_of_ablations_asks_for_nothing(rdd):
+    status, printed, _ = rdd("ablate", "--list")
+    assert status == 0 and printed.startswith("losses: ")
