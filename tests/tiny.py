@@ -6,7 +6,6 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.diffusion.unet import UNet, UNetConfig
 
-EXTRACTOR = "small_resnet"
 QUEUE = {"queue_size": 50, "draws": 16, "per_image": 2}  # of an RDD objective
 
 

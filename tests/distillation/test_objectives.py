@@ -4,28 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from rddlib import losses
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.distillation.extractor import build_extractor
-from rddlib.distillation.objectives import (
-    CFD,
-    PD,
-    RCFD,
-    RDD,
-    RELEASED_SWITCHES,
-    PDPerceptual,
-    gradient_report,
-    projection_head,
-)
-from rddlib.losses import (
-    cfd_loss,
-    diversity_loss,
-    entropy_loss,
-    ii_p2p_loss,
-    is_p2p_loss,
-    m_p2p_loss,
-    pd_loss,
-    stage_perceptual_loss,
-)
+from rddlib.distillation.objectives import CFD, PD, RCFD, RDD, RELEASED_SWITCHES, PDPerceptual, gradient_report
 
 T = torch.tensor([0.25, 0.5, 1.0])
 
@@ -66,12 +48,12 @@ def gradient(term, x):
 
 
 def test_pd_and_its_perceptual_companion(extractor, images, generator):
-    pd = pd_loss(*images, T, CosineSchedule())
+    pd = losses.pd_loss(*images, T, CosineSchedule())
     loss = PD(CosineSchedule())(*images, T, generator)
     assert loss.total == pd and list(loss.terms) == ["pd"]
     loss = PDPerceptual(CosineSchedule(), extractor, weight=2.0)(*images, T, generator)
     maps = [extractor.stages(x) for x in images]
-    torch.testing.assert_close(loss.total, pd + 2 * stage_perceptual_loss(*maps))
+    torch.testing.assert_close(loss.total, pd + 2 * losses.stage_perceptual_loss(*maps))
     assert list(loss.terms) == ["pd", "stages"]
     assert [m.shape[1:] for m in maps[0]] == [(48, 8, 8), (96, 4, 4)]
 
@@ -79,17 +61,17 @@ def test_pd_and_its_perceptual_companion(extractor, images, generator):
 def test_cfd_compares_pooled_features_or_predictions(extractor, images, features, generator):
     f_S, f_T = features
     plain = CFD(extractor, 0.9)(*images, T, generator).total
-    torch.testing.assert_close(plain, cfd_loss(f_S.pooled, f_T.pooled, 0.9))
+    torch.testing.assert_close(plain, losses.cfd_loss(f_S.pooled, f_T.pooled, 0.9))
     dual = CFD(extractor, 0.7, dual=True, predictions=True)(*images, T, generator).total
-    torch.testing.assert_close(dual, cfd_loss(f_S.logits, f_T.logits, 0.7, dual=True))
+    torch.testing.assert_close(dual, losses.cfd_loss(f_S.logits, f_T.logits, 0.7, dual=True))
     assert abs(CFD(extractor, 1.0)(images[1], images[1], T, generator).total) < 1e-12  # equal images cost nothing
 
 
 def test_rcfd_is_equation_7(extractor, images, features, generator):
     f_S, f_T = features
     loss = RCFD(extractor, 0.95, beta=0.003, gamma=0.75)(*images, T, generator)
-    regular = 0.75 * entropy_loss(f_S.logits) + 0.25 * diversity_loss(f_S.logits)
-    torch.testing.assert_close(loss.total, cfd_loss(f_S.pooled, f_T.pooled, 0.95) + 0.003 * regular)
+    regular = 0.75 * losses.entropy_loss(f_S.logits) + 0.25 * losses.diversity_loss(f_S.logits)
+    torch.testing.assert_close(loss.total, losses.cfd_loss(f_S.pooled, f_T.pooled, 0.95) + 0.003 * regular)
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference", "chunked"])
@@ -103,8 +85,8 @@ def test_rdd_is_equation_10_with_the_memory_of_earlier_iterations(extractor, ima
     state = generator.get_state()
     second = objective.eval()(*images, T, generator)
     embeddings = objective.queue.sample(16, generator.set_state(state)).double()
-    expected = cfd_loss(f_S.pooled, f_T.pooled, 0.9) + 2.0 * is_p2p_loss(f_S.map, f_T.map, 0.7)
-    expected = expected + 0.5 * m_p2p_loss(objective.head(f_S.map), f_T.map, embeddings, 0.2)
+    expected = losses.cfd_loss(f_S.pooled, f_T.pooled, 0.9) + 2.0 * losses.is_p2p_loss(f_S.map, f_T.map, 0.7)
+    expected = expected + 0.5 * losses.m_p2p_loss(objective.head(f_S.map), f_T.map, embeddings, 0.2)
     torch.testing.assert_close(second.total, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -133,10 +115,10 @@ def test_what_it_looks_through_moves_along(images, generator):
     assert objective(*images, T, generator).total.dtype == torch.float64 and not objective.state_dict()
 
 
-def test_projection_head_is_two_pointwise_convolutions():
-    head = projection_head(6)
+def test_the_head_is_two_pointwise_convolutions(extractor):
+    head = rdd(extractor).head
     assert [type(layer).__name__ for layer in head] == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
-    x = torch.randn(2, 6, 3, 3)
+    x = torch.randn(2, 96, 3, 3, dtype=torch.float64)
     torch.testing.assert_close(head.eval()(x)[:, :, :1, 2:], head(x[:, :, :1, 2:]))  # each pixel for itself
 
 
@@ -163,21 +145,21 @@ def test_balanced_terms_have_the_stated_share_of_cfds_gradient(extractor, images
 def test_relations_within_images_can_take_the_place_of_those_across(extractor, images, features, generator):
     f_S, f_T = features
     loss = rdd(extractor, beta=0.0, relation="ii_p2p")(*images, T, generator)
-    expected = ii_p2p_loss(f_S.map, f_T.map, 0.7)
+    expected = losses.ii_p2p_loss(f_S.map, f_T.map, 0.7)
     assert loss.terms["ii_p2p"] == expected and "is_p2p" not in loss.terms
-    torch.testing.assert_close(loss.total, cfd_loss(f_S.pooled, f_T.pooled, 0.9) + 2.0 * expected)
+    torch.testing.assert_close(loss.total, losses.cfd_loss(f_S.pooled, f_T.pooled, 0.9) + 2.0 * expected)
 
 
 def test_a_term_of_weight_0_is_left_out_with_all_that_it_needs(extractor, images, features, generator):
     f_S, f_T = features
-    cfd = cfd_loss(f_S.pooled, f_T.pooled, 0.9)
+    cfd = losses.cfd_loss(f_S.pooled, f_T.pooled, 0.9)
     across = rdd(extractor, alpha=0.5, beta=0.0)
     assert across.head is None and across.queue is None and not list(across.parameters()) and across.status() == {}
     loss = twice(across, images, generator)
-    torch.testing.assert_close(loss.total, cfd + 0.5 * is_p2p_loss(f_S.map, f_T.map, 0.7))
+    torch.testing.assert_close(loss.total, cfd + 0.5 * losses.is_p2p_loss(f_S.map, f_T.map, 0.7))
     assert set(twice(rdd(extractor, alpha=0.0), images, generator).terms) == {"cfd", "m_p2p"}
     regular = RCFD(extractor, 0.95, beta=0.5, gamma=1.0, cfd=0.0)(*images, T, generator)
-    assert set(regular.terms) == {"entropy"} and regular.total == 0.5 * entropy_loss(f_S.logits)
+    assert set(regular.terms) == {"entropy"} and regular.total == 0.5 * losses.entropy_loss(f_S.logits)
     double = RCFD(extractor, 0.9, beta=0.0, gamma=1.0, cfd=2.0)(*images, T, generator)
     torch.testing.assert_close(double.total, 2 * cfd)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import conditional_denoiser, tiny_denoiser
+from tiny import QUEUE, conditional_denoiser, tiny_denoiser
 
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import Denoiser, add_noise, as_denoiser
@@ -14,18 +14,9 @@ from rddlib.diffusion.sampling import ddim_sample, two_step_target
 from rddlib.diffusion.schedule import CosineSchedule, DiscreteCosineSchedule
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.distillation import train as recipes
-from rddlib.distillation.objectives import PD
-from rddlib.distillation.train import (
-    augment,
-    distill,
-    distill_guidance,
-    draw_guidance,
-    drop_labels,
-    reparametrise,
-    takes_guidance,
-    train_base,
-    train_metric_network,
-)
+from rddlib.distillation.extractor import build_extractor
+from rddlib.distillation.objectives import PD, RDD
+from rddlib.distillation.train import distill, distill_guidance, reparametrise, takes_guidance, train_base
 from rddlib.evaluation import DrawnImages, evaluate
 from rddlib.losses import NonFiniteError
 from rddlib.training import RunConfig, TrainConfig, Trainer
@@ -139,6 +130,16 @@ def test_students_learn_two_steps_of_their_teacher_at_the_times_they_sample_at(a
     torch.testing.assert_close(x_teacher, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("released, rate", [((), 1e-4), (("head_free",), 1e-3)])
+def test_the_released_head_learns_without_the_student_s_schedule(released, rate):
+    """Adam's first step has the size of the rate, whatever the gradient; the warm-up begins at a tenth of it."""
+    objective = RDD(build_extractor("small_resnet", 1, 10), 0.9, **QUEUE, released=("queue_push", *released))
+    before = objective.head[-1].weight.detach().clone()
+    halve(tiny_denoiser(), 2, trainer(1, warmup=10, precision="float32"), objective)
+    moved = (objective.head[-1].weight.detach() - before).abs().max()
+    assert float(moved) == pytest.approx(rate, rel=1e-2)
+
+
 def test_noise_has_the_rates_of_its_time(generator):
     x, t = torch.ones(20_000, 1, 1, 1), torch.full((20_000,), 0.3, dtype=torch.float64)
     z = add_noise(x, t, CosineSchedule(), generator)
@@ -148,12 +149,12 @@ def test_noise_has_the_rates_of_its_time(generator):
 
 def test_augmentation_shifts_whole_images(generator):
     images = torch.arange(64.0).reshape(1, 1, 8, 8).expand(200, 1, 8, 8)
-    shifted = augment(images, generator, 1)
+    shifted = recipes.augment(images, generator, 1)
     corners = {tuple(int(v) for v in s[0, 3:5, 3]) for s in shifted}
     # pixel (3, 3) holds 27; shifts by -1..1 both ways bring one of nine neighbours there, the row below 8 more
     assert corners == {(27 + 8 * a + b, 35 + 8 * a + b) for a in (-1, 0, 1) for b in (-1, 0, 1)}
-    assert augment(images, generator, 0) is images
-    assert math.isclose(float(augment(torch.ones(2, 3, 8, 8), generator, 2).min()), 1.0)
+    assert recipes.augment(images, generator, 0) is images
+    assert math.isclose(float(recipes.augment(torch.ones(2, 3, 8, 8), generator, 2).min()), 1.0)
 
 
 def test_debug_names_what_is_not_finite():
@@ -195,7 +196,7 @@ def test_grids_are_drawn_from_the_same_noise_by_the_student_s_sampler(tmp_path):
 
 def test_the_metric_network_comes_with_its_facts(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "METRIC_TRAINING", TrainConfig(2, 8, 1e-3))
-    facts = train_metric_network(tmp_path / "net.safetensors")
+    facts = recipes.train_metric_network(tmp_path / "net.safetensors")
     assert json.loads((tmp_path / "net.json").read_text()) == facts and facts["iterations"] == 2
     assert 0 <= load_checkpoint(tmp_path / "net.safetensors")[1]["test_accuracy"] == facts["test_accuracy"] <= 1
 
@@ -221,14 +222,14 @@ def heeding(guidance=(0.0, 4.0)):
 def test_a_share_of_the_labels_is_dropped(generator):
     y = torch.arange(20_000) % 10
     for share in (0.1, 0.4):
-        shown = drop_labels(y, conditional_denoiser(label_dropout=share), generator)
+        shown = recipes.drop_labels(y, conditional_denoiser(label_dropout=share), generator)
         dropped = shown == NO_CLASS
         assert float(dropped.double().mean()) == pytest.approx(share, abs=4 * (share * (1 - share) / 20_000) ** 0.5)
         assert torch.equal(shown[~dropped], y[~dropped])
         assert torch.bincount(y[dropped]).min() > 0.8 * 2000 * share  # of every class alike
     state = generator.get_state()
-    assert drop_labels(y, conditional_denoiser(label_dropout=0.0), generator) is y
-    assert drop_labels(None, tiny_denoiser(), generator) is None
+    assert recipes.drop_labels(y, conditional_denoiser(label_dropout=0.0), generator) is y
+    assert recipes.drop_labels(None, tiny_denoiser(), generator) is None
     assert torch.equal(generator.get_state(), state)  # so that older trainings come out as they did
 
 
@@ -250,11 +251,11 @@ def test_trainings_show_no_class_as_often_as_the_network_says(asked, recipe, sha
 
 def test_weights_are_drawn_over_the_whole_range(generator):
     denoiser = Denoiser(lambda z, t, y, w: z, CosineSchedule(), num_classes=2, guidance=(-0.5, 3.5))
-    w = draw_guidance(denoiser, 4000, generator, torch.device("cpu"))
+    w = recipes.draw_guidance(denoiser, 4000, generator, torch.device("cpu"))
     assert w.dtype == torch.float64 and -0.5 <= w.min() < -0.48 and 3.48 < w.max() <= 3.5
     counts = torch.histc(w, 8, -0.5, 3.5)
     assert (counts - 500).abs().max() < 4 * (500 * 7 / 8) ** 0.5  # uniform: each eighth its share
-    assert draw_guidance(tiny_denoiser(), 4000, generator, torch.device("cpu")) is None
+    assert recipes.draw_guidance(tiny_denoiser(), 4000, generator, torch.device("cpu")) is None
 
 
 def test_a_stage_one_student_starts_as_its_teacher_whatever_the_weight():
