@@ -20,14 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.process import MIB, format_rows, in_child, machine, now, seconds_of
 from rddlib.distillation import train
-from rddlib.methods import METHODS, OBJECTIVES
 from rddlib.study.costs import Prober
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.training import Trainer, chosen_precision, training_device
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak, tf32_context
 from rddlib.utils.errors import UserError
 
-WHAT = ("base", *OBJECTIVES)
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
 STEP = "step"  # the mark at the end of an optimiser's step
 FEW = 2  # images a step whose FLOPs are counted
@@ -162,7 +160,7 @@ def _is_channels_last(module: nn.Module) -> bool:
 
 
 class Subject:
-    """A stage of a profile to train for a few iterations on random images; what: one of WHAT, a method's first student."""
+    """A stage to train for a few iterations on random images; what: "base", or a method for its first student."""
 
     def __init__(self, profile: Profile, what: str):
         prober = Prober(profile)
@@ -207,7 +205,7 @@ def bench_step(
     figures are missing.
 
     Args:
-        what: of WHAT.
+        what: "base" and the profile's methods, its own sums among them.
         batch: images a step; 0 for the profile's on CUDA and 32 on a CPU.
         steps: timed, after a warm-up.
         timeout: seconds for one process.
@@ -216,14 +214,15 @@ def bench_step(
     Raises UserError for wrong input.
     """
     loaded, device, threads = load_profile(profile, overrides), training_device(), torch.get_num_threads()
-    if not what or not set(what) <= set(WHAT):
-        raise UserError(f"--what {','.join(what)}: name some of {', '.join(WHAT)}")
+    known = ["base", *loaded.objectives]
+    if not what or not set(what) <= set(known):
+        raise UserError(f"--what {','.join(what)}: name some of {', '.join(known)}")
     if batch < 0 or steps < 1:
         raise UserError(
             f"--batch {batch} --steps {steps}: choose a batch of at least 1 (0: chosen here), 1 step or more"
         )
-    for method in set(what) & METHODS.keys():
-        METHODS[method].needs()
+    for method in set(what) - {"base"}:
+        loaded.objectives[method].needs()
     if loaded.pretrained.teacher or loaded.pretrained.extractor:
         raise UserError(
             "rdd bench step measures the profile's own networks: leave pretrained.teacher and pretrained.extractor out"
