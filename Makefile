@@ -37,7 +37,7 @@ study: $(VENV)/installed
 	@$(BIN)/rdd study $(ARGS)
 
 test: $(VENV)/installed $(VENV)/browser
-	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(VENV)/installed $(VENV)/browser
 	@$(BIN)/python -m pytest $(ARGS)
