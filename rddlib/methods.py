@@ -9,13 +9,11 @@ from functools import lru_cache, partial
 
 from torch import nn
 
-from rddlib.diffusion.samplers import TRAINING_FREE
 from rddlib.diffusion.schedule import Schedule
 from rddlib.distillation.extractor import FeatureExtractor
 from rddlib.distillation.objectives import (
     CFD,
     PD,
-    PIXEL_TERMS,
     RCFD,
     RDD,
     RELATIONS,
@@ -25,6 +23,7 @@ from rddlib.distillation.objectives import (
     PDPerceptual,
     Sum,
     Term,
+    looks,
     parse_sum,
 )
 from rddlib.losses import IMPLEMENTATIONS, load_lpips
@@ -87,8 +86,8 @@ class Method:
         label: as people read it.
         style: of its lines in figures, told apart without colour too.
         build: build(schedule, extractor, **arguments) -> its objective; None for what trains no student of its own.
-        arguments: arguments(loss, temperature) -> the keyword arguments of build. The key of a student depends on
-            these and on no other field of LossConfig.
+        arguments: arguments(loss, temperature, steps) -> the keyword arguments of build for a student of `steps` steps.
+            The key of a student depends on these and on no other field of LossConfig.
         looks: whether the objective looks through the extractor.
         needs: raises UserError where something that it needs is missing on this machine, before anything is trained.
         cost: rank of its cascade's time, so that the longest start first.
@@ -98,7 +97,7 @@ class Method:
     label: str
     style: Mapping[str, str]
     build: Callable[..., Objective] | None = None
-    arguments: Callable[[LossConfig, float], dict] = lambda loss, temperature: {}
+    arguments: Callable[[LossConfig, float, int], dict] = lambda loss, temperature, steps: {}
     looks: bool = False
     needs: Callable[[], object] = lambda: None
     cost: int = 0
@@ -116,16 +115,16 @@ def _pd_stages(schedule: Schedule, extractor: FeatureExtractor, **numbers) -> Ob
     return PDPerceptual(schedule, extractor, **numbers)
 
 
-def _perceptual(loss: LossConfig, temperature: float) -> dict:
+def _perceptual(loss: LossConfig, temperature: float, steps: int) -> dict:
     return {"weight": loss.perceptual}
 
 
-def _cfd(loss: LossConfig, temperature: float) -> dict:
+def _cfd(loss: LossConfig, temperature: float, steps: int) -> dict:
     return {"temperature": temperature, "dual": loss.dual, "predictions": loss.predictions}
 
 
-def _rcfd(loss: LossConfig, temperature: float) -> dict:
-    return {**_cfd(loss, temperature), "cfd": loss.cfd, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma}
+def _rcfd(loss: LossConfig, temperature: float, steps: int) -> dict:
+    return {**_cfd(loss, temperature, steps), "cfd": loss.cfd, "beta": loss.rcfd_beta, "gamma": loss.rcfd_gamma}
 
 
 _RDD_FIELDS = (
@@ -133,12 +132,41 @@ _RDD_FIELDS = (
 )  # fmt: skip
 
 
-def _rdd(loss: LossConfig, temperature: float) -> dict:
-    return {**_cfd(loss, temperature), **{name: getattr(loss, name) for name in _RDD_FIELDS}}
+def _rdd(loss: LossConfig, temperature: float, steps: int) -> dict:
+    return {**_cfd(loss, temperature, steps), **{name: getattr(loss, name) for name in _RDD_FIELDS}}
 
 
 def _through_extractor(kind: type[Objective]) -> Callable[..., Objective]:
     return lambda schedule, extractor, **numbers: kind(extractor, **numbers)
+
+
+def _build_sum(schedule: Schedule, extractor: nn.Module | None, terms: Sequence[dict], **numbers) -> Objective:
+    return Sum([Term(**term) for term in terms], schedule, extractor, **numbers)
+
+
+def _sum_numbers(text: str, loss: LossConfig, temperature: float, steps: int) -> dict:
+    """The arguments of `_build_sum`; a temperature that is not said is the profile's."""
+    _, terms = parse_sum(text, steps)
+    usual = {"cfd": temperature, "is_p2p": loss.tau_is, "ii_p2p": loss.tau_is, "m_p2p": loss.tau_m}
+    said = [replace(term, tau=usual.get(term.loss, 1.0) if term.tau is None else term.tau) for term in terms]
+    names, numbers = {term.loss for term in terms}, {"terms": [asdict(term) for term in said]}
+    if any(term.share is not None for term in terms):
+        numbers["every"] = loss.every
+    if "m_p2p" in names:
+        numbers |= {"queue_size": loss.queue_size, "per_image": loss.per_image}
+    if names & {"m_p2p", "frechet"}:
+        numbers["draws"] = loss.draws
+    return numbers
+
+
+def _sum(name: str, label: str, style: Mapping[str, str], text: str) -> Method:
+    """The method that is a sum of terms, as `parse_sum` reads it. Raises ValueError where that does."""
+    _, terms = parse_sum(text)
+    for halving in range(1, text.count("/") + 1):
+        parse_sum(text, 2**halving)
+    return Method(
+        name, label, style, _build_sum, partial(_sum_numbers, text), any(looks(t.loss) for t in terms), cost=8
+    )
 
 
 _ROWS = (
@@ -161,7 +189,6 @@ _ROWS = (
 METHODS = {method.name: method for method in _ROWS}
 OBJECTIVES = tuple(name for name, method in METHODS.items() if method.build)  # methods that train students
 COMPETING = ("pd", "cfd", "rcfd", "rdd")  # by default
-SAMPLERS = TRAINING_FREE  # of the base model
 
 
 class _Labels(dict):
@@ -198,30 +225,11 @@ def own_methods(sums: tuple[str, ...]) -> dict[str, Method]:
     """
     found: dict[str, Method] = {}
     for text in sums:
-        name, terms = parse_sum(text)
+        name, _ = parse_sum(text)
         if name in METHODS or name in found:
             raise ValueError(f"sums names {name!r}, which is taken: choose another name")
-        looks = any(term.loss not in PIXEL_TERMS for term in terms)
-        found[name] = Method(name, name, STYLES[name], _build_sum, partial(_sum_numbers, terms), looks, cost=8)
+        found[name] = _sum(name, name, STYLES[name], text)
     return found
-
-
-def _build_sum(schedule: Schedule, extractor: nn.Module | None, terms: Sequence[dict], **numbers) -> Objective:
-    return Sum([Term(**term) for term in terms], schedule, extractor, **numbers)
-
-
-def _sum_numbers(terms: Sequence[Term], loss: LossConfig, temperature: float) -> dict:
-    """The arguments of `_build_sum`; a temperature that is not said is the profile's."""
-    usual = {"cfd": temperature, "is_p2p": loss.tau_is, "ii_p2p": loss.tau_is, "m_p2p": loss.tau_m}
-    said = [replace(term, tau=usual.get(term.loss, 1.0) if term.tau is None else term.tau) for term in terms]
-    names, numbers = {term.loss for term in terms}, {"terms": [asdict(term) for term in said]}
-    if any(term.share is not None for term in terms):
-        numbers["every"] = loss.every
-    if "m_p2p" in names:
-        numbers |= {"queue_size": loss.queue_size, "per_image": loss.per_image}
-    if names & {"m_p2p", "frechet"}:
-        numbers["draws"] = loss.draws
-    return numbers
 
 
 def build_objective(
@@ -230,6 +238,7 @@ def build_objective(
     temperature: float,
     schedule: Schedule,
     extractor: FeatureExtractor | nn.Module | None = None,
+    steps: int = 1,
 ) -> Objective:
     """What a student minimises.
 
@@ -239,5 +248,6 @@ def build_objective(
         temperature: tau of CFD at this halving.
         schedule: the teacher's.
         extractor: the network to look through, for methods that do.
+        steps: of the student.
     """
-    return method.build(schedule, extractor, **method.arguments(loss, temperature))
+    return method.build(schedule, extractor, **method.arguments(loss, temperature, steps))

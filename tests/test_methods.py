@@ -68,12 +68,12 @@ def test_arguments_are_named_so_that_a_new_number_changes_no_student_s_key():
     class Later(LossConfig):
         new: float = 1.0
 
-    assert METHODS["rdd"].arguments(LossConfig(), 0.9).keys() == {
+    assert METHODS["rdd"].arguments(LossConfig(), 0.9, 1).keys() == {
         *("temperature", "dual", "predictions", "cfd", "alpha", "beta", "tau_is", "tau_m"),
         *("queue_size", "draws", "per_image", "relation", "impl", "weights", "released"),
     }
     for method in METHODS.values():
-        assert method.arguments(Later(), 0.9) == method.arguments(LossConfig(), 0.9)
+        assert method.arguments(Later(), 0.9, 1) == method.arguments(LossConfig(), 0.9, 1)
 
 
 def test_the_table_is_whole():

@@ -7,6 +7,7 @@ T - 1 is pure noise and the time before index 0 is t = 0.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -158,36 +159,52 @@ def dpm_solver_sample(denoiser: Denoiser, noise: Tensor, steps: int, **options) 
     return _run(scheduler, denoiser, noise, **options)
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddim": ddim_sample,
-    "stochastic": stochastic_sample,
-    "diffusers-ddim": diffusers_ddim_sample,
-    "pndm": pndm_sample,
-    "dpm-solver": dpm_solver_sample,
+@dataclass(frozen=True)
+class Entry:
+    """A row of SAMPLERS.
+
+    Args:
+        sample: the function.
+        least: steps it needs.
+        warm_up: evaluations of the denoiser beyond one a step.
+        borrowed: whether it needs diffusers.
+        training_free: whether it draws with a base model as it is; any other needs students of its own.
+    """
+
+    sample: Sampler
+    least: int = 1
+    warm_up: int = 0
+    borrowed: bool = False
+    training_free: bool = True
+
+
+SAMPLERS = {
+    "ddim": Entry(ddim_sample),
+    "stochastic": Entry(stochastic_sample, training_free=False),
+    "diffusers-ddim": Entry(diffusers_ddim_sample, borrowed=True),
+    "pndm": Entry(pndm_sample, least=4, warm_up=9, borrowed=True),  # three Runge-Kutta steps of four evaluations
+    "dpm-solver": Entry(dpm_solver_sample, borrowed=True),
 }
-LEAST_STEPS = {"ddim": 1, "stochastic": 1, "diffusers-ddim": 1, "pndm": 4, "dpm-solver": 1}
-OWN = ("ddim", "stochastic")  # all others are diffusers'
-TRAINING_FREE = tuple(name for name in SAMPLERS if name != "stochastic")  # that draw with a base model as it is
-_WARM_UP = {"pndm": 9}  # evaluations beyond one a step: three Runge-Kutta steps of four
+TRAINING_FREE = tuple(name for name, entry in SAMPLERS.items() if entry.training_free)
 
 
 def _check(name: str, steps: int | None) -> None:
     if name not in SAMPLERS:
         raise UserError(f"there is no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-    if steps is not None and steps < LEAST_STEPS[name]:
-        raise UserError(f"{name} got {steps} steps: choose at least {LEAST_STEPS[name]}")
+    if steps is not None and steps < SAMPLERS[name].least:
+        raise UserError(f"{name} got {steps} steps: choose at least {SAMPLERS[name].least}")
 
 
 def find_sampler(name: str, steps: int | None = None) -> Sampler:
     """The sampler of that name: (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images, as ddim_sample.
 
     No sampler keeps gradients, and only "stochastic" draws random numbers (or takes them as `fresh`). Raises UserError
-    for an unknown name, for `steps` (if given) below LEAST_STEPS, and if the sampler needs diffusers and it is missing.
+    for an unknown name, for fewer `steps` (if given) than it needs, and if the sampler needs diffusers and it is missing.
     """
     _check(name, steps)
-    if name not in OWN:
+    if SAMPLERS[name].borrowed:
         diffusers_class("DDIMScheduler")
-    return SAMPLERS[name]
+    return SAMPLERS[name].sample
 
 
 def evaluations(name: str, steps: int) -> int:
@@ -196,4 +213,4 @@ def evaluations(name: str, steps: int) -> int:
     Raises UserError for an unknown name or too few steps.
     """
     _check(name, steps)
-    return steps + _WARM_UP.get(name, 0)
+    return steps + SAMPLERS[name].warm_up

@@ -6,7 +6,7 @@ The published methods are entries of one class, `Sum`; a new method is another l
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -309,21 +309,32 @@ def _kernel(view: View, term: Term) -> Tensor:
     return kernel_loss(*view.pooled, term.tau)
 
 
+class Kind(NamedTuple):
+    """make(view, term) -> the loss, a scalar, or None where there is nothing to compare with yet; sees: "pixels", the
+    extractor's "features", or its class "predictions" too."""
+
+    make: Callable[[View, Term], Tensor | None]
+    sees: str
+
+
 TERMS = {
-    "pd": _pd,
-    "lpips": _lpips,
-    "stages": _stages,
-    "cfd": _cfd,
-    "is_p2p": _is_p2p,
-    "ii_p2p": _ii_p2p,
-    "entropy": _entropy,
-    "diversity": _diversity,
-    "m_p2p": _m_p2p,
-    "frechet": _frechet,
-    "kernel": _kernel,
+    "pd": Kind(_pd, "pixels"),
+    "lpips": Kind(_lpips, "pixels"),
+    "stages": Kind(_stages, "features"),
+    "cfd": Kind(_cfd, "features"),
+    "is_p2p": Kind(_is_p2p, "features"),
+    "ii_p2p": Kind(_ii_p2p, "features"),
+    "entropy": Kind(_entropy, "predictions"),
+    "diversity": Kind(_diversity, "predictions"),
+    "m_p2p": Kind(_m_p2p, "features"),
+    "frechet": Kind(_frechet, "features"),
+    "kernel": Kind(_kernel, "features"),
 }
-PIXEL_TERMS = ("pd", "lpips")  # which need no extractor
-LOGIT_TERMS = ("entropy", "diversity")  # which need class predictions
+
+
+def looks(name: str) -> bool:
+    """Whether the term looks through the extractor."""
+    return TERMS[name].sees != "pixels"
 
 
 def check_terms(terms: Sequence[Term]) -> None:
@@ -338,7 +349,7 @@ def check_terms(terms: Sequence[Term]) -> None:
             raise ValueError(f"{term.loss}: head is {term.head!r}, expected one of {', '.join(HEADS)}")
         if not term.tau > 0 or term.weight < 0 or (term.share is not None and not term.share >= 0):
             raise ValueError(f"{term.loss}: tau must be above 0, weight and share at least 0")
-    if "lpips" in names and any(name not in PIXEL_TERMS for name in names):
+    if "lpips" in names and any(map(looks, names)):
         raise ValueError("lpips looks through a network of its own: beside terms on the extractor use stages")
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"the term {twice.pop()} stands twice: give each once")
@@ -435,7 +446,7 @@ class Sum(Objective):
         """Look through the network, once it is one that can give the terms what they need."""
         if "pd" in self.summands and self.schedule is None:
             raise ValueError("pd weighs by the schedule: pass schedule=teacher.schedule")
-        needing = [name for name in self.weights if name not in PIXEL_TERMS]
+        needing = [name for name in self.weights if looks(name)]
         if (needing or "lpips" in self.weights) and extractor is None:
             raise ValueError(f"{(needing or ['lpips'])[0]} looks through an extractor: pass extractor=")
         if extractor is None:
@@ -444,7 +455,9 @@ class Sum(Objective):
             raise ValueError(
                 "the extractor is a bare module: make it one with rddlib.as_extractor(module, image_shape)"
             )
-        predicting = [name for name in self.weights if name in LOGIT_TERMS or self._term(name).predictions]
+        predicting = [
+            name for name in self.weights if TERMS[name].sees == "predictions" or self._term(name).predictions
+        ]
         if predicting:
             check_predicts(extractor)
         self.look_through(extractor)
@@ -465,7 +478,7 @@ class Sum(Objective):
 
     def terms(self, x_student, x_teacher, t, generator):
         view = View(self, x_student, x_teacher, t, generator)
-        made = {name: TERMS[name](view, term) for name, term in self.summands.items()}
+        made = {name: TERMS[name].make(view, term) for name, term in self.summands.items()}
         return {name: value for name, value in made.items() if value is not None}
 
     def push(self, generator: torch.Generator) -> None:
@@ -632,22 +645,23 @@ class RDD(Sum):
 _TERM = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
 
 
-def parse_sum(text: str) -> tuple[str, tuple[Term, ...]]:
-    """ "ours = cfd + is_p2p(share=1 tau=0.1)" as (name, terms); a tau that is not said is None.
+def parse_sum(text: str, steps: int = 1) -> tuple[str, tuple[Term, ...]]:
+    """ "ours = cfd + is_p2p(share=1 tau=0.1)" as (name, terms) for a student of `steps` steps.
 
     NAME = TERM + TERM ..., each TERM the name of a loss of TERMS with options of `Term` in brackets: weight, share, tau,
-    head, dual, predictions. Raises ValueError where it reads otherwise.
+    head, dual, predictions. A tau that is not said is None. share=0.1/0.3 is 0.3 for the student of one step and 0.1 for
+    those of more; share=0.1/0.2/0.3 tells two steps from more, and so on. Raises ValueError where it reads otherwise.
     """
     name, equals, right = text.partition("=")
     name = name.strip()
     if not equals or not re.fullmatch(r"[a-z]\w*", name):
         raise ValueError(f"{text!r} is no sum: write it as name = cfd + is_p2p(share=1 tau=0.1)")
-    terms = tuple(_parse_term(word) for word in right.split("+"))
+    terms = tuple(_parse_term(word, steps) for word in right.split("+"))
     check_terms([term if term.tau is not None else replace(term, tau=1.0) for term in terms])
     return name, terms
 
 
-def _parse_term(word: str) -> Term:
+def _parse_term(word: str, steps: int) -> Term:
     found = _TERM.fullmatch(word)
     if not found:
         raise ValueError(f"{word.strip()!r} is no term: write it as is_p2p(share=1 tau=0.1)")
@@ -658,7 +672,15 @@ def _parse_term(word: str) -> Term:
         if key not in kinds:
             raise ValueError(f"{found[1]} has no option {key!r}{nearest(key, kinds)}: known are {', '.join(kinds)}")
         try:
-            options[key] = value if key == "head" else value == "true" if kinds[key] == "bool" else float(value)
+            options[key] = (
+                value if key == "head" else value == "true" if kinds[key] == "bool" else _number_at(value, steps)
+            )
         except ValueError:
             raise ValueError(f"{found[1]}({option}): {value!r} is no number") from None
     return Term(found[1], **options)
+
+
+def _number_at(text: str, steps: int) -> float:
+    """Of numbers with slashes between, the last at one step, the one before at two, ..., the first at all that are more."""
+    numbers = [float(word) for word in text.split("/")]
+    return numbers[max(0, len(numbers) - steps.bit_length())]

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.gaussian_mixture import GaussianMixture
-from rddlib.diffusion.samplers import find_sampler
+from rddlib.diffusion.samplers import TRAINING_FREE, find_sampler
 from rddlib.diffusion.sampling import ddim_sample, ddim_step
 from rddlib.diffusion.schedule import CosineSchedule
-from rddlib.methods import LABELS, SAMPLERS
+from rddlib.methods import LABELS
 from rddlib.report import figures as plots
 from rddlib.report.ablation_figures import ablation_figure
 from rddlib.study.ablation_results import Measured
@@ -253,7 +253,7 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     def drawn(method: str, steps: int, first: int, second: int) -> Tensor:
         noise = way(first, second)
         y = torch.full((count,), first % classes, device=noise.device) if classes else None
-        sample = find_sampler(method, steps) if method in SAMPLERS else ddim_sample
+        sample = find_sampler(method, steps) if method in TRAINING_FREE else ddim_sample
         return sample(denoiser(method, steps), noise, steps, y=y, clip=clip).cpu()
 
     def same_noise(method: str = "rdd", steps: int = 1, first: int = 0, second: int = 1) -> Figure:

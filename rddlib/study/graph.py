@@ -287,7 +287,7 @@ class Graph:
         parents = (parent, self.extractor) if method.looks else (parent,)
 
         def facts() -> dict:
-            numbers = {"numbers": method.arguments(loss, temperature_of(p, steps))}
+            numbers = {"numbers": method.arguments(loss, temperature_of(p, steps), steps)}
             seen = {"extractor": self.extractor.key, "map_at": p.extractor.map_at} if method.looks else {}
             train = {"train": as_dict(replace(p.distill.train, iterations=1))}
             return {"parent": parent.key, **train, **own, **numbers, **seen}
@@ -305,8 +305,11 @@ class Graph:
         self, method: str, steps: int, seed: int, teacher: Denoiser, extractor: FeatureExtractor | None
     ) -> Objective:
         """What a student of `steps` steps minimises, with the profile's numbers, queue empty, its head started by `seed`."""
-        tau = temperature_of(self.profile, steps)
-        make = lambda: build_objective(self.profile.method(method), self.profile.loss, tau, teacher.schedule, extractor)  # noqa: E731
+        p, tau = self.profile, temperature_of(self.profile, steps)
+
+        def make() -> Objective:
+            return build_objective(p.method(method), p.loss, tau, teacher.schedule, extractor, steps)
+
         return self.inputs.seeded(make, 6, steps, seed).to(training_device())
 
     def drawer(self, method: str, steps: int, seed: int, sampler: str = "") -> Stage:

@@ -44,7 +44,7 @@ class Stage:
         seed: of its training.
         facts: facts() -> what its result depends on, as JSON; the parents' keys among it.
         fit: fit(trainer, *the parents' networks) -> (network, facts to record besides). It depends on nothing else, so a
-            plan may call it with a trainer of few iterations.
+            plan may call it with a trainer of few iterations, and it leaves the parents' networks as they are.
         load: load(tensors, recorded facts) -> the network, ready to use.
         place: where it is made.
     """

@@ -18,6 +18,7 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import provenance
 from rddlib.diffusion.samplers import TRAINING_FREE, find_sampler
 from rddlib.diffusion.sampling import ddim_sample
+from rddlib.diffusion.schedule import make_schedule
 from rddlib.distillation.extractor import FeatureExtractor
 from rddlib.distillation.objectives import Objective
 from rddlib.evaluation import (
@@ -36,7 +37,7 @@ from rddlib.evaluation import (
     write_record,
 )
 from rddlib.interop import load_classifier
-from rddlib.methods import LABELS, METHODS, find_method
+from rddlib.methods import LABELS, METHODS, build_objective, find_method
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.graph import (
     STOCHASTIC,
@@ -387,8 +388,6 @@ class Study:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
         p, known = self.profile, self.dataset.num_classes
         classes = p.unet.num_classes
-        for method in p.methods:
-            p.method(method).needs()
         if p.pretrained.teacher and classes not in (0, known):
             raise UserError(
                 f"pretrained.teacher is conditional on {classes} classes and {self.dataset.name} has "
@@ -402,6 +401,8 @@ class Study:
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
         with torch.device("meta"):
             untrained = new_extractor(p, known)
+        for name in p.methods:
+            self._check_method(name, untrained)
         if p.pretrained.extractor:
             found, own = load_classifier(p.pretrained.extractor)[0].image_channels, self.image_shape[0]
             if found != own:
@@ -413,6 +414,17 @@ class Study:
         candidates = height * width * (p.distill.train.batch_size if whole_batch else 1)
         if p.loss.per_image > candidates:
             raise UserError(f"loss.per_image is {p.loss.per_image}: the extractor's map offers {candidates} pixels")
+
+    def _check_method(self, name: str, extractor: FeatureExtractor) -> None:
+        """Raise UserError where something that a method needs is missing, or the extractor cannot give it."""
+        p, method = self.profile, self.profile.method(name)
+        method.needs()
+        schedule = make_schedule(p.base.schedule, p.base.schedule_offset)
+        try:
+            with torch.device("meta"):
+                build_objective(method, p.loss, 1.0, schedule, extractor if method.looks else None)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
 
     def check_scoring(self) -> None:
         """Raise UserError where results could not be scored in the end."""

@@ -9,14 +9,15 @@ import torch
 from exact_models import conditional, exact, mixture
 
 from rddlib.diffusion.denoiser import as_denoiser
-from rddlib.diffusion.samplers import LEAST_STEPS, OWN, SAMPLERS, evaluations, find_sampler, grid_betas, grid_size
+from rddlib.diffusion.samplers import SAMPLERS, evaluations, find_sampler, grid_betas, grid_size
 from rddlib.diffusion.sampling import ddim_sample, stochastic_sample
 from rddlib.diffusion.schedule import CosineSchedule, DiscreteCosineSchedule, expand_to
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.utils.errors import UserError
 
 CONTINUOUS, DISCRETE = CosineSchedule(), DiscreteCosineSchedule(1024)
-BORROWED = ["diffusers-ddim", "pndm", "dpm-solver"]
+BORROWED = [name for name, entry in SAMPLERS.items() if entry.borrowed]
+OWN = [name for name in SAMPLERS if name not in BORROWED]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
 needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
 
@@ -126,7 +127,7 @@ def test_samplers_ask_the_denoiser_at_the_times_of_ddim(steps, schedule):
 @needs_diffusers
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_evaluations_are_those_counted(name):
-    for steps in (LEAST_STEPS[name], 5, 10, 64):
+    for steps in (SAMPLERS[name].least, 5, 10, 64):
         assert evaluations(name, steps) == len(times_of(name, steps)) == steps + 9 * (name == "pndm")
 
 
@@ -178,7 +179,7 @@ def test_images_in_float32_without_gradients_or_random_numbers(name):
     denoiser = as_denoiser(lambda z, t: torch.tanh(weight * z), CONTINUOUS)
     noise = torch.randn(shape)
     before, state = noise.clone(), torch.get_rng_state()
-    for steps in {LEAST_STEPS[name], 5, 17}:
+    for steps in {SAMPLERS[name].least, 5, 17}:
         images = find_sampler(name)(denoiser, noise, steps)
         assert images.shape == shape and images.dtype == torch.float32 and not images.requires_grad
         assert images.isfinite().all() and images.abs().max() <= 1
@@ -190,10 +191,10 @@ def test_images_in_float32_without_gradients_or_random_numbers(name):
 @pytest.mark.parametrize("name", BORROWED)
 def test_too_few_or_too_many_steps_are_refused_in_one_line(name):
     denoiser = exact(mixture(1), DiscreteCosineSchedule(64))
-    with pytest.raises(UserError, match=rf"^{name} got {LEAST_STEPS[name] - 1} steps: choose at least \d$"):
-        find_sampler(name)(denoiser, draw(2), LEAST_STEPS[name] - 1)
+    with pytest.raises(UserError, match=rf"^{name} got {SAMPLERS[name].least - 1} steps: choose at least \d$"):
+        find_sampler(name)(denoiser, draw(2), SAMPLERS[name].least - 1)
     with pytest.raises(UserError, match=rf"^{name} got "):
-        find_sampler(name, LEAST_STEPS[name] - 1)
+        find_sampler(name, SAMPLERS[name].least - 1)
     most = 32 if name == "pndm" else 64  # PNDM goes by half steps
     with pytest.raises(UserError, match=rf"^{name} got {most + 1} steps on a schedule of 64: choose at most {most}$"):
         find_sampler(name)(denoiser, draw(2), most + 1)
@@ -215,4 +216,4 @@ def test_without_diffusers_only_our_own_samplers_are_there(monkeypatch):
         with pytest.raises(UserError, match=r"needs diffusers.*: pip install 'rddlib\[baselines\]'$"):
             find_sampler(name)
         with pytest.raises(UserError, match="needs diffusers"):
-            SAMPLERS[name](exact(mixture(1), CONTINUOUS), draw(2), 8)
+            SAMPLERS[name].sample(exact(mixture(1), CONTINUOUS), draw(2), 8)

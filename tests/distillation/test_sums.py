@@ -145,8 +145,18 @@ def test_a_sum_takes_the_profiles_temperatures_where_it_says_none(extractor):
         LossConfig(tau_is=0.3, draws=7, queue_size=20),
     )
     method = own_methods(sums)["ours"]
-    numbers = method.arguments(loss, 0.85)
+    numbers = method.arguments(loss, 0.85, 1)
     assert [term["tau"] for term in numbers["terms"]] == [0.85, 0.3, 0.4] and numbers["every"] == loss.every
     objective = build_objective(method, loss, 0.85, SCHEDULE, extractor)
     assert objective.queue.size == 20 and objective.draws == 7 and isinstance(objective.head, nn.Identity)
-    assert "queue_size" not in own_methods(("a = cfd + pd",))["a"].arguments(loss, 1.0)
+    assert "queue_size" not in own_methods(("a = cfd + pd",))["a"].arguments(loss, 1.0, 1)
+
+
+def test_a_number_may_differ_from_halving_to_halving():
+    method = own_methods(("ours = cfd + pd(share=0.1/0.2/1) + is_p2p(share=1/0 tau=0.1)",))["ours"]
+    at = {n: [term["share"] for term in method.arguments(LossConfig(), 0.9, n)["terms"]] for n in (8, 4, 2, 1)}
+    assert at == {8: [None, 0.1, 1.0], 4: [None, 0.1, 1.0], 2: [None, 0.2, 1.0], 1: [None, 1.0, 0.0]}
+    with pytest.raises(ValueError, match="all weights are 0"):
+        own_methods(("ours = cfd(weight=0/1)",))
+    with pytest.raises(ValueError, match="no number"):
+        own_methods(("ours = cfd + pd(share=0.1/)",))
