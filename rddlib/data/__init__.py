@@ -35,10 +35,13 @@ def load_dataset(
     config = DataConfig(config) if isinstance(config, str) else config
     _check_known("data set", config.name, SOURCES)
     _check_known("split", split, ["train", *(DIGITS_SPLITS if config.name == "digits" else ("extractor", "test"))])
+    whole = shape and (shape[0], *(size << config.halve for size in shape[1:]))  # before it is halved
     try:
-        dataset = SOURCES[config.name](config, split, shape)
+        dataset = SOURCES[config.name](config, split, whole)
     except OSError as error:
         raise UserError(f"data set {config.name} cannot be read: {error}; correct the folder or its rights") from error
+    for _ in range(config.halve):
+        dataset = dataset.halved()
     check_shape(dataset.name, dataset.images.shape[1:], shape)
     return replace(dataset, flip=config.flip)
 

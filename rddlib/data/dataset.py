@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from rddlib.utils.checks import at_least
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import top_folder
 
@@ -30,6 +31,7 @@ class DataConfig:
         download: let torchvision download CIFAR-10 (170 MB).
         flip: mirror each training image with probability 1/2, drawn anew for every batch.
         resize: crop the images of a folder to the model's proportions and resize them to its size.
+        halve: how often to halve width and height, each pixel the mean of a square of 2x2, rounded.
     """
 
     name: str = "digits"
@@ -37,6 +39,10 @@ class DataConfig:
     download: bool = False
     flip: bool = False
     resize: bool = False
+    halve: int = 0
+
+    def __post_init__(self):
+        at_least(self, 0, "halve")
 
     @property
     def folder(self) -> Path:
@@ -99,6 +105,16 @@ class ImageDataset:
         rows = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0]
         return replace(self, images=self.images[rows.to(self.images.device)], labels=self.labels[rows], checksum="")
 
+    def halved(self) -> "ImageDataset":
+        """Images of half the width and height, each level the rounded mean of 2x2. Raises UserError for odd sizes."""
+        height, width = self.images.shape[2:]
+        if height % 2 or width % 2:
+            raise UserError(
+                f"{self.name} has images of {width}x{height} pixels, which cannot be halved: lower data.halve"
+            )
+        images = torch.cat([_halved(part) for part in self.images.split(4096)])
+        return replace(self, name=f"{self.name}, {width // 2}x{height // 2}", images=images, checksum="")
+
     @cached_property
     def sha256(self) -> str:
         """The sha256 of the pixels."""
@@ -108,6 +124,13 @@ class ImageDataset:
     def labels_sha256(self) -> str:
         """The sha256 of the labels."""
         return _sha256(self.labels)
+
+
+def _halved(images: Tensor) -> Tensor:
+    """uint8 [M, C, 2H, 2W] -> uint8 [M, C, H, W]: means of 2x2, halves rounded up."""
+    levels = images.short()
+    rows = levels[:, :, ::2] + levels[:, :, 1::2]
+    return ((rows[..., ::2] + rows[..., 1::2] + 2) // 4).to(torch.uint8)
 
 
 def _sha256(tensor: Tensor) -> str:

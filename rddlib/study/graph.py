@@ -59,6 +59,8 @@ class Inputs:
         """Which images and labels: by their content, not by where they lie."""
         data = self.profile.data
         facts = {"name": data.name, "flip": data.flip, "resize": data.resize}
+        if data.halve:
+            facts["halve"] = data.halve
         if data.name == "digits":
             return facts
         images = self.split("train")
