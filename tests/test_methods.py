@@ -11,7 +11,7 @@ from rddlib.data import load_dataset
 from rddlib.distillation.extractor import build_extractor
 from rddlib.distillation.train import distill
 from rddlib.losses import pd_loss
-from rddlib.methods import COMPETING, METHODS, OBJECTIVES, LossConfig, build_objective, find_method
+from rddlib.methods import COMPETING, METHODS, OBJECTIVES, SUMS, LossConfig, build_objective, find_method
 from rddlib.training import RunConfig, TrainConfig, Trainer
 from rddlib.utils.errors import UserError
 
@@ -24,6 +24,9 @@ TERMS = {
     "cfd": {"cfd"},
     "rcfd": {"cfd", "entropy", "diversity"},
     "rdd": {"cfd", "is_p2p", "m_p2p"},
+    "cfd_is": {"cfd", "is_p2p"},
+    "cfd_pd": {"cfd", "pd"},
+    "cfd_is_pd": {"cfd", "is_p2p", "pd"},
 }
 
 
@@ -77,7 +80,7 @@ def test_arguments_are_named_so_that_a_new_number_changes_no_student_s_key():
 
 
 def test_the_table_is_whole():
-    assert set(OBJECTIVES) == set(TERMS) and set(COMPETING) <= set(OBJECTIVES)
+    assert set(OBJECTIVES) == set(TERMS) and {*COMPETING, *SUMS} <= set(OBJECTIVES)
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
     assert len({tuple(method.style.values()) for method in METHODS.values()}) == len(METHODS)
     with pytest.raises(UserError, match="unknown method 'rdf'.*did you mean 'rdd'.*: known are pd, "):

@@ -182,14 +182,25 @@ def bench_sliders_command(
 
 
 def metric_network(
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("data/digits_metric_network.safetensors"),
+    name: Annotated[str, typer.Argument(help="Which: digits or photos.")] = "digits",
+    out: Annotated[
+        Path | None, typer.Option(help="Checkpoint to write; default data/NAME_metric_network.safetensors.")
+    ] = None,
+    root: Annotated[str, typer.Option(help="Folder of the images; default as in the profile.")] = "",
 ) -> None:
-    """Train the network that scores digits (the shipped one was made by this command; a new one changes every FID)."""
-    from rddlib.distillation.train import train_metric_network
+    """Train a network that scores (those that are shipped were made by this command; a new one changes every FID)."""
+    from dataclasses import replace
 
+    from rddlib.distillation.train import METRIC_RECIPES, train_metric_network
+    from rddlib.evaluation import shipped_network_file
+
+    if name not in METRIC_RECIPES:
+        raise UserError(f"there is no metric network {name!r}: choose one of {', '.join(METRIC_RECIPES)}")
+    out = out or Path(shipped_network_file(name))
     if out.exists() or out.with_suffix(".json").exists():
         raise UserError(
             f"{out} (or its .json) exists and scores made with it would no longer compare: choose another --out"
         )
-    for name, value in train_metric_network(out).items():
-        print(f"{name}: {value}")
+    recipe = METRIC_RECIPES[name]
+    for key, value in train_metric_network(out, replace(recipe, data=replace(recipe.data, root=root))).items():
+        print(f"{key}: {value}")

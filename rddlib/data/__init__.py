@@ -42,6 +42,8 @@ def load_dataset(
         raise UserError(f"data set {config.name} cannot be read: {error}; correct the folder or its rights") from error
     for _ in range(config.halve):
         dataset = dataset.halved()
+    if config.halve:
+        dataset = replace(dataset, name=f"{dataset.name}, {dataset.images.shape[3]}x{dataset.images.shape[2]}")
     check_shape(dataset.name, dataset.images.shape[1:], shape)
     return replace(dataset, flip=config.flip)
 

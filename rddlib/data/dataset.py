@@ -102,7 +102,10 @@ class ImageDataset:
             raise UserError(
                 f"{self.name} has no class {', '.join(map(str, unknown))}: choose from 0 to {self.num_classes - 1}"
             )
-        rows = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0]
+        return self.rows(torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0])
+
+    def rows(self, rows: Tensor) -> "ImageDataset":
+        """The images of these rows."""
         return replace(self, images=self.images[rows.to(self.images.device)], labels=self.labels[rows], checksum="")
 
     def halved(self) -> "ImageDataset":
@@ -113,7 +116,7 @@ class ImageDataset:
                 f"{self.name} has images of {width}x{height} pixels, which cannot be halved: lower data.halve"
             )
         images = torch.cat([_halved(part) for part in self.images.split(4096)])
-        return replace(self, name=f"{self.name}, {width // 2}x{height // 2}", images=images, checksum="")
+        return replace(self, images=images, checksum="")
 
     @cached_property
     def sha256(self) -> str:

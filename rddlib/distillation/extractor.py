@@ -82,15 +82,13 @@ class _PreactivationBlock(nn.Module):
 Parts = tuple[nn.Module, nn.Module, int]  # trunk, norm and channels of a FeatureExtractor
 
 
-def _small_resnet(image_channels: int, width: int = 48) -> Parts:
-    """Pre-activation ResNet (He et al. 2016) for 8x8 images: the last map is [2 width, 4, 4]."""
-    trunk = nn.Sequential(
-        nn.Conv2d(image_channels, width, 3, padding=1, bias=False),
-        _PreactivationBlock(width, width, 1),
-        _PreactivationBlock(width, 2 * width, 2),
-        _PreactivationBlock(2 * width, 2 * width, 1),
-    )
-    return trunk, nn.BatchNorm2d(2 * width), 2 * width
+def _preactivation_resnet(image_channels: int, halvings: int, width: int = 48) -> Parts:
+    """Pre-activation ResNet (He et al. 2016): the last map is smaller by 2^halvings, with as many times `width` channels."""
+    layers = [nn.Conv2d(image_channels, width, 3, padding=1, bias=False), _PreactivationBlock(width, width, 1)]
+    for _ in range(halvings):
+        layers += [_PreactivationBlock(width, 2 * width, 2), _PreactivationBlock(2 * width, 2 * width, 1)]
+        width *= 2
+    return nn.Sequential(*layers), nn.BatchNorm2d(width), width
 
 
 class _BeforeReLU(nn.Module):
@@ -132,7 +130,8 @@ def _densenet201(image_channels: int) -> Parts:
 
 
 _MAKERS = {
-    "small_resnet": _small_resnet,
+    "small_resnet": lambda image_channels: _preactivation_resnet(image_channels, 1),  # 8x8 images: [96, 4, 4]
+    "medium_resnet": lambda image_channels: _preactivation_resnet(image_channels, 2, 32),  # 16x16 images: [128, 4, 4]
     "resnet18": lambda image_channels: _resnet("resnet18", 512, image_channels),
     "resnet50": lambda image_channels: _resnet("resnet50", 2048, image_channels),
     "densenet201": _densenet201,
@@ -190,26 +189,38 @@ def as_extractor(network: nn.Module, image_shape: tuple[int, int, int]) -> Featu
 
 
 class MetricNetwork(nn.Module):
-    """The plain convolutional network that scores digits: no residual connection, no batch statistics at test time.
+    """The plain convolutional network that scores small images: no residual connection, no batch statistics at test time.
 
     Another architecture than any extractor a student is distilled with, so a student cannot have been trained to
-    please it.
+    please it. Images are [N, image_channels, image_size, image_size], features [N, 2 width].
     """
 
-    features = 64
-
-    def __init__(self, image_channels: int = 1, num_classes: int = 10):
+    def __init__(self, image_channels: int = 1, num_classes: int = 10, image_size: int = 8, width: int = 32):
         super().__init__()
+        self.shape, self.features = (image_channels, image_size, image_size), 2 * width
         layers: list[nn.Module] = []
-        for inputs, outputs, stride in ((image_channels, 32, 1), (32, 64, 2), (64, 64, 2)):
+        for inputs, outputs, stride in ((image_channels, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 2)):
             layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.GELU()]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, self.features), nn.GELU())
+        pixels = (image_size // 4) ** 2
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * width * pixels, self.features), nn.GELU())
         self.fc = nn.Linear(self.features, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(features [N, 64], logits [N, num_classes]) of images [N, image_channels, 8, 8] in [-1, 1]."""
+        """(features [N, 2 width], logits [N, num_classes]) of images in [-1, 1]."""
         features = self.body(images)
         return features, self.fc(features)
+
+
+def metric_network_of(tensors: dict[str, Tensor]) -> MetricNetwork:
+    """The network with these tensors, which say its sizes; in eval mode, frozen."""
+    width, channels = tensors["body.0.weight"].shape[:2]
+    features, inputs = next(
+        value.shape for name, value in tensors.items() if name.startswith("body.") and value.ndim == 2
+    )
+    size = 4 * round((inputs / features) ** 0.5)
+    network = MetricNetwork(channels, len(tensors["fc.bias"]), size, width)
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False)
 
 
 @torch.no_grad()

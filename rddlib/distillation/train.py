@@ -5,13 +5,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.data import ImageDataset, load_dataset
+from rddlib.data import DataConfig, ImageDataset, load_dataset
 from rddlib.diffusion.denoiser import Denoiser, add_noise
 from rddlib.diffusion.sampling import ddim_sample, stochastic_sample, stochastic_target, two_step_target
 from rddlib.diffusion.schedule import expand_to
@@ -314,27 +315,58 @@ def distill(
     )
 
 
-METRIC_TRAINING = TrainConfig(1500, 64, 2e-3, lr_schedule="cosine", weight_decay=1e-2)
+@dataclass(frozen=True)
+class MetricRecipe:
+    """How a network that scores is made: its images, sizes and training."""
+
+    data: DataConfig
+    network: dict
+    train: TrainConfig
+    shift: int = 1  # pixels by which images are shifted at most
+
+
+METRIC_RECIPES = {
+    "digits": MetricRecipe(
+        DataConfig("digits"), {}, TrainConfig(1500, 64, 2e-3, lr_schedule="cosine", weight_decay=1e-2)
+    ),
+    "photos": MetricRecipe(
+        DataConfig("cifar10", flip=True, halve=1),
+        {"image_channels": 3, "image_size": 16, "width": 64},
+        TrainConfig(4000, 128, 2e-3, lr_schedule="cosine", warmup=100, weight_decay=5e-2),
+        shift=2,
+    ),
+}
 METRIC_SEED = 2024
 
 
-def train_metric_network(path: Path) -> dict:
-    """Train the network that scores digits and write its checkpoint to `path`, facts beside it as JSON.
+def _metric_images(data: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+    """(images to learn from, images to be tested on) that no base model and no extractor learns from: splits "metric" and
+    "test" of digits, else four fifths and a fifth of "test"."""
+    test = load_dataset(data, "test")
+    if data.name == "digits":
+        return load_dataset(data, "metric"), test
+    order, kept = torch.randperm(len(test), generator=torch.Generator().manual_seed(METRIC_SEED)), len(test) * 4 // 5
+    return test.rows(order[:kept]), test.rows(order[kept:])
 
-    It learns from the images of the "metric" split and is tested on "test"; the extractor sees neither. The result
-    depends on the seed alone (and, in the last bits, on the machine), so it is trained once and shipped. Returns the
-    facts: accuracy on the test split, images and iterations used.
+
+def train_metric_network(path: Path, recipe: MetricRecipe = METRIC_RECIPES["digits"]) -> dict:
+    """Train a network that scores and write its checkpoint to `path`, facts beside it as JSON.
+
+    Students, base models and extractors see none of its images (digits' base models see all). The result depends on the
+    seed alone (and, in the last bits, on the machine), so it is trained once and shipped. Returns the facts: accuracy on
+    images it has not seen, images and iterations used.
     """
+    shown, test = _metric_images(recipe.data)
     with torch.random.fork_rng():
         torch.manual_seed(METRIC_SEED)
-        untrained = MetricNetwork()
-    trainer = Trainer(METRIC_TRAINING, METRIC_SEED, label="metric network")
-    network = train_classifier(untrained, lambda out: out[1], load_dataset("digits", "metric"), trainer)
-    test = load_dataset("digits", "test")
+        untrained = MetricNetwork(num_classes=shown.num_classes, **recipe.network)
+    trainer = Trainer(recipe.train, METRIC_SEED, label="metric network")
+    network = train_classifier(untrained, lambda out: out[1], shown, trainer, shift=recipe.shift)
+    changed = f"shifted by up to {recipe.shift} px" + ", flipped" * recipe.data.flip
     facts = {
         "kind": "metric network",
-        "trained on": "digits, split metric, 800 images, shifted by up to 1 pixel",
-        "iterations": METRIC_TRAINING.iterations,
+        "trained on": f"{shown.name}, {len(shown)} images, {changed}",
+        "iterations": recipe.train.iterations,
         "seed": METRIC_SEED,
         "test_images": len(test),
         "test_accuracy": accuracy(lambda images: network(images)[1], test),

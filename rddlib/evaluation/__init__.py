@@ -16,13 +16,13 @@ from rddlib.evaluation.drawing import (
 from rddlib.evaluation.evaluate import METRICS, VALUES, check_fit, evaluate, evaluate_all, recorded
 from rddlib.evaluation.images import Images, NpzImages, open_images, write_pngs
 from rddlib.evaluation.networks import (
-    DIGITS_NETWORK,
     Network,
-    digits_network,
     find_network,
     inception_network,
     load_metric_network,
     network_of_checkpoint,
+    shipped_network,
+    shipped_network_file,
 )
 from rddlib.evaluation.receipt import (
     PROTOCOL_FIELDS,

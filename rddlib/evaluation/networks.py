@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from rddlib.data import data_folder
-from rddlib.distillation.extractor import MetricNetwork, extractor_of
+from rddlib.distillation.extractor import MetricNetwork, extractor_of, metric_network_of
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.distributed import rank, together
 from rddlib.utils.download import fetch
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import shipped
 
-DIGITS_NETWORK = "digits_metric_network.safetensors"
+SHIPPED = {(1, 8, 8): "digits", (3, 16, 16): "photos"}  # networks that come with the package, by the images they take
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILES = (Path(URL_INCEPTION_V3).name, "pt_inception-2015-12-05-6726825d.pth")  # pytorch-fid's name for it
 MEANWHILE = "score with the profile's own network meanwhile: --metric-network extractor"
@@ -104,20 +104,23 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shipped_network_file(name: str) -> str:
+    """Where a network of SHIPPED lies, in the checkout and in the package."""
+    return f"data/{name}_metric_network.safetensors"
+
+
 def load_metric_network(path: Path | None = None) -> MetricNetwork:
-    """Load the network that scores digits from its checkpoint (default: the shipped one), checksum verified."""
-    path = path or shipped(f"data/{DIGITS_NETWORK}")
+    """Load a network that scores from its checkpoint (default: digits' own), checksum verified."""
+    path = path or shipped(shipped_network_file("digits"))
     tensors, info = load_checkpoint(path)
     if info.get("kind") != "metric network":
         raise UserError(f"{path} holds no metric network: make one with `rdd metric-network`")
-    network = MetricNetwork()
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False)
+    return metric_network_of(tensors)
 
 
-def digits_network() -> Network:
-    """The shipped network for 8x8 digits."""
-    return replace(network_of_checkpoint(shipped(f"data/{DIGITS_NETWORK}")), name="digits metric network")
+def shipped_network(name: str) -> Network:
+    """A network of SHIPPED."""
+    return replace(network_of_checkpoint(shipped(shipped_network_file(name))), name=f"{name} metric network")
 
 
 def network_of_checkpoint(path: Path) -> Network:
@@ -126,7 +129,7 @@ def network_of_checkpoint(path: Path) -> Network:
     if info.get("kind") == "metric network":
         # float64, so that scores do not depend on how images are split into batches
         name, network = "metric network", load_metric_network(path).double()
-        features, shape = MetricNetwork.features, (1, 8, 8)
+        features, shape = network.features, network.shape
     elif info.get("kind") == "extractor":
         kind = info["facts"]["extractor"]["name"]
         name = f"extractor {kind}" + (f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else "")
@@ -186,16 +189,18 @@ def inception_network(path: Path | None = None, layer: str = "2048", logits: boo
 def find_network(choice: str, shape: tuple[int, int, int]) -> Network:
     """The network of this name for images of (C, H, W); UserError if there is none.
 
-    choice: "digits", "inception", a checkpoint of `rdd extractor` or `rdd metric-network`, a .pth file of Inception's
-    weights, or "" for the default: the digits network for 8x8 grey images, else Inception.
+    choice: one of SHIPPED, "inception", a checkpoint of `rdd extractor` or `rdd metric-network`, a .pth file of Inception's
+    weights, or "" for the default: the network of SHIPPED that takes images of this shape, else Inception.
     """
-    choice = choice or ("digits" if tuple(shape) == (1, 8, 8) else "inception")
-    if choice == "digits":
-        return digits_network()
+    choice = choice or SHIPPED.get(tuple(shape), "inception")
+    if choice in SHIPPED.values():
+        return shipped_network(choice)
     if choice == "inception":
         if shape[0] != 3:
             raise UserError(f"grayscale images cannot be scored by Inception: convert them to colour, or {MEANWHILE}")
         return inception_network()
     if not Path(choice).is_file():
-        raise UserError(f"--metric-network {choice}: no such file; known are digits, inception, or a checkpoint's path")
+        raise UserError(
+            f"--metric-network {choice}: no such file; known are {', '.join(SHIPPED.values())}, inception and checkpoints"
+        )
     return (inception_network if choice.endswith(".pth") else network_of_checkpoint)(Path(choice))

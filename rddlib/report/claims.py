@@ -13,7 +13,7 @@ import pandas as pd
 
 from rddlib.report.figures import SCORE_NAMES
 from rddlib.study.ablation_results import Measured
-from rddlib.study.ablations import ABLATIONS
+from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS, OTHER_NOISES
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import markdown_table
 
@@ -166,6 +166,29 @@ def _balance(settings: pd.DataFrame) -> list[Claim]:
     ]
 
 
+def _evidence(settings: pd.DataFrame) -> list[Claim]:
+    here, best = set(settings["setting"]), "CFD + PD"
+
+    def against(one: str, other: str) -> Pairs:
+        """The two through the same extractor, or through one and none."""
+        pairs = [(f"{one}, extractor {k}", f"{other}, extractor {k}") for k in EXTRACTOR_SEEDS]
+        return [(a, b if b in here else other) for a, b in pairs]
+
+    rivals = ("PD", "CFD", "RCFD", "RDD", "PD, equal time", "CFD, equal time", "CFD at the sums' temperatures")
+    return [
+        *(Claim(f"{best} is better than {name}", against(best, name)) for name in rivals),
+        Claim("relations as loud as CFD are better than RDD at the paper's weights", against("CFD + IS_P2P", "RDD")),
+        Claim("they are better than CFD at their temperatures", against("CFD + IS_P2P", rivals[-1])),
+        Claim(f"beside the pixel term they improve {best}", against("CFD + IS_P2P + PD", best)),
+    ]
+
+
+def _noises(settings: pd.DataFrame) -> list[Claim]:
+    best, noises = "CFD + PD", [f", noise {k}" for k in OTHER_NOISES]
+    rivals = ("PD", "CFD", "RCFD", "RDD")
+    return [Claim(f"{best} is better than {name}", [(best + k, name + k) for k in noises]) for name in rivals]
+
+
 CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "losses": _losses,
     "batch": _batch,
@@ -182,6 +205,8 @@ CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "released": _released,
     "budget": _budget,
     "balance": _balance,
+    "evidence": _evidence,
+    "noises": _noises,
 }
 
 

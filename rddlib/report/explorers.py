@@ -267,6 +267,33 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     return same_noise
 
 
+def voices_view(x: Tensor, cfd: Tensor, relations: Mapping[float, Tensor], count: int = 8) -> Callable[..., Figure]:
+    """Where CFD and relations pull a student's images, the relations as loud as a share of CFD says.
+
+    Args:
+        x: the student's images [N, C, H, W] in [-1, 1].
+        cfd: CFD's gradient at them, of the same shape.
+        relations: {tau: gradient of a relational loss at that temperature}.
+        count: how many of them are drawn.
+
+    Returns voices(share, tau): a step against each gradient, in the scale of CFD's largest; grey is no pull.
+    """
+    scale = cfd.abs().max()
+
+    def voices(share: float = 1.0, tau: float = min(relations)) -> Figure:
+        gradient = relations[tau]
+        weight = share * cfd.norm() / gradient.norm()
+        cosine = F.cosine_similarity(gradient.flatten(), cfd.flatten(), dim=0)
+        pulls = {"CFD": cfd, f"IS_P2P, share {share:g}": weight * gradient, "their sum": cfd + weight * gradient}
+        rows = {"the student's": x} | {name: (-pull / scale).clamp(-1, 1) for name, pull in pulls.items()}
+        title = (
+            f"tau_IS = {tau:g}: a share of {share:g} is a weight of {weight:.3g}; cosine of the two pulls {cosine:+.2f}"
+        )
+        return plots.image_rows({name: images[:count].cpu() for name, images in rows.items()}, title)
+
+    return voices
+
+
 def guidance_view(guided: Study, count: int = 12) -> Callable[..., Figure]:
     """What guidance makes of the same noises: the teacher, stage one, and stage two's students.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rddlib.distillation.objectives import RELEASED_SWITCHES
+from rddlib.methods import COMPETING, LABELS, METHODS, SUMS, WINNER
 from rddlib.study.profiles import Profile, overrides_of, parse_value
 from rddlib.study.stage import key_of
 from rddlib.utils.errors import UserError, nearest
@@ -286,6 +287,41 @@ def _balances(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
     return [*_pd_and_cfd(profile, costs), rdd, *(balanced(*entry) for entry in _BALANCES.items())]
 
 
+EXTRACTOR_SEEDS = (0, 1, 2)  # of the evidence; the search saw another
+OTHER_NOISES = tuple(range(1, 7))
+
+
+def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    """Every method through extractors of several seeds; PD and CFD again with as much time as WINNER takes."""
+    ratios = {name: max(1.0, round(costs[WINNER] / costs[name], 2)) if costs else 1.0 for name in ("pd", "cfd")}
+    iterations = {name: tuple(round(n * ratio) for n in profile.distill.iterations) for name, ratio in ratios.items()}
+
+    def through(seed: int, name: str, words: str = "", **changes) -> Setting:
+        looks = METHODS[name].looks
+        where = f", extractor {seed}" if looks else ""
+        changes = {key.replace("_", "."): value for key, value in changes.items()}
+        changes |= {"extractor.seed": seed} if looks else {}
+        return Setting(f"{LABELS[name]}{words}{where}", name, overrides_of(profile, changes), words.strip(", "))
+
+    longer = [
+        through(seed, name, ", equal time", distill_iterations=iterations[name])
+        for seed in EXTRACTOR_SEEDS
+        for name in ("pd", "cfd")
+    ]
+    equal = [through(seed, name) for seed in EXTRACTOR_SEEDS for name in (*COMPETING, *SUMS)]
+    # SUM_TAUS
+    return list({setting.name: setting for setting in equal + longer}.values())
+
+
+def _noises(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    """The study's own students on other noise than its tables'."""
+    return [
+        Setting(f"{LABELS[name]}, noise {seed}", name, {"evaluation.seed": str(seed)}, f"noise {seed}")
+        for seed in OTHER_NOISES
+        for name in ("ddim", *COMPETING, *SUMS)
+    ]
+
+
 def _of(name: str, *shares: float) -> Callable[[Profile], list[int]]:
     """Shares of the profile's own number of that name."""
     return lambda profile: [max(1, round(share * getattr(profile.loss, name))) for share in shares]
@@ -426,6 +462,22 @@ ABLATIONS = {
             "Relations and pixels as loud as CFD",
             "Nothing is claimed: at the paper's weights the relations' gradient is a hundredth of CFD's.",
             beside=_balances,
+            whole=True,
+        ),
+        Ablation(
+            "evidence",
+            "ours",
+            "Sums of terms through three extractors",
+            "Nothing is claimed in a paper: ours are the sums beside the papers' methods.",
+            beside=_evidence,
+            whole=True,
+        ),
+        Ablation(
+            "noises",
+            "ours",
+            "Six other noises",
+            "Nothing is claimed: every other score is of one noise, the same for all.",
+            beside=_noises,
             whole=True,
         ),
         Ablation(

@@ -16,7 +16,7 @@ from rddlib.diffusion.schedule import SCHEDULES
 from rddlib.diffusion.unet import UNetConfig, check_guidance_range
 from rddlib.distillation.extractor import EXTRACTORS, MAPS
 from rddlib.losses import LOSS_WEIGHTS
-from rddlib.methods import COMPETING, METHODS, OBJECTIVES, LossConfig, Method, own_methods
+from rddlib.methods import COMPETING, METHODS, OBJECTIVES, WINNER, LossConfig, Method, own_methods
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.utils.checks import above, at_least, check, different, one_of
 from rddlib.utils.errors import UserError, nearest
@@ -195,7 +195,10 @@ class Profile:
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)  # how this machine trains: checkpoints, logs, compilation
-    methods: tuple[str, ...] = COMPETING  # which compete, of rddlib.methods.OBJECTIVES and those that `sums` adds
+    methods: tuple[str, ...] = (
+        *COMPETING,
+        WINNER,
+    )  # which compete, of rddlib.methods.OBJECTIVES and those that `sums` adds
     sums: tuple[str, ...] = ()  # methods of one's own, such as "ours = cfd + is_p2p(share=1 tau=0.1)"
     seeds: tuple[int, ...] = (0,)  # of the last halvings, one cascade for each, and of all that guidance distils
     jobs: int = 2  # cascades trained at a time, a process and an equal share of the cores each
@@ -293,6 +296,7 @@ def smoke() -> Profile:
         pretrained=PretrainedConfig(replace(full.pretrained.convert, iterations=10, batch_size=16)),
         loss=replace(full.loss, queue_size=500, draws=64),
         evaluation=replace(full.evaluation, samples=200, batch_size=100),
+        methods=COMPETING,
     )
 
 
@@ -412,6 +416,13 @@ def photos() -> Profile:
             small.base,
             train=TrainConfig(24_000, 64, 1e-3, lr_schedule="cosine", warmup=500, ema=0.999),  # 1.5 million images
         ),
+        progressive=ProgressiveConfig(TrainConfig(400, 64, 3e-4, lr_schedule="cosine")),
+        extractor=ExtractorConfig(
+            TrainConfig(3000, 128, 2e-3, lr_schedule="cosine", warmup=100, weight_decay=5e-2),
+            name="medium_resnet",
+            shift=2,
+        ),
+        distill=replace(small.distill, iterations=(400, 400, 800)),
     )
 
 

@@ -3,55 +3,43 @@
 import math
 from dataclasses import dataclass
 
+from rddlib.utils.checks import at_least, check, one_of
+
 LR_SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 OPTIMIZERS = ("adam", "sgd")
 SWITCHES = ("auto", "always", "never")
 
 
-def _one_of(config, name: str, known: tuple[str, ...]) -> None:
-    if getattr(config, name) not in known:
-        raise ValueError(f"{name} is {getattr(config, name)!r}, expected one of {known}")
-
-
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is trained.
-
-    iterations; batch_size: images an iteration, over all processes; learning_rate; lr_schedule: "constant" or "cosine"
-    (annealed to 0); warmup: iterations of linear rise; clip: largest gradient norm, 0 for none; ema: decay of the averaged
-    weights, 0 for none; optimizer: "adam" (AdamW where weight_decay > 0) or "sgd" with Nesterov momentum 0.9; weight_decay;
-    accumulate: parts that a batch is worked through in, to save memory (whatever relates images of a batch, batch
-    normalisation and the relational losses, then sees one part at a time); precision: "float32", "tf32", "bf16", or
-    "auto", bf16 where the hardware multiplies it fast.
-    """
+    """What is trained. Raises ValueError for a value out of range."""
 
     iterations: int
-    batch_size: int
+    batch_size: int  # images an iteration, over all processes
     learning_rate: float
-    lr_schedule: str = "constant"
-    warmup: int = 0
-    clip: float = 1.0
-    ema: float = 0.0
-    optimizer: str = "adam"
+    lr_schedule: str = "constant"  # or "cosine", annealed to 0
+    warmup: int = 0  # iterations of linear rise
+    clip: float = 1.0  # largest gradient norm, 0: none
+    ema: float = 0.0  # decay of the averaged weights, 0: none
+    optimizer: str = "adam"  # AdamW where weight_decay > 0; or "sgd" with Nesterov momentum 0.9
     weight_decay: float = 0.0
-    accumulate: int = 1
-    precision: str = "auto"
+    accumulate: int = (
+        1  # parts that a batch is worked through in, to save memory; what relates images sees one at a time
+    )
+    precision: str = "auto"  # "float32", "tf32", "bf16"; "auto": bf16 where the hardware multiplies it fast
 
     def __post_init__(self):
-        for name in ("iterations", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("learning_rate", "warmup", "clip", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}, expected [0, 1)")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate is {self.accumulate}, expected a divisor of batch_size {self.batch_size}")
-        _one_of(self, "lr_schedule", LR_SCHEDULES)
-        _one_of(self, "precision", PRECISIONS)
-        _one_of(self, "optimizer", OPTIMIZERS)
+        at_least(self, 1, "iterations", "batch_size", "accumulate")
+        at_least(self, 0, "learning_rate", "warmup", "clip", "weight_decay")
+        for name in ("learning_rate", "clip", "weight_decay"):
+            check(getattr(self, name) < math.inf, f"{name} is infinite")
+        check(0 <= self.ema < 1, f"ema is {self.ema}, expected [0, 1)")
+        parts = f"accumulate is {self.accumulate}, expected a divisor of batch_size {self.batch_size}"
+        check(self.batch_size % self.accumulate == 0, parts)
+        one_of(self, LR_SCHEDULES, "lr_schedule")
+        one_of(self, PRECISIONS, "precision")
+        one_of(self, OPTIMIZERS, "optimizer")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of iteration `step`, counted from 0."""
@@ -62,25 +50,18 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the machine runs a training. Nothing here changes what is learned, but for rounding.
+    """How the machine runs a training. Nothing here changes what is learned, but for rounding. Raises ValueError for a value
+    out of range."""
 
-    channels_last, compile: "always", "never" or "auto", which takes channels_last where it is faster (on CUDA, and in
-    float32 on a CPU) and torch.compile on CUDA. save_every: seconds between checkpoints, or twenty times what writing one
-    takes where that is more; keep: checkpoints kept. log_every: iterations between records of metrics.jsonl; sample_every:
-    iterations between grids of samples from one noise, 0 for none; tensorboard: write the records for TensorBoard too.
-    """
-
-    channels_last: str = "auto"
-    compile: str = "auto"
-    save_every: float = 30.0
-    keep: int = 2
-    log_every: int = 25
-    sample_every: int = 0
-    tensorboard: bool = False
+    channels_last: str = "auto"  # where it is faster: on CUDA, and in float32 on a CPU; or "always", "never"
+    compile: str = "auto"  # torch.compile on CUDA; or "always", "never"
+    save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
+    keep: int = 2  # checkpoints
+    log_every: int = 25  # iterations between records of metrics.jsonl
+    sample_every: int = 0  # iterations between grids of samples from one noise, 0: none
+    tensorboard: bool = False  # write the records for TensorBoard too
 
     def __post_init__(self):
-        _one_of(self, "channels_last", SWITCHES)
-        _one_of(self, "compile", SWITCHES)
-        for name, least in (("save_every", 0), ("keep", 1), ("log_every", 1), ("sample_every", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        one_of(self, SWITCHES, "channels_last", "compile")
+        at_least(self, 0, "save_every", "sample_every")
+        at_least(self, 1, "keep", "log_every")

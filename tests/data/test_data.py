@@ -118,3 +118,27 @@ def test_without_flip_nothing_is_drawn_from_the_generator():
     data, generator = load_dataset("digits"), torch.Generator().manual_seed(0)
     assert torch.equal(data.batch(torch.arange(9), generator), data.floats(torch.arange(9)))
     assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
+
+
+# halving
+
+
+def test_halved_images_are_rounded_means_of_squares():
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 8, 12), generator=rng, dtype=torch.uint8)
+    dataset = ImageDataset("x", images, torch.arange(5), 5)
+    half = dataset.halved()
+    means = torch.nn.functional.avg_pool2d(images.double(), 2)
+    assert half.images.shape == (5, 3, 4, 6) and half.images.dtype == torch.uint8
+    assert torch.equal(half.images.double(), (means + 0.5).floor())
+    mirrored = ImageDataset("x", images.flip(3), torch.arange(5), 5).halved()
+    assert torch.equal(mirrored.images, half.images.flip(3)) and half.sha256 != dataset.sha256
+
+
+def test_a_data_set_is_halved_as_often_as_asked():
+    once, twice = (load_dataset(DataConfig("digits", halve=k), shape=(1, 8 >> k, 8 >> k)) for k in (1, 2))
+    assert torch.equal(once.halved().images, twice.images) and once.name == "digits, 4x4"
+    with pytest.raises(UserError, match=r"^digits has images of 1x1 pixels, which cannot be halved"):
+        load_dataset(DataConfig("digits", halve=4))
+    with pytest.raises(ValueError, match="halve is -1"):
+        DataConfig("digits", halve=-1)

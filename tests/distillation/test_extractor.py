@@ -11,11 +11,18 @@ from torch import nn
 from rddlib.data import load_dataset
 from rddlib.distillation.extractor import EXTRACTORS, MapExtractor, accuracy, as_extractor, build_extractor
 from rddlib.distillation.objectives import CFD, RCFD, RDD
-from rddlib.evaluation import DIGITS_NETWORK, load_metric_network
+from rddlib.evaluation import load_metric_network, shipped_network_file
 from rddlib.study.profiles import PROFILES
 from rddlib.utils.installation import shipped
 
-SHAPES = {"smoke": (96, 4), "digits": (96, 4), "cifar10_small": (512, 4), "cifar10": (1920, 4), "imagenet64": (1920, 8)}
+SHAPES = {
+    "smoke": (96, 4),
+    "digits": (96, 4),
+    "photos": (128, 4),
+    "cifar10_small": (512, 4),
+    "cifar10": (1920, 4),
+    "imagenet64": (1920, 8),
+}
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -59,10 +66,18 @@ def test_unknown_names_are_refused():
         build_extractor("resnet18", 3, 10, "middle")
 
 
-def test_shipped_metric_network_is_as_accurate_as_recorded():
-    path = shipped(f"data/{DIGITS_NETWORK}")
+@pytest.mark.parametrize(("name", "shape"), [("digits", (1, 8, 8)), ("photos", (3, 16, 16))])
+def test_shipped_metric_networks_are_the_recorded_ones(name, shape):
+    path = shipped(shipped_network_file(name))
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    network = load_metric_network(path)
+    features, logits = network(torch.zeros(2, *shape))
+    assert network.shape == shape and features.shape == (2, network.features) and logits.shape == (2, 10)
+
+
+def test_digits_metric_network_is_as_accurate_as_recorded():
+    facts = json.loads(shipped(shipped_network_file("digits")).with_suffix(".json").read_text())
     network = load_metric_network()
     measured = accuracy(lambda images: network(images)[1], load_dataset("digits", "test"))
     assert measured == pytest.approx(facts["test_accuracy"], abs=0.005) and measured >= 0.98

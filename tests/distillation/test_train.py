@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,9 +195,9 @@ def test_grids_are_drawn_from_the_same_noise_by_the_student_s_sampler(tmp_path):
     assert drawn[False] != drawn[True]
 
 
-def test_the_metric_network_comes_with_its_facts(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "METRIC_TRAINING", TrainConfig(2, 8, 1e-3))
-    facts = recipes.train_metric_network(tmp_path / "net.safetensors")
+def test_the_metric_network_comes_with_its_facts(tmp_path):
+    recipe = replace(recipes.METRIC_RECIPES["digits"], train=TrainConfig(2, 8, 1e-3))
+    facts = recipes.train_metric_network(tmp_path / "net.safetensors", recipe)
     assert json.loads((tmp_path / "net.json").read_text()) == facts and facts["iterations"] == 2
     assert 0 <= load_checkpoint(tmp_path / "net.safetensors")[1]["test_accuracy"] == facts["test_accuracy"] <= 1
 

@@ -186,5 +186,5 @@ def test_other_checkpoints_are_no_metric_network(tmp_path):
         load_metric_network(tmp_path / "x")
     with pytest.raises(UserError, match="no network that scores"):
         find_network(str(tmp_path / "x"), (1, 8, 8))
-    with pytest.raises(UserError, match="no such file; known are digits, inception"):
+    with pytest.raises(UserError, match="no such file; known are digits, photos, inception"):
         find_network("nowhere", (1, 8, 8))

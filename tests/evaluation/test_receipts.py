@@ -22,10 +22,10 @@ from rddlib.evaluation import (
     DrawnImages,
     Reference,
     differing_protocols,
-    digits_network,
     evaluate,
     open_images,
     recorded,
+    shipped_network,
     summarise,
 )
 from rddlib.evaluation.images import GivenImages
@@ -49,7 +49,9 @@ def score(folder, data):
     options = dict(metrics=("fid", "is", "kid", "pr", "pfd"), protocols=("torch-fidelity",), kid_subset=200)
     with contextlib.closing(Reference(data, 90, "cpu")) as reference:
         columns = {"method": "m", "steps": 1, "seed": 0}
-        ((_, found),) = recorded(folder, "x", columns, images, reference, digits_network(), batch_size=90, **options)
+        ((_, found),) = recorded(
+            folder, "x", columns, images, reference, shipped_network("digits"), batch_size=90, **options
+        )
     return found
 
 
@@ -69,7 +71,7 @@ def test_two_processes_share_the_work_and_find_the_same(few, tmp_path):
 
 
 def test_reference_statistics_of_a_file(few, noisy, tmp_path):
-    features = digits_network().module(few.images)[0]
+    features = shipped_network("digits").module(few.images)[0]
     mu, sigma = features.mean(0).numpy(), features.T.cov().numpy()
     npz(tmp_path / "edm.npz", mu=mu, sigma=sigma)
     npz(tmp_path / "adm.npz", mu=mu, sigma=sigma, mu_s=np.zeros(3), sigma_s=np.eye(3))
@@ -114,7 +116,7 @@ def test_bad_references_are_refused(tmp_path, arrays, options, words):
 
 
 def test_a_reference_of_another_size_is_refused(few):
-    network = dataclasses.replace(digits_network(), shape=(1, 0, 0))
+    network = dataclasses.replace(shipped_network("digits"), shape=(1, 0, 0))
     with pytest.raises(UserError, match="give both the same size"):
         evaluate(torch.zeros(100, 1, 9, 9, dtype=torch.uint8), few, network=network)
 
@@ -189,7 +191,7 @@ def test_results_on_file_are_found_again(few, noisy, tmp_path, monkeypatch):
 
     def measured(metrics=("fid",)):
         reference, options = Reference(few, 100, "cpu"), dict(metrics=metrics, protocols=PROTOCOLS, batch_size=100)
-        return recorded(tmp_path, "noisy", columns, images, reference, digits_network(), **options)
+        return recorded(tmp_path, "noisy", columns, images, reference, shipped_network("digits"), **options)
 
     first = measured()
     assert len(first) == 2 and {record["receipt"]["protocol"] for _, record in first} == set(PROTOCOLS)

@@ -17,11 +17,11 @@ from rddlib.evaluation import (
     PROTOCOLS,
     DrawnImages,
     differing_protocols,
-    digits_network,
     evaluate,
     evaluate_all,
     frechet_distance,
     load_metric_network,
+    shipped_network,
 )
 from rddlib.evaluation.features import complete
 from rddlib.evaluation.statistics import Gaussian, InceptionScore, Moments
@@ -48,7 +48,7 @@ def closed_form(mu_a, sigma_a, mu_b, sigma_b):
 def test_a_set_has_no_distance_from_itself(data):
     images = data.images[:600]
     result = evaluate(images, images, metrics=EVERYTHING, kid_subset=300).values
-    trace = float(digits_network().module(images)[0].T.cov().trace())
+    trace = float(shipped_network("digits").module(images)[0].T.cov().trace())
     assert abs(result["fid"]) < 1e-6 * trace and abs(result["pfd"]) < 1e-6
     assert result["precision"] == result["recall"] == 1 and result["kid"] < 0  # unbiased: below 0 for the same set
     assert 8 < result["is"] <= 10
@@ -117,7 +117,7 @@ class DigitsNetwork(torch_fidelity.FeatureExtractorBase):
 
     def __init__(self, name, features_list, **_):
         super().__init__(name, features_list)
-        self.module = digits_network().module
+        self.module = shipped_network("digits").module
 
     def forward(self, levels):
         found = dict(zip(self.get_provided_features_list(), self.module(levels), strict=True))
@@ -260,8 +260,8 @@ def test_models_without_weights_are_not_kept_on_file(few, tmp_path):
         (torch.rand(100, 1, 8, 8) * 255, {}, r"expected \[-1, 1\]: rescale"),
         (grey() % 2, {}, "uint8 values from 0 to 1, expected 0..255"),
         (grey().long(), {}, "torch.int64, expected uint8"),
-        (grey().repeat(1, 3, 1, 1), dict(network=digits_network()), "colour images, but the digits"),
-        (torch.zeros(100, 1, 9, 9, dtype=torch.uint8), dict(network=digits_network()), "9x9 pixels"),
+        (grey().repeat(1, 3, 1, 1), dict(network=shipped_network("digits")), "colour images, but the digits"),
+        (torch.zeros(100, 1, 9, 9, dtype=torch.uint8), dict(network=shipped_network("digits")), "9x9 pixels"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_one_line(few, images, options, words):

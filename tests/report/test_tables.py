@@ -12,7 +12,7 @@ from PIL import Image
 
 from rddlib.evaluation import PROTOCOLS
 from rddlib.evaluation.networks import INCEPTION_SHA256
-from rddlib.methods import COMPETING, LABELS, STYLES
+from rddlib.methods import COMPETING, LABELS, STYLES, SUMS
 from rddlib.report.figures import comparison_figure
 from rddlib.report.tables import (
     COLUMNS,
@@ -324,7 +324,7 @@ def test_names_and_legend_cover_nothing(digits):
 
 
 def test_methods_that_share_a_figure_are_told_apart_without_colour():
-    markers = [STYLES[method]["marker"] for method in (*COMPETING, "ddim", "pndm", "dpm-solver")]
+    markers = [STYLES[method]["marker"] for method in (*COMPETING, *SUMS, "ddim", "pndm", "dpm-solver")]
     assert len(set(markers)) == len(markers) and STYLES.keys() == LABELS.keys()
     assert len({tuple(style.values()) for style in STYLES.values()}) == len(STYLES)
 

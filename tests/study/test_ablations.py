@@ -12,6 +12,7 @@ from rddlib.methods import build_objective
 from rddlib.study.ablation_results import PUBLISHED_METRIC, measured, published, read_table
 from rddlib.study.ablations import (
     ABLATIONS,
+    EXTRACTOR_SEEDS,
     OVER_PROCESSES,
     RELEASED_BESIDE_SWITCHES,
     SCORED_OTHERWISE,
@@ -43,7 +44,7 @@ def test_every_table_and_figure_of_both_papers_is_there():
 def test_every_setting_is_a_profile_of_its_own_name_and_says_what_it_is(name):
     profile = load_profile(name)
     for ablation in ABLATIONS.values():
-        settings = ablation.settings(profile, {"pd": 1.0, "cfd": 1.3, "rdd": 1.7})
+        settings = ablation.settings(profile, {"pd": 1.0, "cfd": 1.3, "rdd": 1.7, "cfd_pd": 1.5})
         assert len({setting.name for setting in settings}) == len(settings) > 1, ablation.name
         distinct = {(s.method, made(profile, s), s.name if s.method == "teacher" else "") for s in settings}
         assert len(distinct) == len(settings), f"{ablation.name} at {name} repeats itself"
@@ -100,6 +101,17 @@ def test_equal_time_is_more_iterations_in_proportion_to_what_one_costs():
     longer = {setting.name: made(profile, setting).distill.iterations for setting in settings}
     assert longer["PD, equal time"] == (300, 300, 600) and longer["CFD, equal time"] == (200, 200, 399)
     assert longer["RDD, equal iterations"] == longer["PD, equal iterations"] == (150, 150, 300)
+
+
+def test_the_evidence_gives_pd_and_cfd_the_time_of_the_winner():
+    profile = load_profile("digits")
+    costs = {"pd": 0.1, "cfd": 0.15, "cfd_pd": 0.18}
+    settings = {setting.name: made(profile, setting) for setting in ABLATIONS["evidence"].settings(profile, costs)}
+    assert settings["PD, equal time"].distill.iterations == (270, 270, 540)
+    for seed in EXTRACTOR_SEEDS:
+        longer, own = settings[f"CFD, equal time, extractor {seed}"], settings[f"CFD + PD, extractor {seed}"]
+        assert longer.distill.iterations == (180, 180, 360) and own.distill.iterations == (150, 150, 300)
+        assert longer.extractor.seed == own.extractor.seed == seed
 
 
 def test_an_axis_takes_other_values():
