@@ -169,6 +169,7 @@ def _sum(name: str, label: str, style: Mapping[str, str], text: str) -> Method:
     )
 
 
+_COOL, _LOUD, _PIXELS = "cfd(tau=0.5/0.6/0.4)", "is_p2p(share=1 tau=0.1)", "pd(share=1/1/3)"
 _ROWS = (
     Method("ddim", "DDIM", _line("0.35", "s", ":"), cost=7),
     # students
@@ -178,15 +179,10 @@ _ROWS = (
     Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=5),
     Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),
     Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=9),
-    # our own sums; their numbers are the result of a search on digits (rdd ablate balance)
-    _sum("cfd_is", "CFD + IS_P2P", _line("#7A4FBF", "<", "--"), "cfd_is = cfd + is_p2p(share=1 tau=0.1)"),
-    _sum("cfd_pd", "CFD + PD", _line("#A61E4D", "*", "-"), "cfd_pd = cfd + pd(share=0.1/0.1/0.3)"),
-    _sum(
-        "cfd_is_pd",
-        "CFD + IS_P2P + PD",
-        _line("#5B6B1E", ">", "-."),
-        "cfd_is_pd = cfd + is_p2p(share=1 tau=0.1) + pd(share=0.1/0.1/0.3)",
-    ),
+    # our own sums, as found on digits (rdd ablate balance cooler)
+    _sum("cfd_is", "CFD + IS_P2P", _line("#7A4FBF", "<", "--"), f"cfd_is = {_COOL} + {_LOUD}"),
+    _sum("cfd_pd", "CFD + PD", _line("#A61E4D", "*", "-"), f"cfd_pd = {_COOL} + {_PIXELS}"),
+    _sum("cfd_is_pd", "CFD + IS_P2P + PD", _line("#5B6B1E", ">", "-."), f"cfd_is_pd = {_COOL} + {_LOUD} + {_PIXELS}"),
     # other samplers of the base model, which train nothing
     Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
     Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),

@@ -287,30 +287,72 @@ def _balances(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
     return [*_pd_and_cfd(profile, costs), rdd, *(balanced(*entry) for entry in _BALANCES.items())]
 
 
+_COOLER = [  # CFD's temperatures and PD's shares at 4, 2 and 1 steps
+    ("0.9/1/0.85", "0.1/0.1/0.3"),
+    ("0.9/1/0.85", "0.1/0.1/1"),
+    ("0.9/1/0.65", "0.1/0.1/0.5"),
+    ("0.9/1/0.65", "0.1/0.1/1"),
+    ("0.85/0.95/0.7", "0.3/0.3/1"),
+    ("0.8/0.9/0.65", "0.3/0.5/1"),
+    ("0.8/0.9/0.65", "1/1/2"),
+    ("0.75/0.85/0.55", "1/1/2"),
+    ("0.7/0.8/0.5", "1/1/2"),
+    ("0.6/0.7/0.45", "1/1/2"),
+    ("0.6/0.7/0.45", "1/1/3"),
+    ("0.5/0.6/0.4", "1/1/2"),
+    ("0.5/0.6/0.4", "1/1/3"),
+    ("0.5/0.6/0.4", "1.5/1.5/3"),
+]
+_BESIDE_COOLER = {
+    "CFD": "",
+    "CFD + IS_P2P, share 1": " + is_p2p(share=1 tau=0.1)",
+    "CFD + IS_P2P, share 0.3, PD": " + is_p2p(share=0.3 tau=0.1) + pd(share=1/1/3)",
+    "CFD + IS_P2P, share 1, PD": " + is_p2p(share=1 tau=0.1) + pd(share=1/1/3)",
+}
+
+
+def _cooler(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    """CFD at lower temperatures, held by a pixel term; relations at the lowest."""
+
+    def made(name: str, tau: str, terms: str) -> Setting:
+        text = f"cooler = cfd(tau={tau}){terms}"
+        return Setting(f"{name}, tau {tau}", "cooler", overrides_of(profile, {"sums": (text,)}))
+
+    pixel = [made(f"CFD + PD, share {share}", tau, f" + pd(share={share})") for tau, share in _COOLER]
+    lowest = _COOLER[-1][0]
+    return [
+        *_pd_and_cfd(profile, costs),
+        *pixel,
+        *(made(name, lowest, terms) for name, terms in _BESIDE_COOLER.items()),
+    ]
+
+
 EXTRACTOR_SEEDS = (0, 1, 2)  # of the evidence; the search saw another
 OTHER_NOISES = tuple(range(1, 7))
 
 
 def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    """Every method through extractors of several seeds; PD and CFD again with as much time as WINNER takes."""
-    ratios = {name: max(1.0, round(costs[WINNER] / costs[name], 2)) if costs else 1.0 for name in ("pd", "cfd")}
-    iterations = {name: tuple(round(n * ratio) for n in profile.distill.iterations) for name, ratio in ratios.items()}
+    """Every method through extractors of several seeds; CFD also at the temperatures of WINNER, and it and PD with as much
+    time as WINNER takes."""
+    numbers = [METHODS[WINNER].arguments(profile.loss, 1.0, steps)["terms"] for steps in profile.student_steps]
+    taus = {"distill.temperatures": tuple(term["tau"] for terms in numbers for term in terms if term["loss"] == "cfd")}
 
-    def through(seed: int, name: str, words: str = "", **changes) -> Setting:
-        looks = METHODS[name].looks
-        where = f", extractor {seed}" if looks else ""
-        changes = {key.replace("_", "."): value for key, value in changes.items()}
-        changes |= {"extractor.seed": seed} if looks else {}
-        return Setting(f"{LABELS[name]}{words}{where}", name, overrides_of(profile, changes), words.strip(", "))
+    def longer(name: str) -> dict:
+        ratio = max(1.0, round(costs[WINNER] / costs[name], 2)) if costs else 1.0
+        return {"distill.iterations": tuple(round(n * ratio) for n in profile.distill.iterations)}
 
-    longer = [
-        through(seed, name, ", equal time", distill_iterations=iterations[name])
-        for seed in EXTRACTOR_SEEDS
-        for name in ("pd", "cfd")
+    variants = [
+        *((name, "", {}) for name in (*COMPETING, *SUMS)),
+        ("cfd", " at the sums' temperatures", taus),
+        *((name, ", equal time", longer(name)) for name in ("pd", "cfd")),
     ]
-    equal = [through(seed, name) for seed in EXTRACTOR_SEEDS for name in (*COMPETING, *SUMS)]
-    # SUM_TAUS
-    return list({setting.name: setting for setting in equal + longer}.values())
+    settings = {}
+    for seed in EXTRACTOR_SEEDS:
+        for name, words, changes in variants:
+            through = {"extractor.seed": seed} if METHODS[name].looks else {}
+            title = LABELS[name] + words + f", extractor {seed}" * bool(through)
+            settings[title] = Setting(title, name, overrides_of(profile, {**changes, **through}))
+    return list(settings.values())
 
 
 def _noises(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
@@ -462,6 +504,14 @@ ABLATIONS = {
             "Relations and pixels as loud as CFD",
             "Nothing is claimed: at the paper's weights the relations' gradient is a hundredth of CFD's.",
             beside=_balances,
+            whole=True,
+        ),
+        Ablation(
+            "cooler",
+            "ours",
+            "Lower temperatures of CFD, held by a pixel term",
+            "Nothing is claimed: the papers keep temperatures near 1, without a pixel term.",
+            beside=_cooler,
             whole=True,
         ),
         Ablation(
