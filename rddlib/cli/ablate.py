@@ -30,7 +30,7 @@ def ablate(
     axis: Annotated[
         list[str] | None, typer.Option(help="Values of an axis, e.g. --axis loss.tau_is=0.1,0.5; repeatable.")
     ] = None,
-    method: Annotated[str, typer.Option(help="Whose fields custom varies: pd, cfd, rcfd or rdd.")] = "rdd",
+    method: Annotated[str, typer.Option(help="Whose fields custom varies: pd, cfd, rdd, cfd_pd, ..")] = "rdd",
     whole: Annotated[bool, typer.Option("--whole", help="Down to one step, not the first halving only.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Say what there is and what it costs, and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is to do and about how long, and stop.")] = False,

@@ -91,7 +91,7 @@ def bench_step_command(
     profile: ProfileOption = "cifar10",
     settings: SetOption = None,
     what: Annotated[
-        str, typer.Option(help="base, or a method (pd, pd_lpips, pd_stages, cfd, rcfd, rdd): one or several.")
+        str, typer.Option(help="base, or a method (pd, cfd, rdd, cfd_pd, ..): one or several.")
     ] = "base,pd,rdd",
     batch: Annotated[int, typer.Option(help="Images a step; 0: the profile's on a GPU, 32 on a CPU.")] = 0,
     steps: Annotated[int, typer.Option(help="Timed steps, after a warm-up.")] = 2,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 MethodOption = Annotated[
     str,
     typer.Option(
-        help="Who draws: pd, cfd, rcfd, rdd; or ddim, pndm, dpm-solver, samplers of the base model. "
-        "With --guidance: pd, cfd, rcfd, rdd, teacher, stage_one."
+        help="Who draws: pd, cfd, rdd, cfd_pd, ..; or ddim, pndm, dpm-solver, samplers of the base model. "
+        "With --guidance: a method, teacher, stage_one."
     ),
 ]
 StepsOption = Annotated[int, typer.Option(min=1, help="Sampling steps.")]

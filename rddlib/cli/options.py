@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ProfileOption = Annotated[
     str,
-    typer.Option("--profile", "-p", help="Whose numbers to use: smoke, digits, cifar10_small, cifar10, imagenet64."),
+    typer.Option("--profile", "-p", help="Whose numbers to use: smoke, digits, photos, cifar10_small, cifar10, .."),
 ]
 SetOption = Annotated[
     list[str] | None,

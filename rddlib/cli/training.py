@@ -117,7 +117,7 @@ def _ready_to_guide(study: "Study", results: bool) -> None:
 
 
 def distill(
-    objective: Annotated[str, typer.Option(help="What the student minimises: pd, cfd, rcfd or rdd.")] = "rdd",
+    objective: Annotated[str, typer.Option(help="What the student minimises: pd, cfd, rcfd, rdd, cfd_pd, ..")] = "rdd",
     start: Annotated[int, typer.Option("--from", help="Steps of the teacher; 0 for the profile's (8).")] = 0,
     to: Annotated[int, typer.Option(help="Steps of the last student.")] = 1,
     guided: Annotated[

@@ -13,7 +13,7 @@ import pandas as pd
 
 from rddlib.report.figures import SCORE_NAMES
 from rddlib.study.ablation_results import Measured
-from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS, OTHER_NOISES
+from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import markdown_table
 
@@ -183,10 +183,18 @@ def _evidence(settings: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def _noises(settings: pd.DataFrame) -> list[Claim]:
-    best, noises = "CFD + PD", [f", noise {k}" for k in OTHER_NOISES]
-    rivals = ("PD", "CFD", "RCFD", "RDD")
-    return [Claim(f"{best} is better than {name}", [(best + k, name + k) for k in noises]) for name in rivals]
+def _cooler(settings: pd.DataFrame) -> list[Claim]:
+    names = [name for name in settings["setting"] if name.startswith("CFD + PD")]
+    coolest = [name for name in settings["setting"] if name.endswith("tau 0.5/0.6/0.4")]
+    alone = [name for name in coolest if name.startswith("CFD, tau")]
+    relations = [name for name in coolest if "IS_P2P" in name and "PD" in name]
+    best = [name for name in names if name in coolest][-1:]
+    return [
+        Claim("every one with a pixel term is better than CFD", _against(names, "CFD")),
+        Claim("and than PD", _against(names, "PD")),
+        Claim("lower temperatures need the pixel term", list(itertools.product(best, alone))),
+        Claim("relations beside it improve it", list(itertools.product(relations, best))),
+    ]
 
 
 CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
@@ -205,8 +213,8 @@ CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "released": _released,
     "budget": _budget,
     "balance": _balance,
+    "cooler": _cooler,
     "evidence": _evidence,
-    "noises": _noises,
 }
 
 

@@ -328,7 +328,6 @@ def _cooler(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
 
 
 EXTRACTOR_SEEDS = (0, 1, 2)  # of the evidence; the search saw another
-OTHER_NOISES = tuple(range(1, 7))
 
 
 def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
@@ -353,15 +352,6 @@ def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
             title = LABELS[name] + words + f", extractor {seed}" * bool(through)
             settings[title] = Setting(title, name, overrides_of(profile, {**changes, **through}))
     return list(settings.values())
-
-
-def _noises(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    """The study's own students on other noise than its tables'."""
-    return [
-        Setting(f"{LABELS[name]}, noise {seed}", name, {"evaluation.seed": str(seed)}, f"noise {seed}")
-        for seed in OTHER_NOISES
-        for name in ("ddim", *COMPETING, *SUMS)
-    ]
 
 
 def _of(name: str, *shares: float) -> Callable[[Profile], list[int]]:
@@ -520,14 +510,6 @@ ABLATIONS = {
             "Sums of terms through three extractors",
             "Nothing is claimed in a paper: ours are the sums beside the papers' methods.",
             beside=_evidence,
-            whole=True,
-        ),
-        Ablation(
-            "noises",
-            "ours",
-            "Six other noises",
-            "Nothing is claimed: every other score is of one noise, the same for all.",
-            beside=_noises,
             whole=True,
         ),
         Ablation(
