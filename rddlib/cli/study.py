@@ -16,6 +16,9 @@ def study(
     only: Annotated[str, typer.Option(help="Only these notebooks, e.g. 03,04.")] = "",
     start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
     jobs: Annotated[int, typer.Option(help="Notebooks that run at the same time, sharing the cores.")] = 1,
+    scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train base model, teacher and extractor too, none of the package's.")
+    ] = False,
     update: UpdateOption = False,
 ) -> None:
     """Run the whole study: notebooks in order, models, scores, figures and index.html.
@@ -35,7 +38,7 @@ def study(
 
     page = run_study(
         profile,
-        parse_overrides(settings),
+        parse_overrides(settings) | ({"run.shipped": "none"} if scratch else {}),
         out or default_out(profile),
         seed,
         only=only,

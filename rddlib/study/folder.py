@@ -167,13 +167,14 @@ def _check_brought(given: str, overrides: dict[str, str], fields: tuple[str, ...
 
 
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> Study:
-    """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new.
+    """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new, and then with
+    every model that comes with the package.
 
     Raises UserError where the folder belongs to another profile or seed.
     """
     folder = Path(out) if out else default_out(profile)
     record = folder / STUDY_FILE
-    overrides = _read_record(record)["overrides"] if record.exists() else {}
+    overrides = _read_record(record)["overrides"] if record.exists() else {"run.shipped": "all"}
     loaded = study_profile(profile, overrides)
     prepare_folder(folder, loaded, overrides, seed)
     return Study(loaded, folder, seed)

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from rddlib.training import Checkpoints, RunConfig, TrainConfig, Trainer, chosen_precision, training_device
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
-from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from rddlib.utils.checkpoint import DamagedFile, load_checkpoint, save_checkpoint, write_atomically
 from rddlib.utils.distributed import agreed, locked, rank, wait
+from rddlib.utils.errors import UserError
+from rddlib.utils.installation import shipped
+from rddlib.utils.text import say
+
+MODELS = "data/models"  # that come with the package, named as in a study's folder
+BEFORE_STUDENTS = ("base", "convert", "extractor", "halving", "guidance")  # kinds of stages
 
 
 def key_of(facts: object) -> str:
@@ -99,7 +106,7 @@ class Stage:
         Two runs never make the same one.
         """
         with locked(self.path):
-            if not agreed(self.done):
+            if not agreed(self.done) and not self._taken():
                 self._make()
             return self.load(*load_checkpoint(self.path))
 
@@ -121,11 +128,34 @@ class Stage:
         networks = [parent.get() for parent in self.parents]
         network, extra = self._timed(networks) if self.config else self.fit(None, *networks)
         if rank() == 0:
-            info = {"kind": self.name, "facts": self.facts(), **extra}
-            save_checkpoint(self.path, network.state_dict(), info)
-            write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
+            self._keep(network.state_dict(), {"kind": self.name, "facts": self.facts(), **extra})
             Checkpoints(self.files).clear()
         wait()
+
+    def _keep(self, tensors: dict[str, Tensor], info: dict) -> None:
+        save_checkpoint(self.path, tensors, info)
+        write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
+
+    def _taken(self) -> bool:
+        """Take the network of this key from the package, where it has one and the run asks for it; whether that was done."""
+        wanted = self.place.run.shipped
+        if wanted == "none" or (wanted == "start" and self.kind not in BEFORE_STUDENTS):
+            return False
+        if rank() == 0:
+            try:
+                tensors, info = load_checkpoint(shipped(f"{MODELS}/{self.path.name}"))
+            except DamagedFile as error:
+                say(f"{self.label}: {error.fault}, so it is trained")
+            except UserError:
+                pass  # none has this key
+            else:
+                say(f"{self.label}: the one that comes with rddlib (run.shipped=none trains it)")
+                whole = {
+                    name: value.float() if value.dtype == torch.bfloat16 else value for name, value in tensors.items()
+                }
+                self._keep(whole, {name: value for name, value in info.items() if name != "sha256"})
+        wait()
+        return agreed(self.done)
 
     def _timed(self, networks: list[nn.Module]) -> tuple[nn.Module, dict]:
         """(trained network, facts): how long this took, in which precision, and the bytes that it held at most beside what

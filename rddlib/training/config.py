@@ -8,6 +8,7 @@ from rddlib.utils.checks import at_least, check, one_of
 LR_SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 OPTIMIZERS = ("adam", "sgd")
+SHIPPED = ("all", "start", "none")
 SWITCHES = ("auto", "always", "never")
 
 
@@ -59,9 +60,11 @@ class RunConfig:
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl
     sample_every: int = 0  # iterations between grids of samples from one noise, 0: none
+    shipped: str = "start"  # models taken from the package instead of trained: "all", "start" (but students) or "none"
     tensorboard: bool = False  # write the records for TensorBoard too
 
     def __post_init__(self):
         one_of(self, SWITCHES, "channels_last", "compile")
+        one_of(self, SHIPPED, "shipped")
         at_least(self, 0, "save_every", "sample_every")
         at_least(self, 1, "keep", "log_every")

@@ -14,7 +14,7 @@ from rddlib.distillation import objectives
 from rddlib.distillation import train as recipes
 from rddlib.study.stage import Stage, Workplace, key_of
 from rddlib.training import RunConfig, TrainConfig
-from rddlib.utils.checkpoint import load_checkpoint
+from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 from rddlib.utils.errors import Interrupted, UserError
 
 
@@ -24,7 +24,7 @@ def weight_of(value):
     return network
 
 
-def adding(folder, name, own, *parents, seconds=0.0, config=None):
+def adding(folder, name, own, *parents, seconds=0.0, config=None, run=None):
     """(a stage whose one weight is its own number and its parents' weights in sum, the list of times it was made)."""
     made = []
 
@@ -39,7 +39,7 @@ def adding(folder, name, own, *parents, seconds=0.0, config=None):
     def facts():
         return {"own": own, "parents": [parent.key for parent in parents]}
 
-    return Stage(name, name, name, parents, config, 0, facts, fit, load, Workplace(folder, RunConfig())), made
+    return Stage(name, name, name, parents, config, 0, facts, fit, load, Workplace(folder, run or RunConfig())), made
 
 
 @pytest.fixture
@@ -144,3 +144,41 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(guided, monkeypatch, stage_of,
     assert not list(stage.path.parent.glob("*.resume"))
     logged = stage.files.with_name(f"{stage.files.name}.metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged][-1] == stage.iterations - 1
+
+
+# models that come with the package
+
+
+@pytest.fixture
+def box(tmp_path, monkeypatch):
+    """A package with a base model, 7 in bfloat16, and a student, 8, of the keys that `adding` gives own numbers 1 and 2."""
+    monkeypatch.setattr("rddlib.study.stage.shipped", lambda name: tmp_path / name)
+    for name, own, weight in (("base", 1, 7.0), ("pd", 2, 8.0)):
+        stage, _ = adding(tmp_path, name, own)
+        tensors = {"weight": torch.tensor([[weight]], dtype=torch.bfloat16)}
+        save_checkpoint(tmp_path / "data/models" / stage.path.name, tensors, {"kind": name, "shipped": True})
+    return tmp_path
+
+
+@pytest.mark.parametrize(("wanted", "weights"), [("all", (7, 8)), ("start", (7, 2)), ("none", (1, 2))])
+def test_a_model_that_comes_with_the_package_is_taken_where_it_is_wanted(box, wanted, weights, capfd):
+    run = RunConfig(shipped=wanted)
+    stages = [adding(box / "study", name, own, run=run)[0] for name, own in (("base", 1), ("pd", 2))]
+    assert tuple(stage.get().weight.item() for stage in stages) == weights
+    said = capfd.readouterr().err
+    for stage, weight, own in zip(stages, weights, (1, 2), strict=True):
+        assert (
+            (weight != own) == stage.recorded().get("shipped", False) == (f"{stage.label}: the one that comes" in said)
+        )
+        assert load_checkpoint(stage.path)[0]["weight"].dtype == torch.float32
+        assert stage.get().weight.item() == weight and capfd.readouterr().err == ""  # from its own file now
+
+
+def test_a_damaged_or_foreign_model_of_the_package_is_trained_instead(box, capfd):
+    (file,) = (box / "data/models").glob("base-*")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    stage, made = adding(box / "study", "base", 1)
+    assert stage.get().weight.item() == 1 and len(made) == 1
+    assert "is damaged (its checksum differs), so it is trained" in capfd.readouterr().err
+    other, made = adding(box / "study", "base", 3)  # another number: another key
+    assert other.get().weight.item() == 3 and len(made) == 1 and capfd.readouterr().err == ""
