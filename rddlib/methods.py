@@ -162,6 +162,8 @@ def _sum_numbers(text: str, loss: LossConfig, temperature: float, steps: int) ->
 def _sum(name: str, label: str, style: Mapping[str, str], text: str) -> Method:
     """The method that is a sum of terms, as `parse_sum` reads it. Raises ValueError where that does."""
     _, terms = parse_sum(text)
+    if any(term.loss == "lpips" for term in terms):
+        raise ValueError("lpips looks through a network of its own: take the method pd_lpips, or the term stages")
     for halving in range(1, text.count("/") + 1):
         parse_sum(text, 2**halving)
     return Method(

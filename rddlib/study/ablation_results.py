@@ -20,6 +20,8 @@ PUBLISHED = {  # files of published rows, with what was set when they were measu
         "distill.iterations": "[75, 75, 150]"
     },  # half of the study's, for time's sake
     "data/results/digits_balance.csv": {"extractor.seed": "9"},  # and seed 100: neither is used for evidence
+    "data/results/digits_cooler.csv": {"extractor.seed": "9"},  # so too
+    "data/results/digits_evidence.csv": {},
 }
 PUBLISHED_METRIC = "FID (digits metric network, 5000 samples)"
 
@@ -63,6 +65,19 @@ def published(source: str = next(iter(PUBLISHED))) -> pd.DataFrame:
     """Published ablations on digits, of one of the files of PUBLISHED, with rddlib.study.sweep.COLUMNS; their receipts lie
     beside it."""
     return read_table(shipped(source))
+
+
+def by_pair(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of the ablation `evidence` as {"fid", "pfd"}: a line for each (steps, extractor, seed), a column for each method.
+
+    What looks through no extractor has the same value beside all of them.
+    """
+    named = table["setting"].str.extract(r"^(?P<method>.*?)(?:, extractor (?P<extractor>\d+))?$")
+    rows = table.assign(method=named["method"], extractor=pd.to_numeric(named["extractor"]))
+    through = rows.dropna(subset="extractor").astype({"extractor": int})
+    without = [rows[rows["extractor"].isna()].assign(extractor=seed) for seed in sorted(through["extractor"].unique())]
+    rows, lines = pd.concat([through, *without]), ["steps", "extractor", "seed"]
+    return {score: rows.pivot(index=lines, columns="method", values=score) for score in ("fid", "pfd")}
 
 
 def read_table(path: Path) -> pd.DataFrame:

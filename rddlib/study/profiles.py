@@ -195,10 +195,9 @@ class Profile:
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)  # how this machine trains: checkpoints, logs, compilation
-    methods: tuple[str, ...] = (
-        *COMPETING,
-        WINNER,
-    )  # which compete, of rddlib.methods.OBJECTIVES and those that `sums` adds
+    # Which compete, of rddlib.methods.OBJECTIVES and those that `sums` adds. WINNER is ours: chosen on digits, and untested
+    # at every other scale until rows say otherwise.
+    methods: tuple[str, ...] = (*COMPETING, WINNER)
     sums: tuple[str, ...] = ()  # methods of one's own, such as "ours = cfd + is_p2p(share=1 tau=0.1)"
     seeds: tuple[int, ...] = (0,)  # of the last halvings, one cascade for each, and of all that guidance distils
     jobs: int = 2  # cascades trained at a time, a process and an equal share of the cores each

@@ -130,6 +130,7 @@ def test_what_people_write():
         ("x = m_p2p", "M_P2P alone"),
         ("x = cfd(weight=0)", "all weights are 0"),
         ("x = lpips + cfd", "use stages"),
+        ("x = pd + lpips", "take the method pd_lpips, or the term stages"),
         ("x = m_p2p(head=papr) + cfd", "head is 'papr'"),
         ("pd = cfd", "taken"),
     ],

@@ -310,3 +310,14 @@ def test_arms_that_there_are_not(tmp_path, ask, words):
         guided_study(study).check_arm("ddim", 1)
     with pytest.raises(UserError, match="unknown classes 12: choose from 0 to 9"):
         guided_study(study).check_arm("rdd", 1, sampler="ddim", classes=(3, 12))
+
+
+def test_a_term_that_cannot_be_made_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    def demanding(*terms, **options):
+        raise ValueError("my_term needs a map of 9x9: take another extractor")
+
+    monkeypatch.setattr("rddlib.methods.Sum", demanding)
+    changes = {"sums": '["ours = cfd + pd(share=0.3)"]', "methods": "[pd, ours]"}
+    with pytest.raises(UserError, match=r"^ours: my_term needs a map of 9x9: take another extractor$"):
+        Study(load_profile("smoke", changes), tmp_path).check()
+    assert not list(tmp_path.iterdir())
