@@ -37,7 +37,7 @@ def main() -> None:
     asked = parser.parse_args()
     study = open_study(json.loads((asked.folder / "study.json").read_text())["profile"], asked.folder)
     graph, seed = study.stages, study.profile.seeds[0]
-    for stage in (graph.base, graph.teacher(), graph.extractor):
+    for stage in [*graph.teacher().lineage(), graph.extractor]:
         pack(stage, torch.float32)
     for method in asked.students.split(","):
         for steps in study.profile.student_steps:

@@ -213,8 +213,8 @@ class _Styles(dict):
         return _line(_OWN_COLORS[place % len(_OWN_COLORS)], _OWN_MARKERS[place % len(_OWN_MARKERS)], "--")
 
 
-_OWN_COLORS = ("#7A4FBF", "#B5651D", "#1B7F79", "#A61E4D", "#5B6B1E")
-_OWN_MARKERS = "*<>dH8"
+_OWN_COLORS = ("#B5651D", "#1B7F79", "#4C72B0", "#8C564B")  # none of the table's
+_OWN_MARKERS = "HX8Pdp"
 LABELS = _Labels({name: method.label for name, method in METHODS.items()})
 STYLES = _Styles({name: dict(method.style) for name, method in METHODS.items()})
 

@@ -119,7 +119,7 @@ def _sweep(choose: Callable, seeds: range, start: Callable, look_only: bool) -> 
 
     study = start(check, look_only)
     ablations = choose(study.profile)
-    needed = look_only or any(ablation.name == "budget" for ablation in ablations)
+    needed = look_only or any(ablation.timed for ablation in ablations)
     return Sweep(study, ablations, seeds, measured_costs(study.profile, study.out, say) if needed else None)
 
 

@@ -17,7 +17,10 @@ def study(
     start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
     jobs: Annotated[int, typer.Option(help="Notebooks that run at the same time, sharing the cores.")] = 1,
     scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train base model, teacher and extractor too, none of the package's.")
+        bool,
+        typer.Option(
+            "--from-scratch", help="Train base model, teacher and extractor too; take none of the package's models."
+        ),
     ] = False,
     update: UpdateOption = False,
 ) -> None:

@@ -166,7 +166,7 @@ def distill(
     def stages(study: "Study") -> list["Stage"]:
         from rddlib.study.study import guided_study
 
-        study.profile.method(objective, "--objective").needs()
+        study.check_method(objective, option="--objective")
         graph = (guided_study(study) if guided else study).stages
         found = graph.halvings(objective, start or study.profile.progressive.teacher_steps, to)
         return found + ([graph.stochastic(objective, to, graph.profile.seeds[0])] if stochastic else [])

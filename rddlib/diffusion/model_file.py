@@ -62,7 +62,7 @@ def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
     facts = info.get("facts", {})
     ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
     return {
-        "model": summary(denoiser) + ", as it comes with rddlib" * ("shipped" in info),
+        "model": summary(denoiser) + (f", as it comes with rddlib in {info['stored']}" if "shipped" in info else ""),
         "checkpoint_sha256": info.get("sha256", "not known"),
         "ema": "none" if ema == 0 else str(ema),
         "training_precision": info.get("precision", "not known"),

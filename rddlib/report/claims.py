@@ -188,9 +188,9 @@ def _cooler(settings: pd.DataFrame) -> list[Claim]:
     coolest = [name for name in settings["setting"] if name.endswith("tau 0.5/0.6/0.4")]
     alone = [name for name in coolest if name.startswith("CFD, tau")]
     relations = [name for name in coolest if "IS_P2P" in name and "PD" in name]
-    best = [name for name in names if name in coolest][-1:]
+    best = [name for name in coolest if name.startswith("CFD + PD, share 1/1/3,")]
     return [
-        Claim("every one with a pixel term is better than CFD", _against(names, "CFD")),
+        Claim("every CFD + PD is better than CFD", _against(names, "CFD")),
         Claim("and than PD", _against(names, "PD")),
         Claim("lower temperatures need the pixel term", list(itertools.product(best, alone))),
         Claim("relations beside it improve it", list(itertools.product(relations, best))),

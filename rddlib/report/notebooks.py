@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 import rddlib
 from rddlib.report.pages import write_report
 from rddlib.study.engines import Outcome, on_this_machine
-from rddlib.study.folder import continue_study
+from rddlib.study.folder import continue_study, recorded_overrides
 from rddlib.study.profiles import load_profile
 from rddlib.study.stage import key_of
 from rddlib.study.study import Study, guided_study
@@ -395,7 +395,15 @@ def run_study(
         check_parameters(notebook, parameters)
     if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
+    if recorded_overrides(out).get("run.shipped") != "none":
+        overrides = {
+            "run.shipped": "start"
+        } | overrides  # what a study is about it trains, whoever opened the folder first
     study = continue_study(profile_name, overrides, out, seed, update, check=_check_scoring)
+    if study.profile.run.shipped == "none" and (
+        foreign := [stage.label for stage in study.lineage() if stage.noted().get("shipped")]
+    ):
+        raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
     with _alone_in(out):
         waiting = [notebook for notebook in notebooks if not _done_before(notebook, out)[1]]
         if jobs > 1 and len(waiting) > 1:

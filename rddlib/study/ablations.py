@@ -56,7 +56,8 @@ class Ablation:
 
     method and fixed {field: value}: of every point of the grid that `axes` span, the first of which is a figure's x axis and
     the second tells its lines apart; beside: settings that stand alone, as functions of (profile, costs). whole: down to one
-    step instead of the first halving only, on which the papers' figures are. measures: "scores" or "entropy".
+    step instead of the first halving only, on which the papers' figures are. measures: "scores" or "entropy". timed: whether
+    settings follow from costs.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Ablation:
     beside: Callable[[Profile, Mapping[str, float]], Sequence[Setting]] = lambda profile, costs: ()
     whole: bool = False
     measures: str = "scores"
+    timed: bool = False
 
     def settings(self, profile: Profile, costs: Mapping[str, float] | None = None) -> list[Setting]:
         """All of them for a profile. costs: seconds of an iteration by method, where known.
@@ -337,7 +339,7 @@ def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
     taus = {"distill.temperatures": tuple(term["tau"] for terms in numbers for term in terms if term["loss"] == "cfd")}
 
     def longer(name: str) -> dict:
-        ratio = max(1.0, round(costs[WINNER] / costs[name], 2)) if costs else 1.0
+        ratio = max(1.0, round(costs[WINNER] / costs[name], 2)) if WINNER in costs else 1.0
         return {"distill.iterations": tuple(round(n * ratio) for n in profile.distill.iterations)}
 
     variants = [
@@ -511,6 +513,7 @@ ABLATIONS = {
             "Nothing is claimed in a paper: ours are the sums beside the papers' methods.",
             beside=_evidence,
             whole=True,
+            timed=True,
         ),
         Ablation(
             "budget",
@@ -519,6 +522,7 @@ ABLATIONS = {
             "Nothing is claimed: an iteration of RDD costs more than one of PD or CFD.",
             beside=_budget,
             whole=True,
+            timed=True,
         ),
     )
 }

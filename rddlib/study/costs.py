@@ -21,6 +21,7 @@ from torch import nn
 
 from rddlib.data import ImageDataset
 from rddlib.diffusion.sampling import ddim_sample
+from rddlib.methods import COMPETING, WINNER
 from rddlib.study.ablations import ABLATIONS, Ablation
 from rddlib.study.folder import STUDY_FILE
 from rddlib.study.graph import Graph, Inputs, conditional_profile, guided_graph, plain_graph
@@ -358,14 +359,15 @@ def _existing(folder: Path) -> Path:
 def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of an iteration by kind of stage, and of a sampling step ("sampling"), at the profile's own numbers.
 
-    Measured once for a study's folder, with one thread, and kept there: a sweep that depends on them then does not change
+    Measured once for a study's folder, with one thread (again where the file lacks a method of NEEDED), and kept there: a
+    sweep that depends on them then does not change
     when it goes on. On a GPU, of that GPU.
     """
     if not (out / STUDY_FILE).exists():
         return _measure(profile, say)["seconds"]
     path = out / ABLATIONS_FOLDER / COSTS_FILE
     with locked(path):  # shards that start together share one measurement
-        if not path.exists():
+        if not (known_costs(out) or {}).keys() >= NEEDED:
             write_atomically(path, json.dumps(_measure(profile, say), indent=1) + "\n")
     return known_costs(out)
 
@@ -381,10 +383,12 @@ def known_costs(out: Path) -> dict[str, float] | None:
         raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
 
 
+NEEDED = {*COMPETING, WINNER}  # that ablations compare the times of, whatever competes in the study
 SECONDS, ROUNDS = 2.0, 3  # of measuring each kind, and how often: the least disturbed counts
 
 
 def _measure(profile: Profile, say: Callable[[str], None]) -> dict:
+    profile = replace(profile, methods=tuple(dict.fromkeys([*profile.methods, *COMPETING, WINNER])))
     threads, costs, prober = torch.get_num_threads(), {}, Prober(profile)
     stages = {stages[0].kind: stages[0] for _, stages, _ in _groups(prober.plain, plain_arms(profile), "", 1)}
     torch.set_num_threads(1)
@@ -499,8 +503,9 @@ def _cost_at(ablation: Ablation, name: str, seeds: int) -> str:
     profile, runs, iterations = PROFILES[name](), set(), 0
     for setting in ablation.settings(profile):
         runs.add((setting.method, tuple(setting.changes.items())))
-        if setting.method in profile.objectives:
-            stages = changed(profile, dict(setting.changes)).distill.iterations
+        own = changed(profile, dict(setting.changes))
+        if setting.method in own.objectives:
+            stages = own.distill.iterations
             iterations += sum(stages if ablation.whole else stages[:1])
     return f"{len(runs) * seeds}, {_thousands(iterations * seeds)}"
 

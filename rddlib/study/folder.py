@@ -68,6 +68,12 @@ def _read_record(record: Path) -> dict:
         raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
 
 
+def recorded_overrides(out: Path) -> dict[str, str]:
+    """What was set for the study in a folder; {} where there is none. Raises UserError where the record is damaged."""
+    record = out / STUDY_FILE
+    return _read_record(record)["overrides"] if record.exists() else {}
+
+
 def prepare_folder(
     out: Path, profile: Profile, overrides: dict[str, str], seed: int, update: bool = False, look_only: bool = False
 ) -> None:
@@ -167,14 +173,15 @@ def _check_brought(given: str, overrides: dict[str, str], fields: tuple[str, ...
 
 
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> Study:
-    """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new, and then with
-    every model that comes with the package.
+    """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new.
+
+    Students that come with the package are taken too, unless a command started the folder (run.shipped).
 
     Raises UserError where the folder belongs to another profile or seed.
     """
     folder = Path(out) if out else default_out(profile)
     record = folder / STUDY_FILE
-    overrides = _read_record(record)["overrides"] if record.exists() else {"run.shipped": "all"}
+    overrides = recorded_overrides(folder) if record.exists() else {"run.shipped": "all"}
     loaded = study_profile(profile, overrides)
     prepare_folder(folder, loaded, overrides, seed)
     return Study(loaded, folder, seed)

@@ -146,7 +146,9 @@ class EvaluationConfig:
     batch_size: int = 500  # of sampling
     seed: int = 1234  # of the common noise, the same for every method
     clip: bool = True  # hold x in [-1, 1] at each sampling step
-    network: str = ""  # "": digits' own on digits and Inception on colour; "extractor": the profile's own; or a file
+    network: str = (
+        ""  # "": by the images' shape, a network of the package or Inception; "extractor": the profile's; or a file
+    )
     metrics: tuple[str, ...] = ("fid", "is")  # of rddlib.evaluation.METRICS
     protocol: str = "torch-fidelity"  # of rddlib.evaluation.PROTOCOLS
     baselines: tuple[str, ...] = ("pndm-10", "dpm-solver-12")  # samplers and their steps: Table 1 of the RDD paper

@@ -72,10 +72,16 @@ class Stage:
         """A hash of its facts, known before it is trained."""
         return key_of(self.facts())
 
+    @cached_property
+    def mark(self) -> str:
+        """Of a student that comes with the package "-shipped": it is rounded, so it never passes for one that was trained."""
+        trained = (self.place.folder / f"{self.name}-{self.key}.safetensors").exists()
+        return "-shipped" if self.kind not in BEFORE_STUDENTS and not trained and self._shipped else ""
+
     @property
     def path(self) -> Path:
         """Its checkpoint; beside it lie its facts as JSON and the log of its training."""
-        return self.place.folder / f"{self.name}-{self.key}.safetensors"
+        return self.place.folder / f"{self.name}{self.mark}-{self.key}.safetensors"
 
     @property
     def files(self) -> Path:
@@ -106,8 +112,8 @@ class Stage:
         Two runs never make the same one.
         """
         with locked(self.path):
-            if not agreed(self.done) and not self._taken():
-                self._make()
+            if not agreed(self.done):
+                self._take() if self._shipped else self._make()
             return self.load(*load_checkpoint(self.path))
 
     def recorded(self) -> dict:
@@ -136,26 +142,31 @@ class Stage:
         save_checkpoint(self.path, tensors, info)
         write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
 
-    def _taken(self) -> bool:
-        """Take the network of this key from the package, where it has one and the run asks for it; whether that was done."""
+    @cached_property
+    def _shipped(self) -> tuple[dict[str, Tensor], dict] | None:
+        """(tensors, record) of this key from the package, where it has one and the run asks for it."""
         wanted = self.place.run.shipped
         if wanted == "none" or (wanted == "start" and self.kind not in BEFORE_STUDENTS):
-            return False
+            return None
+        try:
+            return load_checkpoint(shipped(f"{MODELS}/{self.name}-{self.key}.safetensors"))
+        except DamagedFile as error:
+            say(f"{self.label}: {error.fault}, so it is trained")
+        except UserError:
+            pass  # none has this key
+        return None
+
+    def _take(self) -> None:
+        """Keep the package's network as this stage's; what is done has ancestors that are done."""
+        for parent in self.parents:
+            parent.get()
         if rank() == 0:
-            try:
-                tensors, info = load_checkpoint(shipped(f"{MODELS}/{self.path.name}"))
-            except DamagedFile as error:
-                say(f"{self.label}: {error.fault}, so it is trained")
-            except UserError:
-                pass  # none has this key
-            else:
-                say(f"{self.label}: the one that comes with rddlib (run.shipped=none trains it)")
-                whole = {
-                    name: value.float() if value.dtype == torch.bfloat16 else value for name, value in tensors.items()
-                }
-                self._keep(whole, {name: value for name, value in info.items() if name != "sha256"})
+            tensors, info = self._shipped
+            say(f"{self.label}: the one that comes with rddlib (run.shipped=none trains it)")
+            whole = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in tensors.items()}
+            record = {name: value for name, value in info.items() if name not in ("sha256", "peak_memory")}
+            self._keep(whole, record | {"seconds": 0.0, "seconds_elsewhere": info.get("seconds")})
         wait()
-        return agreed(self.done)
 
     def _timed(self, networks: list[nn.Module]) -> tuple[nn.Module, dict]:
         """(trained network, facts): how long this took, in which precision, and the bytes that it held at most beside what

@@ -48,6 +48,7 @@ from rddlib.study.graph import (
     guided_graph,
     new_extractor,
     plain_graph,
+    temperature_of,
 )
 from rddlib.study.profiles import Profile, as_dict
 from rddlib.study.stage import Stage, Workplace, key_of
@@ -284,7 +285,8 @@ class Study:
         config = {name: evaluation[name] for name in ("samples", "seed", "clip", "metrics", "protocol")}
         own = self.profile.evaluation.network == "extractor"
         network = self._judge.key if own else self.metric_network.sha256
-        facts = {"model": self.stage_of(arm).key, "steps": arm.steps, "evaluation": config, "network": network}
+        stage = self.stage_of(arm)
+        facts = {"model": f"{stage.key}{stage.mark}", "steps": arm.steps, "evaluation": config, "network": network}
         return self.scores / f"{arm.name}-{key_of(facts | arm.conditions)}.json"
 
     def drawn(self, arm: Arm, samples: int = 0, noise: int | None = None, classes: Sequence[int] = ()) -> DrawnImages:
@@ -401,8 +403,8 @@ class Study:
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
         with torch.device("meta"):
             untrained = new_extractor(p, known)
-        for name in p.methods:
-            self._check_method(name, untrained)
+        for name in dict.fromkeys([*p.methods, *p.guidance.objectives]):
+            self.check_method(name, untrained)
         if p.pretrained.extractor:
             found, own = load_classifier(p.pretrained.extractor)[0].image_channels, self.image_shape[0]
             if found != own:
@@ -415,14 +417,17 @@ class Study:
         if p.loss.per_image > candidates:
             raise UserError(f"loss.per_image is {p.loss.per_image}: the extractor's map offers {candidates} pixels")
 
-    def _check_method(self, name: str, extractor: FeatureExtractor) -> None:
-        """Raise UserError where something that a method needs is missing, or the extractor cannot give it."""
-        p, method = self.profile, self.profile.method(name)
+    def check_method(self, name: str, extractor: FeatureExtractor | None = None, option: str = "method") -> None:
+        """Raise UserError for an unknown method, and where it cannot be built: something that it needs is missing, or the
+        extractor (an untrained one, by default the profile's) cannot give it."""
+        p, method = self.profile, self.profile.method(name, option)
         method.needs()
         schedule = make_schedule(p.base.schedule, p.base.schedule_offset)
         try:
             with torch.device("meta"):
-                build_objective(method, p.loss, 1.0, schedule, extractor if method.looks else None)
+                seen = (extractor or new_extractor(p, self.dataset.num_classes)) if method.looks else None
+                for steps in p.student_steps:
+                    build_objective(method, p.loss, temperature_of(p, steps), schedule, seen, steps)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
 

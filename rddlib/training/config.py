@@ -60,7 +60,9 @@ class RunConfig:
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl
     sample_every: int = 0  # iterations between grids of samples from one noise, 0: none
-    shipped: str = "start"  # models taken from the package instead of trained: "all", "start" (but students) or "none"
+    shipped: str = (
+        "start"  # models taken from the package instead of trained: "all", "start" (all but students) or "none"
+    )
     tensorboard: bool = False  # write the records for TensorBoard too
 
     def __post_init__(self):

@@ -109,7 +109,7 @@ def test_a_plan_has_the_papers_iterations(made_up, tmp_path):
     assert rows["guided: guidance, stage one"] == (2 * 50_000, 128, 2, 1)
     assert rows["guided: extractor densenet201"] == (78_000, 128, 1, 1)  # the first seed has the study's own
     assert rows["guided: RDD, 5 students"] == (2 * (80_000 + 2 * 20_000), 128, 10, 3)
-    evaluations = sum((1024, 8, 4, 2, 1)) + 8 + 10 + 12 + 2 * 4 * (4 + 2 + 1)
+    evaluations = sum((1024, 8, 4, 2, 1)) + 8 + 10 + 12 + 2 * 5 * (4 + 2 + 1)
     assert rows["samples to score"] == (evaluations * 100, 500, 0, 1)
     assert sorted(made_up) == sorted(set(made_up)) and len(made_up) == 8  # base, guidance, halving, extractor, students
     assert plan.seconds == sum(row.iterations for row in plan.rows) and plan.free_disk > 0
@@ -220,13 +220,13 @@ def test_costs_are_measured_once_for_a_folder(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(Prober, "cost", cost)
     monkeypatch.setattr(Prober, "sampling_cost", lambda self, seconds: Cost(1.0, 0.0))
     profile = load_profile("smoke")
-    expected = {**dict.fromkeys(KINDS[:-1], 0.25), SAMPLING: 1.0}  # of three rounds the least disturbed
+    expected = {**dict.fromkeys([*KINDS[:-1], "cfd_pd"], 0.25), SAMPLING: 1.0}  # of three rounds the least disturbed
     nowhere = tmp_path / "nowhere"
     assert measured_costs(profile, nowhere, print) == expected
     assert not nowhere.exists() and known_costs(nowhere) is None  # no study's folder: a look leaves nothing
     turns.clear()
     assert measured_costs(profile, tiny.out, print) == measured_costs(profile, tiny.out, print) == expected
-    assert len(turns) == 3 * 7
+    assert len(turns) == 3 * 8
     (tiny.out / "ablations/costs.json").write_text("{}")
     with pytest.raises(UserError, match="costs.json is damaged: delete it"):
         measured_costs(profile, tiny.out, print)
@@ -238,4 +238,4 @@ def test_the_catalogue_names_every_ablation_with_its_paper_and_its_costs():
         assert f"{name}: {ablation.title} ({ablation.source})" in text and ablation.claim in text
     (line,) = [line for line in text.splitlines() if line.startswith("tau_is ")]
     cells = re.split(r" {2,}", line)
-    assert cells == ["tau_is", "18, 72", "18, 2.7k", "18, 18k", "18, 360k", "18, 900k"]  # 6 settings, 3 seeds
+    assert cells == ["tau_is", "18, 72", "18, 2.7k", "18, 7.2k", "18, 18k", "18, 360k", "18, 900k"]  # 6 settings, 3 seeds

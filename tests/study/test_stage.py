@@ -155,8 +155,8 @@ def box(tmp_path, monkeypatch):
     monkeypatch.setattr("rddlib.study.stage.shipped", lambda name: tmp_path / name)
     for name, own, weight in (("base", 1, 7.0), ("pd", 2, 8.0)):
         stage, _ = adding(tmp_path, name, own)
-        tensors = {"weight": torch.tensor([[weight]], dtype=torch.bfloat16)}
-        save_checkpoint(tmp_path / "data/models" / stage.path.name, tensors, {"kind": name, "shipped": True})
+        tensors, info = {"weight": torch.tensor([[weight]], dtype=torch.bfloat16)}, {"kind": name, "shipped": True}
+        save_checkpoint(tmp_path / "data/models" / f"{name}-{stage.key}.safetensors", tensors, info | {"seconds": 9.0})
     return tmp_path
 
 
@@ -182,3 +182,21 @@ def test_a_damaged_or_foreign_model_of_the_package_is_trained_instead(box, capfd
     assert "is damaged (its checksum differs), so it is trained" in capfd.readouterr().err
     other, made = adding(box / "study", "base", 3)  # another number: another key
     assert other.get().weight.item() == 3 and len(made) == 1 and capfd.readouterr().err == ""
+
+
+def test_a_student_that_was_trained_is_kept_where_shipped_ones_are_wanted(box):
+    trained = adding(box / "study", "pd", 2, run=RunConfig(shipped="start"))[0]
+    assert trained.get().weight.item() == 2
+    later = adding(box / "study", "pd", 2, run=RunConfig(shipped="all"))[0]
+    assert later.get().weight.item() == 2 and later.path == trained.path
+
+
+def test_what_is_taken_has_its_ancestors_and_took_no_time_here(box, tmp_path):
+    run = RunConfig(shipped="all")
+    parent, made = adding(box / "study", "first", 1, run=run)
+    child = adding(box / "study", "pd", 2, parent, run=run)[0]
+    save_checkpoint(
+        box / f"data/models/pd-{child.key}.safetensors", {"weight": torch.ones(1, 1)}, {"shipped": True, "seconds": 9.0}
+    )
+    assert child.get().weight.item() == 1 and parent.done and len(made) == 1
+    assert (child.noted()["seconds"], child.noted()["seconds_elsewhere"]) == (0.0, 9.0)

@@ -180,7 +180,7 @@ NEW_METHOD = """
 _ROWS += (
     Method(
         "both", "PD + CFD", _line("black", "*", "-"), objectives.Both,
-        lambda loss, temperature: {"temperature": temperature}, looks=True, cost=6,
+        lambda loss, temperature, steps: {"temperature": temperature}, looks=True, cost=6,
     ),
 )
 METHODS = {"""
