@@ -111,7 +111,7 @@ def test_a_plan_has_the_papers_iterations(made_up, tmp_path):
     assert rows["guided: RDD, 5 students"] == (2 * (80_000 + 2 * 20_000), 128, 10, 3)
     evaluations = sum((1024, 8, 4, 2, 1)) + 8 + 10 + 12 + 2 * 5 * (4 + 2 + 1)
     assert rows["samples to score"] == (evaluations * 100, 500, 0, 1)
-    assert sorted(made_up) == sorted(set(made_up)) and len(made_up) == 8  # base, guidance, halving, extractor, students
+    assert sorted(made_up) == sorted(set(made_up)) and len(made_up) == 9  # base, guidance, halving, extractor, students
     assert plan.seconds == sum(row.iterations for row in plan.rows) and plan.free_disk > 0
     assert not (tmp_path / "far").exists()
 
