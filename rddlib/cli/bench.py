@@ -182,17 +182,24 @@ def bench_sliders_command(
 
 
 def metric_network(
-    name: Annotated[str, typer.Argument(help="Which: digits or photos.")] = "digits",
+    name: Annotated[str, typer.Argument(help="A profile whose network ships: digits or photos.")] = "digits",
+    settings: SetOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint to write; default data/NAME_metric_network.safetensors.")
     ] = None,
-    root: Annotated[str, typer.Option(help="Folder of the images; default as in the profile.")] = "",
 ) -> None:
-    """Train a network that scores (those that are shipped were made by this command; a new one changes every FID)."""
+    """Train a network that scores (those that are shipped were made by this command; a new one changes every FID).
+
+    \b
+    Examples:
+      rdd metric-network digits --out mine.safetensors
+      rdd metric-network photos --set data.download=true --out mine.safetensors
+    """
     from dataclasses import replace
 
     from rddlib.distillation.train import METRIC_RECIPES, train_metric_network
     from rddlib.evaluation import shipped_network_file
+    from rddlib.study.profiles import load_profile
 
     if name not in METRIC_RECIPES:
         raise UserError(f"there is no metric network {name!r}: choose one of {', '.join(METRIC_RECIPES)}")
@@ -201,6 +208,6 @@ def metric_network(
         raise UserError(
             f"{out} (or its .json) exists and scores made with it would no longer compare: choose another --out"
         )
-    recipe = METRIC_RECIPES[name]
-    for key, value in train_metric_network(out, replace(recipe, data=replace(recipe.data, root=root))).items():
+    recipe = replace(METRIC_RECIPES[name], data=load_profile(name, parse_overrides(settings)).data)
+    for key, value in train_metric_network(out, recipe).items():
         print(f"{key}: {value}")

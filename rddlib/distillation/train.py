@@ -22,6 +22,7 @@ from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.losses import loss_weight
 from rddlib.training import Step, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.utils.checkpoint import save_checkpoint, write_atomically
+from rddlib.utils.errors import UserError
 
 
 def labels_of(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
@@ -345,6 +346,10 @@ def _metric_images(data: DataConfig) -> tuple[ImageDataset, ImageDataset]:
     test = load_dataset(data, "test")
     if data.name == "digits":
         return load_dataset(data, "metric"), test
+    if len(load_dataset(data, "extractor")) < len(load_dataset(data, "train")):
+        raise UserError(
+            f"{test.name} is a part of the images that base models learn from: give a copy with test/ beside train/"
+        )
     order, kept = torch.randperm(len(test), generator=torch.Generator().manual_seed(METRIC_SEED)), len(test) * 4 // 5
     return test.rows(order[:kept]), test.rows(order[kept:])
 

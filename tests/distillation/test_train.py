@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tiny import QUEUE, conditional_denoiser, tiny_denoiser
 
 from rddlib.data import load_dataset
@@ -200,6 +201,23 @@ def test_the_metric_network_comes_with_its_facts(tmp_path):
     facts = recipes.train_metric_network(tmp_path / "net.safetensors", recipe)
     assert json.loads((tmp_path / "net.json").read_text()) == facts and facts["iterations"] == 2
     assert 0 <= load_checkpoint(tmp_path / "net.safetensors")[1]["test_accuracy"] == facts["test_accuracy"] <= 1
+
+
+def test_a_metric_network_sees_no_image_of_a_base_model(tmp_path):
+    for part in ("train", "test"):
+        for k in range(10):
+            (tmp_path / part / str(k)).mkdir(parents=True)
+            for n in range(2):
+                Image.new("RGB", (32, 32), (20 * k, 100 * n, 0)).save(tmp_path / part / str(k) / f"{n}.png")
+    recipe = replace(recipes.METRIC_RECIPES["photos"], train=TrainConfig(2, 8, 1e-3))
+    data = replace(recipe.data, root=str(tmp_path))
+    facts = recipes.train_metric_network(tmp_path / "net.safetensors", replace(recipe, data=data))
+    assert "[test], 16x16, 16 images, shifted by up to 2 px, flipped" in facts["trained on"] and facts["test_images"] == 4
+    (tmp_path / "test").rename(tmp_path / "elsewhere")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "train").rename(tmp_path / "alone/train")
+    with pytest.raises(UserError, match="give a copy with test/ beside train/"):
+        recipes.train_metric_network(tmp_path / "x", replace(recipe, data=replace(data, root=str(tmp_path / "alone"))))
 
 
 # classes and guidance

@@ -238,4 +238,12 @@ def test_the_catalogue_names_every_ablation_with_its_paper_and_its_costs():
         assert f"{name}: {ablation.title} ({ablation.source})" in text and ablation.claim in text
     (line,) = [line for line in text.splitlines() if line.startswith("tau_is ")]
     cells = re.split(r" {2,}", line)
-    assert cells == ["tau_is", "18, 72", "18, 2.7k", "18, 7.2k", "18, 18k", "18, 360k", "18, 900k"]  # 6 settings, 3 seeds
+    assert cells == [
+        "tau_is",
+        "18, 72",
+        "18, 2.7k",
+        "18, 7.2k",
+        "18, 18k",
+        "18, 360k",
+        "18, 900k",
+    ]  # 6 settings, 3 seeds
