@@ -276,9 +276,9 @@ def voices_view(x: Tensor, cfd: Tensor, relations: Mapping[float, Tensor], count
         relations: {tau: gradient of a relational loss at that temperature}.
         count: how many of them are drawn.
 
-    Returns voices(share, tau): a step against each gradient, in the scale of CFD's largest; grey is no pull.
+    Returns voices(share, tau): a step against each gradient, in the scale of CFD's 99th percentile; grey is no pull.
     """
-    scale = cfd.abs().max()
+    scale = cfd.abs().flatten().quantile(0.99)
 
     def voices(share: float = 1.0, tau: float = min(relations)) -> Figure:
         gradient = relations[tau]
