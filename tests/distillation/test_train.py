@@ -212,7 +212,9 @@ def test_a_metric_network_sees_no_image_of_a_base_model(tmp_path):
     recipe = replace(recipes.METRIC_RECIPES["photos"], train=TrainConfig(2, 8, 1e-3))
     data = replace(recipe.data, root=str(tmp_path))
     facts = recipes.train_metric_network(tmp_path / "net.safetensors", replace(recipe, data=data))
-    assert "[test], 16x16, 16 images, shifted by up to 2 px, flipped" in facts["trained on"] and facts["test_images"] == 4
+    assert (
+        "[test], 16x16, 16 images, shifted by up to 2 px, flipped" in facts["trained on"] and facts["test_images"] == 4
+    )
     (tmp_path / "test").rename(tmp_path / "elsewhere")
     (tmp_path / "alone").mkdir()
     (tmp_path / "train").rename(tmp_path / "alone/train")

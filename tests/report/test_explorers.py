@@ -123,7 +123,7 @@ def set_up(study, mixture, maps):
     starts = torch.randn(60, 2, generator=generator, dtype=torch.float64)
     x, labels, map_T, map_S = maps
     ranks = torch.randperm(2048, generator=generator)
-    tables = panels(comparison([]))
+    tables, noise = panels(comparison([])), torch.randn(3, 8, 1, 8, 8, generator=generator)
     return {
         "paths": (
             explorers.paths_view(mixture, starts, mixture.sample(1500, generator), 0.008),
@@ -132,6 +132,10 @@ def set_up(study, mixture, maps):
         "relations": (
             explorers.relations_view(x[:32], map_T[:32], map_S[:32]),
             dict(i=range(16), j=range(16), row=range(4), column=range(4), tau=(0.05, 0.1, 1.0)),
+        ),
+        "voices": (
+            explorers.voices_view(x[:8], noise[0], {1.0: noise[1], 0.1: noise[2]}),
+            dict(share=(1.0, 0.1, 3.0), tau=(0.1, 1.0)),
         ),
         "queue": (
             explorers.queue_view(rows_of(map_T), labels.repeat_interleave(4), 256, ranks),
@@ -148,7 +152,7 @@ def set_up(study, mixture, maps):
     }
 
 
-@pytest.mark.parametrize("name", ["paths", "relations", "queue", "same noise", "scores"])
+@pytest.mark.parametrize("name", ["paths", "relations", "voices", "queue", "same noise", "scores"])
 def test_every_move_of_a_slider_draws_a_new_picture(set_up, name):
     figure, controls = set_up[name]
     *moved, picture = explore(figure, **controls).children
@@ -158,6 +162,14 @@ def test_every_move_of_a_slider_draws_a_new_picture(set_up, name):
             control.value = value
             assert picture.value is not before
     assert plt.get_fignums() == []
+
+
+def test_a_share_is_a_share_of_cfds_gradient():
+    x, cfd, relation = torch.randn(3, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    title = explorers.voices_view(x, cfd, {0.1: cfd + relation})(share=0.5).get_suptitle()
+    weight = 0.5 * cfd.norm() / (cfd + relation).norm()
+    cosine = torch.cosine_similarity(cfd.flatten(), (cfd + relation).flatten(), dim=0)
+    assert title == f"tau_IS = 0.1: a share of 0.5 is a weight of {weight:.3g}; cosine of the two pulls {cosine:+.2f}"
 
 
 @pytest.mark.parametrize("size", [4, 8])  # with numbers written into the maps, and without
