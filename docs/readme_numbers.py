@@ -22,6 +22,7 @@ RESULTS = README.parent / "data/results"
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n)(.*?)(\n<!-- end -->)", flags=re.S)
 
 
+LESS = [f"CFD at the temperatures of {LABELS[WINNER]}", f"{LABELS[WINNER]} without IS_P2P"]
 RDD_AS_PUBLISHED = "RDD, the paper's weights"
 
 
@@ -69,8 +70,7 @@ def evidence_table() -> str:
     """Every method of the evidence, mean ± standard deviation over extractors and seeds; at one step the ratio of its FID to
     the lower of PD's and CFD's, from the best pair to the worst."""
     found, body = evidence(), []
-    names = [*(LABELS[name] for name in (*COMPETING, *SUMS)), "CFD at the sums' temperatures"]
-    for name in [*names, "PD, equal time", "CFD, equal time"]:
+    for name in [*(LABELS[name] for name in (*COMPETING, *SUMS)), *LESS, "PD, equal time", "CFD, equal time"]:
         ratio = (found["fid"][name] / _better(found["fid"])).loc[1]
         fid, pfd = (
             found[score][name].drop_duplicates() for score in ("fid", "pfd")
@@ -271,15 +271,14 @@ def evidence_sentences() -> list[str]:
     ahead = {steps: (ours.loc[steps] <= _better(fid.loc[steps])).sum() for steps in (4, 2)}
     pairs, least, mean = len(one), *(f"{100 * value:.0f} %" for value in (below.min(axis=None), below.min().mean()))
     worst = {name: f"{(pfd.loc[1, best] / pfd.loc[1, name]).max():.2f}" for name in ("CFD", "PD")}
-    relations, both = LABELS["cfd_is"], LABELS["cfd_is_pd"]
-    cool = "CFD at the sums' temperatures"
     return [
         f"at least {least} below both PD's and CFD's in all {pairs} pairs, {mean} below the lower one on average",
         f"at 4 and 2 steps at or below the lower of the two in {ahead[4]} and {ahead[2]} of {pairs}",
         f"pFD is {worst['CFD']} times CFD's and {worst['PD']} times PD's at most",
-        f"without the pixel term, at the same temperatures, {_spread(one[cool])}",
-        f"{relations} in its place has {_spread(one[relations])}, and both together {_spread(one[both])}",
-        f"lower in {(one[both] < one[best]).sum()} of {pairs} pairs than the pixel term alone",
+        f"without the pixel term {_spread(one[LABELS['cfd_is']])}, without relations {_spread(one[LESS[1]])}, without both "
+        f"{_spread(one[LESS[0]])}",
+        f"lower than without relations in {(one[best] < one[LESS[1]]).sum()} of {pairs} pairs",
+        f"CFD + PD at its own numbers has {_spread(one[LABELS['cfd_pd']])}",
         f"in as much time PD has {_spread(one['PD, equal time'])} and CFD {_spread(one['CFD, equal time'])}",
     ]
 

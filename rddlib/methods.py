@@ -171,7 +171,7 @@ def _sum(name: str, label: str, style: Mapping[str, str], text: str) -> Method:
     )
 
 
-_COOL, _LOUD, _PIXELS = "cfd(tau=0.5/0.6/0.4)", "is_p2p(share=1 tau=0.1)", "pd(share=1/1/3)"
+COOL, LOUD, PIXELS = "cfd(tau=0.5/0.6/0.4)", "is_p2p(share=1 tau=0.1)", "pd(share=1/1/3)"
 _ROWS = (
     Method("ddim", "DDIM", _line("0.35", "s", ":"), cost=7),
     # students
@@ -181,10 +181,10 @@ _ROWS = (
     Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=5),
     Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),
     Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=9),
-    # our own sums, as found on digits (rdd ablate balance cooler)
-    _sum("cfd_is", "CFD + IS_P2P", _line("#7A4FBF", "<", "--"), f"cfd_is = {_COOL} + {_LOUD}"),
-    _sum("cfd_pd", "CFD + PD", _line("#A61E4D", "*", "-"), f"cfd_pd = {_COOL} + {_PIXELS}"),
-    _sum("cfd_is_pd", "CFD + IS_P2P + PD", _line("#5B6B1E", ">", "-."), f"cfd_is_pd = {_COOL} + {_LOUD} + {_PIXELS}"),
+    # our own sums, as found on digits (docs/search.py)
+    _sum("cfd_is", "CFD + IS_P2P", _line("#7A4FBF", "<", "--"), f"cfd_is = {COOL} + {LOUD}"),
+    _sum("cfd_pd", "CFD + PD", _line("#A61E4D", "*", "-"), "cfd_pd = cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.7/2)"),
+    _sum("cfd_is_pd", "CFD + IS_P2P + PD", _line("#5B6B1E", ">", "-."), f"cfd_is_pd = {COOL} + {LOUD} + {PIXELS}"),
     # other samplers of the base model, which train nothing
     Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
     Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),
@@ -197,7 +197,7 @@ METHODS = {method.name: method for method in _ROWS}
 OBJECTIVES = tuple(name for name, method in METHODS.items() if method.build)  # methods that train students
 COMPETING = ("pd", "cfd", "rcfd", "rdd")  # the papers'
 SUMS = ("cfd_is", "cfd_pd", "cfd_is_pd")  # ours
-WINNER = "cfd_pd"  # of all on digits: rdd ablate evidence
+WINNER = "cfd_is_pd"  # of them: rdd ablate evidence
 
 
 class _Labels(dict):

@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from rddlib.evaluation import summarise
+from rddlib.methods import METHODS, SUMS, LossConfig, own_methods
 from rddlib.study import ablation_results, guidance
-from rddlib.study.ablations import ABLATIONS
+from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS
 from rddlib.study.profiles import load_profile
 from rddlib.study.study import GUIDED_COLUMNS
 from rddlib.study.sweep import COLUMNS
@@ -80,7 +81,7 @@ def test_published_results_have_receipts_and_follow_from_their_seeds():
     assert {r["samples"] for r in receipts.values()} == set(rows["samples"])
     published = pd.read_csv(RESULTS / "digits.csv")
     pd.testing.assert_frame_equal(published, summarise(rows), check_dtype=False, rtol=1e-3, atol=1e-5)
-    assert (published.query("method in ['pd', 'cfd', 'rcfd', 'rdd', 'cfd_pd'] and steps <= 4")["seeds"] == 3).all()
+    assert (published.query("method in ['pd', 'cfd', 'rcfd', 'rdd', 'cfd_is_pd'] and steps <= 4")["seeds"] == 3).all()
 
 
 @pytest.mark.parametrize("source", ablation_results.PUBLISHED)
@@ -92,10 +93,20 @@ def test_published_ablations_are_whole_and_have_receipts(source):
     assert scored == {ablation_results.PUBLISHED_METRIC}
     for name, rows in table.groupby("ablation"):
         assert list(dict.fromkeys(rows["setting"])) == [s.name for s in ABLATIONS[name].settings(profile)], name
-        assert (rows.groupby("setting")["seed"].nunique() == (1 if name in ("balance", "cooler") else 3)).all(), name
+        assert (rows.groupby("setting")["seed"].nunique() == (1 if name == "balance" else 3)).all(), name
         assert rows["fid" if ABLATIONS[name].measures == "scores" else "entropy"].notna().all(), name
     assert (table.loc[table["ablation"] != "entropy", ["pfd", "is"]].notna()).all(axis=None)
     assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
+
+
+def test_the_search_has_receipts_and_no_seed_or_extractor_of_the_evidence():
+    table, receipts = ablation_results.search(), receipts_of("digits_search")
+    assert set(table["record"]) == receipts.keys() and table.notna().all(axis=None)
+    assert not set(table["extractor"]) & set(EXTRACTOR_SEEDS) and set(table["seed"]) == {100}
+    assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
+    numbers = lambda method: [method.arguments(LossConfig(), 1.0, steps) for steps in (4, 2, 1)]  # noqa: E731
+    tried = [own_methods((f"x = {terms}",))["x"] for terms in table["terms"].unique()]
+    assert all(numbers(METHODS[name]) in map(numbers, tried) for name in SUMS)
 
 
 def test_every_ablation_has_published_rows():

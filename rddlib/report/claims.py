@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from rddlib.methods import COMPETING, LABELS, WINNER
 from rddlib.report.figures import SCORE_NAMES
 from rddlib.study.ablation_results import Measured
 from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS
@@ -167,33 +168,21 @@ def _balance(settings: pd.DataFrame) -> list[Claim]:
 
 
 def _evidence(settings: pd.DataFrame) -> list[Claim]:
-    here, best = set(settings["setting"]), "CFD + PD"
+    here, best = set(settings["setting"]), LABELS[WINNER]
 
     def against(one: str, other: str) -> Pairs:
         """The two through the same extractor, or through one and none."""
         pairs = [(f"{one}, extractor {k}", f"{other}, extractor {k}") for k in EXTRACTOR_SEEDS]
         return [(a, b if b in here else other) for a, b in pairs]
 
-    rivals = ("PD", "CFD", "RCFD", "RDD", "PD, equal time", "CFD, equal time", "CFD at the sums' temperatures")
+    rivals = [*(LABELS[name] for name in COMPETING), "PD, equal time", "CFD, equal time"]
+    less = {"the pixel term": LABELS["cfd_is"], "relations": f"{best} without IS_P2P"}
+    less["both"] = f"CFD at the temperatures of {best}"
     return [
         *(Claim(f"{best} is better than {name}", against(best, name)) for name in rivals),
-        Claim("relations as loud as CFD are better than RDD at the paper's weights", against("CFD + IS_P2P", "RDD")),
-        Claim("they are better than CFD at their temperatures", against("CFD + IS_P2P", rivals[-1])),
-        Claim(f"beside the pixel term they improve {best}", against("CFD + IS_P2P + PD", best)),
-    ]
-
-
-def _cooler(settings: pd.DataFrame) -> list[Claim]:
-    names = [name for name in settings["setting"] if name.startswith("CFD + PD")]
-    coolest = [name for name in settings["setting"] if name.endswith("tau 0.5/0.6/0.4")]
-    alone = [name for name in coolest if name.startswith("CFD, tau")]
-    relations = [name for name in coolest if "IS_P2P" in name and "PD" in name]
-    best = [name for name in coolest if name.startswith("CFD + PD, share 1/1/3,")]
-    return [
-        Claim("every CFD + PD is better than CFD", _against(names, "CFD")),
-        Claim("and than PD", _against(names, "PD")),
-        Claim("lower temperatures need the pixel term", list(itertools.product(best, alone))),
-        Claim("relations beside it improve it", list(itertools.product(relations, best))),
+        *(Claim(f"and than without {what}", against(best, name)) for what, name in less.items()),
+        Claim(f"{best} is better than {LABELS['cfd_pd']} at its own numbers", against(best, LABELS["cfd_pd"])),
+        *(Claim(f"{LABELS['cfd_pd']} is better than {name}", against(LABELS["cfd_pd"], name)) for name in rivals[:2]),
     ]
 
 
@@ -213,7 +202,6 @@ CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "released": _released,
     "budget": _budget,
     "balance": _balance,
-    "cooler": _cooler,
     "evidence": _evidence,
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rddlib.distillation.objectives import RELEASED_SWITCHES
-from rddlib.methods import COMPETING, LABELS, METHODS, SUMS, WINNER
+from rddlib.methods import COMPETING, COOL, LABELS, METHODS, PIXELS, SUMS, WINNER
 from rddlib.study.profiles import Profile, overrides_of, parse_value
 from rddlib.study.stage import key_of
 from rddlib.utils.errors import UserError, nearest
@@ -289,52 +289,12 @@ def _balances(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
     return [*_pd_and_cfd(profile, costs), rdd, *(balanced(*entry) for entry in _BALANCES.items())]
 
 
-_COOLER = [  # CFD's temperatures and PD's shares at 4, 2 and 1 steps
-    ("0.9/1/0.85", "0.1/0.1/0.3"),
-    ("0.9/1/0.85", "0.1/0.1/1"),
-    ("0.9/1/0.65", "0.1/0.1/0.5"),
-    ("0.9/1/0.65", "0.1/0.1/1"),
-    ("0.85/0.95/0.7", "0.3/0.3/1"),
-    ("0.8/0.9/0.65", "0.3/0.5/1"),
-    ("0.8/0.9/0.65", "1/1/2"),
-    ("0.75/0.85/0.55", "1/1/2"),
-    ("0.7/0.8/0.5", "1/1/2"),
-    ("0.6/0.7/0.45", "1/1/2"),
-    ("0.6/0.7/0.45", "1/1/3"),
-    ("0.5/0.6/0.4", "1/1/2"),
-    ("0.5/0.6/0.4", "1/1/3"),
-    ("0.5/0.6/0.4", "1.5/1.5/3"),
-]
-_BESIDE_COOLER = {
-    "CFD": "",
-    "CFD + IS_P2P, share 1": " + is_p2p(share=1 tau=0.1)",
-    "CFD + IS_P2P, share 0.3, PD": " + is_p2p(share=0.3 tau=0.1) + pd(share=1/1/3)",
-    "CFD + IS_P2P, share 1, PD": " + is_p2p(share=1 tau=0.1) + pd(share=1/1/3)",
-}
-
-
-def _cooler(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    """CFD at lower temperatures, held by a pixel term; relations at the lowest."""
-
-    def made(name: str, tau: str, terms: str) -> Setting:
-        text = f"cooler = cfd(tau={tau}){terms}"
-        return Setting(f"{name}, tau {tau}", "cooler", overrides_of(profile, {"sums": (text,)}))
-
-    pixel = [made(f"CFD + PD, share {share}", tau, f" + pd(share={share})") for tau, share in _COOLER]
-    lowest = _COOLER[-1][0]
-    return [
-        *_pd_and_cfd(profile, costs),
-        *pixel,
-        *(made(name, lowest, terms) for name, terms in _BESIDE_COOLER.items()),
-    ]
-
-
 EXTRACTOR_SEEDS = (0, 1, 2)  # of the evidence; the search saw another
 
 
 def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    """Every method through extractors of several seeds; CFD also at the temperatures of WINNER, and it and PD with as much
-    time as WINNER takes."""
+    """Every method through extractors of several seeds; WINNER without each of its terms; PD and CFD also with as much time as
+    it takes."""
     numbers = [METHODS[WINNER].arguments(profile.loss, 1.0, steps)["terms"] for steps in profile.student_steps]
     taus = {"distill.temperatures": tuple(term["tau"] for terms in numbers for term in terms if term["loss"] == "cfd")}
 
@@ -342,16 +302,18 @@ def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
         ratio = max(1.0, round(costs[WINNER] / costs[name], 2)) if WINNER in costs else 1.0
         return {"distill.iterations": tuple(round(n * ratio) for n in profile.distill.iterations)}
 
+    held = {"sums": (f"held = {COOL} + {PIXELS}",)}
     variants = [
-        *((name, "", {}) for name in (*COMPETING, *SUMS)),
-        ("cfd", " at the sums' temperatures", taus),
-        *((name, ", equal time", longer(name)) for name in ("pd", "cfd")),
+        *((LABELS[name], name, {}) for name in (*COMPETING, *SUMS)),
+        ("CFD at the temperatures of CFD + IS_P2P + PD", "cfd", taus),
+        ("CFD + IS_P2P + PD without IS_P2P", "held", held),
+        *((f"{LABELS[name]}, equal time", name, longer(name)) for name in ("pd", "cfd")),
     ]
     settings = {}
     for seed in EXTRACTOR_SEEDS:
-        for name, words, changes in variants:
-            through = {"extractor.seed": seed} if METHODS[name].looks else {}
-            title = LABELS[name] + words + f", extractor {seed}" * bool(through)
+        for label, name, changes in variants:
+            through = {"extractor.seed": seed} if name != "pd" else {}
+            title = label + f", extractor {seed}" * bool(through)
             settings[title] = Setting(title, name, overrides_of(profile, {**changes, **through}))
     return list(settings.values())
 
@@ -496,14 +458,6 @@ ABLATIONS = {
             "Relations and pixels as loud as CFD",
             "Nothing is claimed: at the paper's weights the relations' gradient is a hundredth of CFD's.",
             beside=_balances,
-            whole=True,
-        ),
-        Ablation(
-            "cooler",
-            "ours",
-            "Lower temperatures of CFD, held by a pixel term",
-            "Nothing is claimed: the papers keep temperatures near 1, without a pixel term.",
-            beside=_cooler,
             whole=True,
         ),
         Ablation(

@@ -44,7 +44,7 @@ def test_every_table_and_figure_of_both_papers_is_there():
 def test_every_setting_is_a_profile_of_its_own_name_and_says_what_it_is(name):
     profile = load_profile(name)
     for ablation in ABLATIONS.values():
-        settings = ablation.settings(profile, {"pd": 1.0, "cfd": 1.3, "rdd": 1.7, "cfd_pd": 1.5})
+        settings = ablation.settings(profile, {"pd": 1.0, "cfd": 1.3, "rdd": 1.7, "cfd_is_pd": 1.5})
         assert len({setting.name for setting in settings}) == len(settings) > 1, ablation.name
         distinct = {(s.method, made(profile, s), s.name if s.method == "teacher" else "") for s in settings}
         assert len(distinct) == len(settings), f"{ablation.name} at {name} repeats itself"
@@ -105,11 +105,11 @@ def test_equal_time_is_more_iterations_in_proportion_to_what_one_costs():
 
 def test_the_evidence_gives_pd_and_cfd_the_time_of_the_winner():
     profile = load_profile("digits")
-    costs = {"pd": 0.1, "cfd": 0.15, "cfd_pd": 0.18}
+    costs = {"pd": 0.1, "cfd": 0.15, "cfd_is_pd": 0.18}
     settings = {setting.name: made(profile, setting) for setting in ABLATIONS["evidence"].settings(profile, costs)}
     assert settings["PD, equal time"].distill.iterations == (270, 270, 540)
     for seed in EXTRACTOR_SEEDS:
-        longer, own = settings[f"CFD, equal time, extractor {seed}"], settings[f"CFD + PD, extractor {seed}"]
+        longer, own = settings[f"CFD, equal time, extractor {seed}"], settings[f"CFD + IS_P2P + PD, extractor {seed}"]
         assert longer.distill.iterations == (180, 180, 360) and own.distill.iterations == (150, 150, 300)
         assert longer.extractor.seed == own.extractor.seed == seed
 

@@ -220,7 +220,7 @@ def test_costs_are_measured_once_for_a_folder(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(Prober, "cost", cost)
     monkeypatch.setattr(Prober, "sampling_cost", lambda self, seconds: Cost(1.0, 0.0))
     profile = load_profile("smoke")
-    expected = {**dict.fromkeys([*KINDS[:-1], "cfd_pd"], 0.25), SAMPLING: 1.0}  # of three rounds the least disturbed
+    expected = {**dict.fromkeys([*KINDS[:-1], "cfd_is_pd"], 0.25), SAMPLING: 1.0}  # of three rounds the least disturbed
     nowhere = tmp_path / "nowhere"
     assert measured_costs(profile, nowhere, print) == expected
     assert not nowhere.exists() and known_costs(nowhere) is None  # no study's folder: a look leaves nothing
