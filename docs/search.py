@@ -18,7 +18,51 @@ from rddlib.utils.checkpoint import write_atomically
 RESULTS = Path(__file__).resolve().parents[1] / "data/results"
 SEED = 100  # of the last halvings
 TRIED: dict[int, list[str]] = {  # sums, by the seed of the extractor
-    9: [],
+    9: [
+        "cfd + pd(share=0.1/0.1/0.3)",
+        "cfd + pd(share=0.1/0.1/1)",
+        "cfd(tau=0.9/1/0.75) + pd(share=0.1/0.1/0.5)",
+        "cfd(tau=0.8/0.9/0.75) + pd(share=0.1/0.1/0.5)",
+        "cfd(tau=0.9/1/0.65) + pd(share=0.1/0.1/0.5)",
+        "cfd + is_p2p(share=1 tau=0.1) + pd(share=0.1/0.1/0.5)",
+        "cfd(tau=0.9/1/0.65) + pd(share=0.1/0.1/1)",
+        "cfd(tau=0.9/1/0.6) + pd(share=0.1/0.1/2)",
+        "cfd(tau=0.85/0.95/0.7) + pd(share=0.3/0.3/1)",
+        "cfd(tau=0.9/1/0.65) + is_p2p(share=1 tau=0.1) + pd(share=0.1/0.1/1)",
+        "cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.5/1)",
+        "cfd(tau=0.8/0.9/0.65) + pd(share=1/1/2)",
+        "cfd(tau=0.8/0.85/0.6) + pd(share=0.5/0.5/1)",
+        "cfd(tau=0.75/0.85/0.55) + pd(share=1/1/2)",
+        "cfd(tau=0.8/0.9/0.65) + is_p2p(share=1 tau=0.1) + pd(share=0.3/0.5/1)",
+        "cfd(tau=0.7/0.8/0.5) + pd(share=1/1/2)",
+        "cfd(tau=0.6/0.7/0.45) + pd(share=1/1/2)",
+        "cfd(tau=0.75/0.85/0.55) + is_p2p(share=1 tau=0.1) + pd(share=1/1/2)",
+        "cfd(tau=0.5/0.6/0.4) + pd(share=1.5/1.5/3)",
+        "cfd(tau=0.5/0.6/0.4) + pd(share=1/1/2)",
+        "cfd(tau=0.6/0.7/0.45) + pd(share=1/1/3)",
+        "cfd(tau=0.5/0.6/0.4) + pd(share=1/1/3)",
+        "cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.7/2)",
+        "cfd(tau=0.5/0.6/0.4) + is_p2p(share=1 tau=0.1) + pd(share=1/1/3)",
+        "cfd(tau=0.5/0.6/0.4) + is_p2p(share=1 tau=0.1)",
+    ],
+    10: [
+        "cfd(tau=0.8/0.9/0.65) + pd(share=1/1/2)",
+        "cfd(tau=0.8/0.9/0.65) + is_p2p(share=1 tau=0.1) + pd(share=0.3/0.5/1)",
+        "cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.5/1)",
+        "cfd(tau=0.5/0.6/0.4) + is_p2p(share=1 tau=0.1) + pd(share=1/1/3)",
+        "cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.7/2)",
+        "cfd",
+        "cfd(tau=0.5/0.6/0.4) + pd(share=1/1/3)",
+    ],
+    11: [
+        "cfd(tau=0.8/0.9/0.65) + pd(share=1/1/2)",
+        "cfd(tau=0.8/0.9/0.65) + is_p2p(share=1 tau=0.1) + pd(share=0.3/0.5/1)",
+        "cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.5/1)",
+        "cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.7/2)",
+        "cfd(tau=0.5/0.6/0.4) + is_p2p(share=1 tau=0.1) + pd(share=1/1/3)",
+        "cfd",
+        "cfd(tau=0.5/0.6/0.4) + pd(share=1/1/3)",
+    ],
 }
 
 
