@@ -22,7 +22,7 @@ RESULTS = README.parent / "data/results"
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n)(.*?)(\n<!-- end -->)", flags=re.S)
 
 
-LESS = [f"CFD at the temperatures of {LABELS[WINNER]}", f"{LABELS[WINNER]} without IS_P2P"]
+LESS = ["CFD, low tau", "CFD + PD, low tau"]  # the sum with relations without others and without relations
 RDD_AS_PUBLISHED = "RDD, the paper's weights"
 
 

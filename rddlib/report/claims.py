@@ -176,8 +176,8 @@ def _evidence(settings: pd.DataFrame) -> list[Claim]:
         return [(a, b if b in here else other) for a, b in pairs]
 
     rivals = [*(LABELS[name] for name in COMPETING), "PD, equal time", "CFD, equal time"]
-    less = {"the pixel term": LABELS["cfd_is"], "relations": f"{best} without IS_P2P"}
-    less["both"] = f"CFD at the temperatures of {best}"
+    less = {"the pixel term": LABELS["cfd_is"], "relations": "CFD + PD, low tau"}
+    less["both"] = "CFD, low tau"
     return [
         *(Claim(f"{best} is better than {name}", against(best, name)) for name in rivals),
         *(Claim(f"and than without {what}", against(best, name)) for what, name in less.items()),

@@ -305,8 +305,8 @@ def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
     held = {"sums": (f"held = {COOL} + {PIXELS}",)}
     variants = [
         *((LABELS[name], name, {}) for name in (*COMPETING, *SUMS)),
-        ("CFD at the temperatures of CFD + IS_P2P + PD", "cfd", taus),
-        ("CFD + IS_P2P + PD without IS_P2P", "held", held),
+        ("CFD, low tau", "cfd", taus),
+        ("CFD + PD, low tau", "held", held),
         *((f"{LABELS[name]}, equal time", name, longer(name)) for name in ("pd", "cfd")),
     ]
     settings = {}
