@@ -308,21 +308,6 @@ def guided_sentences() -> list[str]:
     ]
 
 
-def guided_sums_sentences() -> list[str]:
-    table, _ = guidance.published("digits_guided_sums")
-    arms = table[table["sampler"] == "ddim"].pivot_table(
-        index=["steps", "guidance", "seed"], columns="method", values="fid"
-    )
-    pairs = arms[["pd", WINNER]].dropna()
-    ahead, mean = pairs[WINNER] < pairs["pd"], pairs.groupby(["steps", "guidance"]).mean()
-    return [
-        f"the lower FID than PD in {ahead.sum()} of {len(pairs)} arms, at w = 0 in {ahead.xs(0.0, level='guidance').sum()} of "
-        f"{len(ahead.xs(0.0, level='guidance'))}",
-        f"at one step {mean.loc[(1, 0.0), WINNER]:.2f} against {mean.loc[(1, 0.0), 'pd']:.2f} at w = 0 and "
-        f"{mean.loc[(1, 1.0), WINNER]:.2f} against {mean.loc[(1, 1.0), 'pd']:.2f} at w = 1",
-    ]
-
-
 def sentences() -> list[str]:
     """Pieces of README's sentences, with their numbers as they follow from the results."""
     parts = (

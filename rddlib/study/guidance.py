@@ -11,10 +11,7 @@ from rddlib.utils.installation import shipped
 
 GUIDED_FILE = "guided.csv"
 RECEIPTS_FILE = "guided_receipts.json"
-PUBLISHED = (
-    "digits_guided",
-    "digits_guided_sums",
-)  # of the papers' methods, and of PD and WINNER; each from bases of its own
+PUBLISHED = ("digits_guided",)
 
 
 def guided_results(study: Study) -> pd.DataFrame:
