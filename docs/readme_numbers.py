@@ -310,15 +310,8 @@ def guided_sentences() -> list[str]:
 
 def sentences() -> list[str]:
     """Pieces of README's sentences, with their numbers as they follow from the results."""
-    parts = (
-        digits_sentences,
-        ablation_sentences,
-        balance_sentences,
-        evidence_sentences,
-        guided_sentences,
-        guided_sums_sentences,
-    )
-    return [said for part in parts for said in part()]
+    unguided = digits_sentences() + ablation_sentences() + balance_sentences() + evidence_sentences()
+    return unguided + guided_sentences()
 
 
 def rewritten(text: str) -> str:
