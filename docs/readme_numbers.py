@@ -279,7 +279,7 @@ def evidence_sentences() -> list[str]:
         f"{_spread(one[LESS[0]])}",
         f"lower than without relations in {(one[best] < one[LESS[1]]).sum()} of {pairs} pairs",
         f"CFD + PD at its own numbers has {_spread(one[LABELS['cfd_pd']])}",
-        f"in as much time PD has {_spread(one['PD, equal time'])} and CFD {_spread(one['CFD, equal time'])}",
+        f"in as much time PD has {_spread(one['PD, equal time'].drop_duplicates())} and CFD {_spread(one['CFD, equal time'])}",
     ]
 
 
