@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from rddlib.evaluation import summarise
-from rddlib.methods import METHODS, SUMS, LossConfig, own_methods
+from rddlib.methods import METHODS, SUMS, WINNER, LossConfig, own_methods
 from rddlib.study import ablation_results, guidance
 from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS
 from rddlib.study.profiles import load_profile
-from rddlib.study.study import GUIDED_COLUMNS
+from rddlib.study.study import GUIDED_COLUMNS, Study
 from rddlib.study.sweep import COLUMNS
 
 TOP = Path(__file__).resolve().parents[1]
@@ -240,3 +240,14 @@ def test_nothing_strays_into_the_repository():
     assert folders <= {".ci", "benchmarks", "data", "docs", "examples", "notebooks", "rddlib", "tests"}
     files = {name for name in listed.stdout.splitlines() if "/" not in name}
     assert not {name for name in files if Path(name).suffix in (".pt", ".safetensors", ".npz", ".ts", ".csv")}
+
+
+def test_models_that_ship_are_stages_of_the_profiles_as_they_are(tmp_path):
+    """A changed number or version gives a stage another key: then the model that ships is of no use, and is packed anew."""
+    graph = Study(load_profile("digits"), tmp_path).stages
+    students = [graph.student(name, steps, 0) for name in ("pd", "cfd", "rdd", WINNER) for steps in (4, 2, 1)]
+    stages = [*graph.teacher().lineage(), graph.extractor, *students]
+    files = {file.name: file.stat().st_size for file in (TOP / "data/models").glob("*.safetensors")}
+    photos = {"base-580f033b1098.safetensors"}  # its key holds the sha256 of images that are not here
+    assert files.keys() - photos == {f"{stage.name}-{stage.key}.safetensors" for stage in stages}
+    assert sum(files.values()) < 25e6
