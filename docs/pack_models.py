@@ -1,6 +1,6 @@
 """The models that come with the package: copies from a study's folder into data/models.
 
-python docs/pack_models.py FOLDER [--students pd,cfd,rdd,cfd_pd]
+python docs/pack_models.py FOLDER [--students pd,cfd,rdd,cfd_is_pd]
 
 FOLDER holds a study of one seed or more; those of the first are taken. Base model, teacher and extractor stay in float32,
 since students are trained from them; students are rounded to bfloat16.
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from rddlib import open_study
+from rddlib.methods import WINNER
 from rddlib.study.stage import MODELS, Stage
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 
@@ -33,7 +34,7 @@ def pack(stage: Stage, dtype: torch.dtype) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--students", default="pd,cfd,rdd,cfd_pd")
+    parser.add_argument("--students", default=f"pd,cfd,rdd,{WINNER}")
     asked = parser.parse_args()
     study = open_study(json.loads((asked.folder / "study.json").read_text())["profile"], asked.folder)
     graph, seed = study.stages, study.profile.seeds[0]

@@ -11,7 +11,7 @@ from rddlib.utils.installation import shipped
 
 GUIDED_FILE = "guided.csv"
 RECEIPTS_FILE = "guided_receipts.json"
-PUBLISHED = ("digits_guided",)
+PUBLISHED, PUBLISHED_RECEIPTS = "data/results/digits_guided.csv", "data/results/digits_guided_receipts.json"
 
 
 def guided_results(study: Study) -> pd.DataFrame:
@@ -40,8 +40,7 @@ def _studies(study: Study) -> list[Study]:
 
 
 @lru_cache
-def published(name: str = PUBLISHED[0]) -> tuple[pd.DataFrame, str]:
-    """What was measured on digits with several seeds: (rows with GUIDED_COLUMNS, the FID's full name by their receipts); name:
-    one of PUBLISHED."""
-    receipts = json.loads(shipped(f"data/results/{name}_receipts.json").read_text())
-    return pd.read_csv(shipped(f"data/results/{name}.csv"))[GUIDED_COLUMNS], next(iter(receipts.values()))["metric"]
+def published() -> tuple[pd.DataFrame, str]:
+    """What was measured on digits with several seeds: (rows with GUIDED_COLUMNS, the FID's full name by their receipts)."""
+    receipts = json.loads(shipped(PUBLISHED_RECEIPTS).read_text())
+    return pd.read_csv(shipped(PUBLISHED))[GUIDED_COLUMNS], next(iter(receipts.values()))["metric"]
