@@ -38,6 +38,12 @@ def load_dataset(
     whole = shape and (shape[0], *(size << config.halve for size in shape[1:]))  # before it is halved
     try:
         dataset = SOURCES[config.name](config, split, whole)
+    except WrongShape as error:
+        if not config.halve:
+            raise
+        raise WrongShape(
+            f"{error.fault} before data.halve={config.halve}", "change data.halve or unet.image_size"
+        ) from None
     except OSError as error:
         raise UserError(f"data set {config.name} cannot be read: {error}; correct the folder or its rights") from error
     for _ in range(config.halve):

@@ -140,5 +140,9 @@ def test_a_data_set_is_halved_as_often_as_asked():
     assert torch.equal(once.halved().images, twice.images) and once.name == "digits, 4x4"
     with pytest.raises(UserError, match=r"^digits has images of 1x1 pixels, which cannot be halved"):
         load_dataset(DataConfig("digits", halve=4))
+    with pytest.raises(
+        UserError, match=r"wanted are \(3, 64, 64\) before data.halve=1: change data.halve or unet.image_size$"
+    ):
+        load_dataset(DataConfig("cifar10", halve=1), shape=(3, 32, 32))
     with pytest.raises(ValueError, match="halve is -1"):
         DataConfig("digits", halve=-1)
