@@ -26,7 +26,7 @@ class Recipe:
 
     key: the first part of its folder's name; name: the data set's; fingerprint: a hash of all it is built from; size: its
     approximate bytes; blocks: yields (images uint8 [n, C, H, W], labels [n]) block after block; hold_out: whether a
-    seeded tenth of the images is moved to the end, as the test split.
+    seeded tenth of the images is moved to the end, as the test split; class_names: see ImageDataset.
     """
 
     key: str
@@ -36,14 +36,22 @@ class Recipe:
     size: int
     blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
     hold_out: bool
+    class_names: tuple[str, ...] = ()
 
 
 def fingerprint(root: Path, files: Sequence[Path], *facts) -> str:
-    """16 hex digits of a hash over facts and each file's path below root, size and modification time."""
-    total = hashlib.sha256(json.dumps(facts).encode())
+    """16 hex digits of a hash over facts, the folder's real path, and each file's path below root, inode, size and times.
+
+    The time of the last change (ctime) is among them: it moves on whenever a file is written or replaced, and unlike the
+    modification time no program can set it back. Nothing is read but the directory.
+    """
+    total = hashlib.sha256(json.dumps([*facts, str(root.resolve())]).encode())
     for file in files:
-        size, modified = _stamp(file)
-        total.update(f"\n{file.relative_to(root).as_posix()} {size} {modified}".encode())
+        state = file.stat()
+        total.update(
+            f"\n{file.relative_to(root).as_posix()} {state.st_dev} {state.st_ino} {state.st_size} {state.st_mtime_ns} "
+            f"{state.st_ctime_ns}".encode(errors="surrogateescape")
+        )
     return total.hexdigest()[:16]
 
 
@@ -106,7 +114,14 @@ def _splits(recipe: Recipe, images: torch.Tensor, labels: np.ndarray, sha256: di
     labels, last = torch.from_numpy(labels), len(labels) - held_out(len(labels))
 
     def part(split: str, name: str, rows: slice) -> ImageDataset:  # a slice stays mapped
-        return ImageDataset(name, images[rows], labels[rows], recipe.num_classes, checksum=sha256.get(split, ""))
+        return ImageDataset(
+            name,
+            images[rows],
+            labels[rows],
+            recipe.num_classes,
+            checksum=sha256.get(split, ""),
+            class_names=recipe.class_names,
+        )
 
     whole = part("train", recipe.name, slice(None))
     if not recipe.hold_out:

@@ -1,5 +1,6 @@
 """What every loader takes and returns: a DataConfig, and an ImageDataset of uint8 images in memory or memory-mapped."""
 
+import difflib
 import hashlib
 import io
 import os
@@ -60,7 +61,8 @@ def data_folder() -> Path:
 class ImageDataset:
     """Images uint8 [M, C, H, W] with labels int64 [M] in 0..num_classes-1 (without classes: num_classes 0, labels 0).
 
-    flip: whether `batch` mirrors images. checksum: the sha256 of the pixels if already known, else "".
+    flip: whether `batch` mirrors images. checksum: the sha256 of the pixels if already known, else "". class_names: in the
+    order of the labels; () where they are not known.
     """
 
     name: str
@@ -69,6 +71,7 @@ class ImageDataset:
     num_classes: int
     flip: bool = False
     checksum: str = field(default="", repr=False)
+    class_names: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,6 +106,10 @@ class ImageDataset:
                 f"{self.name} has no class {', '.join(map(str, unknown))}: choose from 0 to {self.num_classes - 1}"
             )
         return self.rows(torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0])
+
+    def class_numbers(self, words: Sequence[str]) -> tuple[int, ...]:
+        """Labels of classes given by name or by number; a name goes first. UserError for unknown ones."""
+        return tuple(class_number(word, self.class_names, self.num_classes, self.name) for word in words)
 
     def rows(self, rows: Tensor) -> "ImageDataset":
         """The images of these rows."""
@@ -157,6 +164,17 @@ def grid_png(images: Tensor) -> bytes:
     picture = io.BytesIO()
     save_image(grid, picture, format="png")
     return picture.getvalue()
+
+
+def class_number(word: str, names: Sequence[str], count: int, owner: str) -> int:
+    """The label of a class given by its name or number. UserError, naming the owner of the classes, for an unknown one."""
+    if word in names:
+        return names.index(word)
+    if word.isdecimal() and int(word) < count:
+        return int(word)
+    close = difflib.get_close_matches(word, names, n=1)
+    known = f"its names are {', '.join(names)}" if 0 < len(names) <= 20 else f"choose from 0 to {count - 1}"
+    raise UserError(f"{owner} has no class {word!r}{f' (did you mean {close[0]!r}?)' if close else ''}: {known}")
 
 
 class WrongShape(UserError):

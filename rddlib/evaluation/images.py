@@ -73,35 +73,28 @@ class GivenImages(Images):
 
 
 class FolderImages(Images):
-    """All image files in a folder and its sub-folders, sorted by path; all have the first one's colour mode and size."""
+    """All image files in a folder and its sub-folders, sorted by path; all are grey or in colour as the first, and of its
+    size."""
 
     def __init__(self, folder: Path):
-        self.files = sorted(images_below(folder))
+        self.files = images_below(folder)
         if not self.files:
             raise UserError(f"{folder} holds no images: name a folder of .png or other image files")
-        self.colour, size = self._kind(self.files[0])
-        self.shape = (len(self.colour), size[1], size[0])
+        first = open_image(self.files[0])
+        self.colour, self.shape = first.mode, (len(first.mode), first.height, first.width)
         self.name = f"images of folder {folder.resolve().name}"
-
-    @staticmethod
-    def _kind(file: Path) -> tuple[str, tuple[int, int]]:
-        """("L" or "RGB", (width, height)) from the file's header."""
-        try:
-            with Image.open(file) as image:
-                return ("L" if image.mode in ("1", "L", "LA", "I", "I;16", "F") else "RGB"), image.size
-        except (OSError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file} cannot be read as an image: replace or remove it") from error
 
     def __len__(self) -> int:
         return len(self.files)
 
     def _read(self, file: Path) -> np.ndarray:
-        if (kind := self._kind(file)) != (self.colour, self.shape[:0:-1]):
+        image = open_image(file)
+        if (image.mode, image.height, image.width) != (self.colour, *self.shape[1:]):
             raise UserError(
-                f"{file} is {kind[0]}, {kind[1][0]}x{kind[1][1]}, the first image {self.colour}, "
+                f"{file} is {image.mode}, {image.width}x{image.height}, the first image {self.colour}, "
                 f"{self.shape[2]}x{self.shape[1]}: give images of one kind and size"
             )
-        return np.asarray(open_image(file, self.colour)).reshape(*self.shape[1:], -1)
+        return np.asarray(image).reshape(*self.shape[1:], -1)
 
     def batch(self, start: int, stop: int) -> Tensor:
         pixels = np.stack([self._read(file) for file in self.files[start:stop]])  # [N, H, W, C]

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from rddlib.data import DataConfig, cache, dataset, folder, load_dataset
+from rddlib.evaluation import open_images
+from rddlib.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("data")
 
@@ -73,6 +75,56 @@ def test_parts_of_a_folder(tmp_path, test, draw, refuses):
     refuses(r"different classes \(c\)", config, "test")
 
 
+def test_training_and_scoring_read_the_same_images_of_a_folder(tmp_path, draw, capsys):
+    """Through links too, but for one that leads back up; what is no image is counted."""
+    draw(tmp_path / "far" / "1.png"), draw(tmp_path / "set" / "b" / "2.png"), draw(tmp_path / "far" / "deep" / "0.png")
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "b" / "readme.TXT").write_text("no image")
+    (tmp_path / "set" / "b" / ".hidden").write_text("neither")
+    trained = load_dataset(DataConfig("folder", str(tmp_path / "set"))).images
+    scored = open_images(tmp_path / "set")
+    assert len(trained) == 3 and torch.equal(trained.flatten(1).sort(0)[0], scored.batch(0, 3).flatten(1).sort(0)[0])
+    assert capsys.readouterr().err.count("2 passed over that are no images by their names (.txt: 1, hidden: 1)") == 1
+
+
+def test_a_file_becomes_upright_opaque_pixels(tmp_path):
+    """EXIF orientation, transparency in colour, grey and palettes; colours stay as they are."""
+    left = Image.new("RGB", (8, 4), (255, 0, 0))
+    left.paste((0, 0, 255), (0, 0, 4, 4))  # blue on the left
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees clockwise: blue on top
+    left.save(tmp_path / "photo.jpg", exif=turned, quality=100, subsampling=0)
+    upright = np.asarray(folder.open_image(tmp_path / "photo.jpg"))
+    assert upright.shape == (8, 4, 3) and upright[:3, :, 2].min() > 200 and upright[5:, :, 0].min() > 200
+    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
+    clear.putpixel((0, 0), (10, 20, 30, 255))
+    clear.save(tmp_path / "colour.png"), clear.convert("LA").save(tmp_path / "grey.png")
+    clear.convert("RGBA").quantize(4).save(tmp_path / "palette.png")
+    for name, first in (("colour", (10, 20, 30)), ("grey", clear.convert("L").getpixel((0, 0))), ("palette", None)):
+        image = folder.open_image(tmp_path / f"{name}.png")
+        assert image.mode == ("L" if name == "grey" else "RGB")
+        assert image.getpixel((3, 3)) in (255, (255, 255, 255)) and (first is None or image.getpixel((0, 0)) == first)
+
+
+def test_classes_in_natural_order_by_name_or_number(tmp_path, draw):
+    for name in ("10", "2", "0", "cat10", "cat9"):
+        draw(tmp_path / "set" / name / "1.png")
+    dataset = load_dataset(DataConfig("folder", str(tmp_path / "set")), "train")
+    assert dataset.class_names == ("0", "2", "10", "cat9", "cat10") and dataset.labels.sort()[0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert dataset.class_numbers(["cat10", "10", "4"]) == (4, 2, 4)  # a name goes before a number
+    with pytest.raises(
+        UserError, match=r"no class 'cat1' \(did you mean 'cat10'\?\): its names are 0, 2, 10, cat9, cat10"
+    ):
+        dataset.class_numbers(["cat1"])
+
+
 def test_images_of_other_sizes(tmp_path, draw, refuses):
     draw(tmp_path / "a.png", (6, 6))
     draw(tmp_path / "b.png", (8, 4))
@@ -107,6 +159,10 @@ def test_wrong_folders(tmp_path, draw, refuses):
     refuses("at its top and in sub-folders", config)
     draw(tmp_path / "set" / "train" / "1.png")
     refuses(r"train/ beside other folders \(a, b\)", config)
+    draw(tmp_path / "parts" / "test" / "1.png")
+    refuses("holds test/ without train/", DataConfig("folder", str(tmp_path / "parts")))
+    draw(tmp_path / "parts" / "train" / "1.png"), draw(tmp_path / "parts" / "2.png")
+    refuses(r"images beside train/ \(2.png\)", DataConfig("folder", str(tmp_path / "parts")))
 
 
 def test_wrong_images(tmp_path, draw, refuses, caches, rng):
@@ -120,6 +176,8 @@ def test_wrong_images(tmp_path, draw, refuses, caches, rng):
     refuses("b.png cannot be read as an image", config)
     Image.fromarray(rng.integers(0, 60000, (6, 6), dtype=np.uint16)).save(tmp_path / "b.png")
     refuses("b.png has more than 8 bits", config)
+    Image.new("L", (6, 6)).save(tmp_path / "b.png", save_all=True, append_images=[Image.new("L", (6, 6), 9)])
+    refuses("b.png has 2 frames", config)
     assert not caches()
 
 
@@ -152,6 +210,25 @@ def test_changed_folder_makes_a_new_cache(small, draw, caches):
     draw(Path(small.root) / "0.png")  # the same name and perhaps size, at another time
     os.utime(Path(small.root) / "0.png", ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
     assert len(caches()) == 2 and load_dataset(small).sha256 != first.sha256 and len(caches()) == 3
+
+
+def test_two_folders_of_one_name_with_files_alike_are_two_data_sets(tmp_path, draw):
+    """Equal names, sizes and times, other pixels."""
+    for place in ("a", "b"):
+        for i in range(2):
+            draw(tmp_path / place / "set" / f"{i}.bmp")  # of one size whatever the pixels
+            os.utime(tmp_path / place / "set" / f"{i}.bmp", (1, 1))
+    first, second = (load_dataset(DataConfig("folder", str(tmp_path / place / "set"))) for place in ("a", "b"))
+    assert first.sha256 != second.sha256 and not torch.equal(first.images, second.images)
+
+
+def test_an_image_drawn_anew_under_its_old_time_is_noticed(small, draw):
+    file = Path(small.root) / "0.png"
+    draw(file.with_suffix(".bmp")), file.unlink()
+    before, times = load_dataset(small).sha256, file.with_suffix(".bmp").stat()
+    draw(file.with_suffix(".bmp"))
+    os.utime(file.with_suffix(".bmp"), ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_dataset(small).sha256 != before
 
 
 @pytest.mark.parametrize("file", ["images.bin", "labels.npy", "facts.json"])
