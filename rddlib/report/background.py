@@ -115,7 +115,7 @@ class Run:
         of total, loss, images_per_second and seconds_left of that stage (None where not known yet); message: why it
         stopped or failed."""
         running = self.running  # asked first: what ends meanwhile still counts as running
-        missing = [stage for stage in self.stages if not stage.done]
+        missing = self.stages[-1].missing()
         stage = (missing or self.stages[-1:])[0]
         last = _last_record(stage.files.with_name(stage.files.name + ".metrics.jsonl"))
         steps = Checkpoints(stage.files).steps()

@@ -108,7 +108,7 @@ def notebook_page(executed: Path) -> Path:
 
 def _stages(study: Study) -> str:
     """Seconds each stage took and their sum, from the checkpoints that this study uses."""
-    rows = [(stage.label, _seed_of(stage), stage.recorded()["seconds"]) for stage in study.lineage()]
+    rows = [(stage.label, _seed_of(stage), stage.recorded()["seconds"]) for stage in study.lineage() if stage.done]
     rows.append(("all training", "", sum(seconds for _, _, seconds in rows)))
     lines = "".join(f"<tr><td>{name}</td><td>{seed}</td><td>{seconds:.0f}</td></tr>" for name, seed, seconds in rows)
     head = "<tr><th>stage</th><th>seed</th><th>seconds</th></tr>"

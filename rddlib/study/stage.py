@@ -101,6 +101,13 @@ class Stage:
         ancestors = [stage for parent in self.parents for stage in parent.lineage()]
         return [*dict.fromkeys(ancestors), self]
 
+    def missing(self) -> list["Stage"]:
+        """What has to be made or taken before it is there, ancestors first, itself last; one that ships needs no other."""
+        if self.done:
+            return []
+        before = [] if self._shipped else [stage for parent in self.parents for stage in parent.missing()]
+        return [*dict.fromkeys(before), self]
+
     def trainer(self, config: TrainConfig | None = None, files: Path | None = None) -> Trainer:
         """A trainer as this stage needs it; config: instead of its own."""
         config = config or self.config
@@ -157,9 +164,7 @@ class Stage:
         return None
 
     def _take(self) -> None:
-        """Keep the package's network as this stage's; what is done has ancestors that are done."""
-        for parent in self.parents:
-            parent.get()
+        """Keep the package's network as this stage's."""
         if rank() == 0:
             tensors, info = self._shipped
             say(f"{self.label}: the one that comes with rddlib (run.shipped=none trains it)")

@@ -76,10 +76,10 @@ class Run:
         path = entropy_path if self.measures == "entropy" else Study.score_path
         return [path(study, arm) for arm in self.arms]
 
-    def lineage(self, study: Study) -> list[Stage]:
-        """The stages that it needs, ancestors first."""
-        stages = [stage for arm in self.arms for stage in drawer_of(study, arm).lineage()]
-        extractor = [study.stages.extractor] if self.measures == "entropy" else []
+    def missing(self, study: Study) -> list[Stage]:
+        """The stages that it needs and that are not there, ancestors first."""
+        stages = [stage for arm in self.arms for stage in drawer_of(study, arm).missing()]
+        extractor = study.stages.extractor.missing() if self.measures == "entropy" else []
         return list(dict.fromkeys(stages + extractor))
 
     def perform(self) -> str:
@@ -226,9 +226,8 @@ class Sweep:
         """{path: (a run that needs it, stage)} of what these runs need and is not trained, ancestors first."""
         found: dict[Path, tuple[Run, Stage]] = {}
         for run in runs:
-            for stage in run.lineage(self._study_of(run)):
-                if stage.path not in found and not stage.done:
-                    found[stage.path] = (run, stage)
+            for stage in run.missing(self._study_of(run)):
+                found.setdefault(stage.path, (run, stage))
         return found
 
     def _study_of(self, run: Run) -> Study:
@@ -248,7 +247,7 @@ class Sweep:
     def needing(self, ancestor: Ancestor, runs: Iterable[Run]) -> list[Run]:
         """Those of the runs that need this stage."""
         path = ancestor.stage().path
-        return [run for run in runs if path in {stage.path for stage in run.lineage(self._study_of(run))}]
+        return [run for run in runs if path in {stage.path for stage in run.missing(self._study_of(run))}]
 
     # results
 

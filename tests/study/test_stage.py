@@ -191,12 +191,13 @@ def test_a_student_that_was_trained_is_kept_where_shipped_ones_are_wanted(box):
     assert later.get().weight.item() == 2 and later.path == trained.path
 
 
-def test_what_is_taken_has_its_ancestors_and_took_no_time_here(box, tmp_path):
+def test_what_is_taken_needs_no_ancestors_and_took_no_time_here(box, tmp_path):
     run = RunConfig(shipped="all")
     parent, made = adding(box / "study", "first", 1, run=run)
     child = adding(box / "study", "pd", 2, parent, run=run)[0]
     save_checkpoint(
         box / f"data/models/pd-{child.key}.safetensors", {"weight": torch.ones(1, 1)}, {"shipped": True, "seconds": 9.0}
     )
-    assert child.get().weight.item() == 1 and parent.done and len(made) == 1
+    assert child.missing() == [child] and child.get().weight.item() == 1 and not parent.done and not made
+    assert child.missing() == [] and parent.missing() == [parent]
     assert (child.noted()["seconds"], child.noted()["seconds_elsewhere"]) == (0.0, 9.0)
