@@ -20,6 +20,7 @@ from rddlib.evaluation.networks import Network, find_network
 from rddlib.evaluation.receipt import Protocol, Receipt, Result, find_protocol, read_record, row_of, write_record
 from rddlib.evaluation.reference import Reference
 from rddlib.evaluation.statistics import SPLITS, InceptionScore, frechet_distance, gaussian_of
+from rddlib.training.hardware import check_environment
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, join, locked, rank, wait
 from rddlib.utils.errors import UserError
@@ -69,6 +70,7 @@ def evaluate_all(
     images, except for "pr". Raises UserError for images, reference and network that do not fit, too few images, and
     values out of range.
     """
+    check_environment()
     began, images, protocols = time.perf_counter(), open_images(images), [find_protocol(name) for name in protocols]
     with contextlib.ExitStack() as stack:
         if not isinstance(reference, Reference):

@@ -1,6 +1,8 @@
 """A study's folder: which configuration it belongs to, so that nothing of another study is mixed in or overwritten."""
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.installation import top_folder
 
 STUDY_FILE = "study.json"
+SILENT_BACKENDS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")  # matplotlib's that show nothing
 CHANGES_NO_NUMBER = (  # how and from where, not what
     "run.",
     "jobs",
@@ -179,12 +182,23 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
 
     Raises UserError where the folder belongs to another profile or seed.
     """
+    _show_figures()
     folder = Path(out) if out else default_out(profile)
     record = folder / STUDY_FILE
     overrides = recorded_overrides(folder) if record.exists() else {"run.shipped": "all"}
     loaded = study_profile(profile, overrides)
     prepare_folder(folder, loaded, overrides, seed)
     return Study(loaded, folder, seed)
+
+
+def _show_figures() -> None:
+    """In a Jupyter kernel, figures appear below their cells, also where MPLBACKEND names a backend that shows none."""
+    if "ipykernel" not in sys.modules or os.environ.get("MPLBACKEND", "").lower() not in SILENT_BACKENDS:
+        return
+    from IPython import get_ipython
+
+    if shell := get_ipython():
+        shell.run_line_magic("matplotlib", "inline")
 
 
 def continue_study(

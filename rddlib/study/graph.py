@@ -4,7 +4,7 @@ A plain study starts from a base model that it trains or is given, a guided one 
 everything below is the same code. Nothing is trained or read before a stage is asked for its network or its key.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from rddlib.study.profiles import Profile, as_dict
 from rddlib.study.stage import Stage, Workplace
 from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import say
 
 STOCHASTIC = "stochastic"
 
@@ -169,6 +170,16 @@ def stage_one(inputs: Inputs, conditional: Stage) -> Stage:
     return inputs.stage("guided-stage-one", "guidance", label, (conditional,), g.train, seed, facts, fit)
 
 
+def check_classes_to_learn(images: ImageDataset, chosen: Sequence[int] = ()) -> None:
+    """Raise UserError where a classifier would have nothing to tell apart; chosen: the classes it is to learn, () for all."""
+    classes = len(set(chosen)) or images.num_classes
+    if classes < 2:
+        raise UserError(
+            f"{images.name} has {('no classes', 'one class')[classes]} for an extractor to learn: sort its images into a "
+            "folder for each class, name a trained one with --extractor, or take --objective pd"
+        )
+
+
 def extractor_stage(inputs: Inputs) -> Stage:
     """The classifier whose features are distilled: trained on the data set's "extractor" split, or the one that is given."""
     p, config = inputs.profile, inputs.profile.extractor
@@ -186,14 +197,17 @@ def extractor_stage(inputs: Inputs) -> Stage:
         if given:
             return given[0], {"seconds": 0.0, "precision": "not known"}
         images = inputs.split("train")
-        if not images.num_classes:
-            raise UserError(
-                f"{images.name} has no classes to train an extractor with: sort its images into a folder for each class"
-            )
+        check_classes_to_learn(images, config.classes)
         untrained = inputs.seeded(lambda: new_extractor(p, images.num_classes), 4, *other).to(training_device())
         shown, test = inputs.split("extractor").of_classes(config.classes), inputs.split("test")
         network = train_classifier(untrained, lambda out: out.logits, shown, trainer, shift=config.shift)
-        return network, {"test_accuracy": accuracy(lambda x: network(x).logits, test)}
+        right, guessed = accuracy(lambda x: network(x).logits, test), float(test.labels.bincount().max()) / len(test)
+        if right <= guessed:
+            say(
+                f"the extractor is right in {right:.1%} of cases, always naming the most frequent class in {guessed:.1%}: it "
+                "has learnt nothing that shows; train it for longer (extractor.train) before you distil through it"
+            )
+        return network, {"test_accuracy": right}
 
     def load(tensors: dict, info: dict) -> FeatureExtractor:
         name = info["facts"]["extractor"]["name"]

@@ -8,9 +8,71 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from rddlib.training.config import RunConfig
+from rddlib.utils.errors import UserError
+
+# What `accelerate launch` and its configuration tell a training, what of it changes nothing, and who says it here instead.
+LAUNCHED = {
+    "ACCELERATE_MIXED_PRECISION": (
+        "no",
+        "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision",
+    ),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--set distill.train.accumulate=2 (or base.train, ..) accumulates"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "--set run.compile=always compiles"),
+    **dict.fromkeys(
+        (
+            "ACCELERATE_USE_DEEPSPEED",
+            "ACCELERATE_USE_FSDP",
+            "ACCELERATE_USE_MEGATRON_LM",
+            "ACCELERATE_USE_PARALLELISM_CONFIG",
+        ),
+        ("false", "each process holds the whole model here"),
+    ),
+    "ONEDNN_DEFAULT_FPMATH_MODE": (
+        "strict",
+        "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision",
+    ),
+    "DNNL_DEFAULT_FPMATH_MODE": (
+        "strict",
+        "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision",
+    ),
+    "NVIDIA_TF32_OVERRIDE": ("0", "precision auto multiplies as TF32, float32 does not"),
+}
+
+
+def check_environment() -> None:
+    """Raise UserError for a variable that would change numbers behind the record's back."""
+    for name, (harmless, instead) in LAUNCHED.items():
+        if os.environ.get(name, "").lower() not in ("", harmless):
+            raise UserError(f"{name}={os.environ[name]} would change numbers behind the record: unset it; {instead}")
+
+
+def process_group() -> Accelerator:
+    """How many processes train together, and the device of this one; precision, accumulation and compilation are ours.
+
+    Raises UserError for what the environment says of these, and for another Accelerator of this process that does.
+    """
+    check_environment()
+    try:
+        found = Accelerator(
+            cpu=training_device().type == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:  # its state is shared by the whole process
+        raise UserError(
+            f"another Accelerator was made in this process ({error}): restart it, or leave that out"
+        ) from error
+    if found.device.type != training_device().type:
+        raise UserError(
+            f"accelerate was told to train on {found.device.type}, this machine has {training_device().type}: unset "
+            "ACCELERATE_USE_CPU and ACCELERATE_TORCH_DEVICE; CUDA_VISIBLE_DEVICES= (empty) trains on the CPU"
+        )
+    return found
 
 
 def training_device() -> torch.device:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rddlib.losses import finite_checks
 from rddlib.training.batches import Epochs, Step, derive_seed
 from rddlib.training.config import RunConfig, TrainConfig
-from rddlib.training.hardware import autocast, compiled, laid_out, peak_memory, plain, tf32_context, training_device
+from rddlib.training.hardware import autocast, compiled, laid_out, peak_memory, plain, process_group, tf32_context
 from rddlib.training.metrics import MetricsLogger
 from rddlib.training.resume import Checkpoints, State
 from rddlib.training.stopping import StopRequests
@@ -89,7 +89,7 @@ class Trainer:
             UserError: the loss or gradient stops being finite, or a checkpoint does not fit or cannot be written; the
                 checkpoints before it stay.
         """
-        accelerator = Accelerator(cpu=training_device().type == "cpu")
+        accelerator = process_group()
         self._check_share(accelerator.num_processes)
         device, config, origin = accelerator.device, self.config, next(model.parameters()).device
         state = self._state(model, auxiliary or nn.Module(), auxiliary_free, device)
