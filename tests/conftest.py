@@ -62,6 +62,7 @@ def smoke_run(shared, tmp_path_factory, watched_kernels):
     made, out = shared / "smoke", tmp_path_factory.mktemp("runs") / "smoke"
     with FileLock(shared / "smoke.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", str(watched_kernels[0]))
+        patch.setenv("MPLBACKEND", "Agg")  # as on many servers: pictures appear all the same
         if not (made / "index.html").exists():
             run_study("smoke", {}, made)
     shutil.copytree(made, out)

@@ -254,3 +254,48 @@ def test_tf32_is_allowed_inside_and_as_before_outside(precision, allowed):
     with tf32_context(precision, torch.device("cuda")):
         assert [backend.allow_tf32 for backend in backends] == [allowed] * 2
     assert [backend.allow_tf32 for backend in backends] == before
+
+
+# what the environment says
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
+        ("NVIDIA_TF32_OVERRIDE", "1"),
+    ],
+)
+def test_a_variable_that_would_change_numbers_behind_the_record_is_refused(name, value, monkeypatch, tmp_path):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}={value} would change numbers.*: unset it; "):
+        Trainer(CONFIG, files=tmp_path / "net").fit(net(), regression, ROWS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_accelerate_launch_says_of_itself_changes_nothing(monkeypatch):
+    def trained():
+        torch.manual_seed(0)
+        return weights(Trainer(CONFIG).fit(net(), regression, ROWS))
+
+    plain_run = trained()
+    for name, value in (("MIXED_PRECISION", "no"), ("DYNAMO_BACKEND", "NO"), ("GRADIENT_ACCUMULATION_STEPS", "1")):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert torch.equal(trained(), plain_run)
+
+
+def test_an_accelerator_made_before_with_another_precision_is_refused():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    try:
+        Accelerator(cpu=True, mixed_precision="bf16")
+        with pytest.raises(UserError, match="another Accelerator was made in this process"):
+            Trainer(CONFIG).fit(net(), regression, ROWS)
+    finally:
+        AcceleratorState._reset_state(True)
