@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("dtype", choices=("float32", "bfloat16"))
     parser.add_argument("names", nargs="+")
     asked = parser.parse_args()
-    study = open_study(json.loads((asked.folder / "study.json").read_text())["profile"], asked.folder)
+    study = open_study(json.loads((asked.folder / "study.json").read_text(encoding="utf-8"))["profile"], asked.folder)
     for name in asked.names:
         pack(find(study.stages, name, study.profile.seeds[0]), getattr(torch, asked.dtype))
 

@@ -32,7 +32,7 @@ def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _json(name: str):
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _spread(values: pd.Series, digits: int = 2) -> str:
@@ -334,7 +334,7 @@ def differences(text: str) -> list[str]:
 
 
 def main() -> int:
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     if "--check" not in sys.argv[1:]:
         README.write_text(text := rewritten(text))
     found = differences(text)

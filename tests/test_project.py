@@ -247,7 +247,11 @@ def test_models_that_ship_are_stages_of_the_profiles_as_they_are(tmp_path):
     students = [graph.student(name, steps, 0) for name in ("pd", "cfd", "rdd", WINNER) for steps in (4, 2, 1)]
     stages = [*graph.teacher().lineage(), graph.extractor, *students]
     files = {file.name: file.stat().st_size for file in (TOP / "data/models").glob("*.safetensors")}
-    keys = ("base-580f033b1098", "pd-8-d3ecbc702dd3", "extractor-90cb808de5f1")  # they hold the sha256 of images not here
+    keys = (
+        "base-580f033b1098",
+        "pd-8-d3ecbc702dd3",
+        "extractor-90cb808de5f1",
+    )  # they hold the sha256 of images not here
     photos = {f"{name}.safetensors" for name in keys}
     assert files.keys() - photos == {f"{stage.name}-{stage.key}.safetensors" for stage in stages}
     assert sum(files.values()) < 25e6

@@ -79,7 +79,7 @@ def load_cached(recipe: Recipe) -> dict[str, ImageDataset]:
 def _read(folder: Path, recipe: Recipe) -> dict[str, ImageDataset] | None:
     """The splits, or None if the cache is missing, damaged, or was modified after it was built."""
     try:
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if facts["stamp"] != _stamp(folder / "images.bin") or facts["labels_sha256"] != _sha256(labels):
             return None

@@ -183,7 +183,7 @@ def write_record(path: Path, record: dict) -> None:
 def read_record(path: Path) -> dict:
     """Read the {"row", "receipt"} of a result file; UserError if it is damaged."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         return {"row": dict(found["row"]), "receipt": dict(found["receipt"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error

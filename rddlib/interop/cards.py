@@ -161,7 +161,7 @@ def _lineage(folder: Path, info: dict) -> list[dict]:
     while (parent := _parent(found[-1])) and parent not in seen:
         seen.add(parent)
         try:
-            record = json.loads(next(iter(sorted(folder.glob(f"*-{parent}.json")))).read_text())
+            record = json.loads(next(iter(sorted(folder.glob(f"*-{parent}.json")))).read_text(encoding="utf-8"))
         except (OSError, ValueError, StopIteration):
             break
         if not isinstance(record, dict) or not _facts(record):

@@ -112,7 +112,7 @@ def _read(folder: Path) -> tuple[nn.Module, object, bool]:
 
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged: get the folder again") from error
     if not isinstance(found, dict):

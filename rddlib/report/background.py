@@ -104,7 +104,7 @@ class Run:
         while self.running and not record.exists():  # it is just being started
             time.sleep(0.05)
         if self.running:
-            os.kill(json.loads(record.read_text())["pid"], signal.SIGTERM)
+            os.kill(json.loads(record.read_text(encoding="utf-8"))["pid"], signal.SIGTERM)
         while wait and self.running:
             time.sleep(0.1)
 
@@ -140,7 +140,9 @@ class Run:
             return ("running" if running else "done"), ""
         if not self.log.exists():
             return "idle", ""
-        said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        said = [
+            line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
         last = said[-1] if said else "nothing"
         if last.endswith(GOES_ON):
             return "stopped", last.removeprefix("rdd: ")

@@ -97,7 +97,7 @@ def _stamp(notebook: Path, out: Path) -> Path:
 def _stamped(notebook: Path, out: Path) -> dict | None:
     """{"key", "seconds"} of the notebook's last whole run in this folder, None where there was none."""
     try:
-        done = json.loads(_stamp(notebook, out).read_text())
+        done = json.loads(_stamp(notebook, out).read_text(encoding="utf-8"))
         return (
             {"key": done["key"], "seconds": float(done["seconds"])}
             if (out / "notebooks" / notebook.name).exists()
@@ -115,9 +115,9 @@ def executed_notebooks(out: Path) -> list[Executed]:
 
 def _done_before(notebook: Path, out: Path) -> tuple[str, Executed | None]:
     """(key of the notebook and its inputs, its earlier run where that had the same)."""
-    study = json.loads((out / "study.json").read_text())
+    study = json.loads((out / "study.json").read_text(encoding="utf-8"))
     config = {name: value for name, value in study["config"].items() if name not in ("jobs", "run")}
-    key = key_of({"source": notebook.read_text(), "config": config, "version": rddlib.__version__})
+    key = key_of({"source": notebook.read_text(encoding="utf-8"), "config": config, "version": rddlib.__version__})
     done = _stamped(notebook, out)
     same = done is not None and done["key"] == key
     return key, Executed(notebook.stem, out / "notebooks" / notebook.name, done["seconds"]) if same else None
@@ -327,7 +327,7 @@ class Prefixing:
 
 def _needed(study: Study, notebooks: list[Path]) -> list[str]:
     """What these notebooks ask the study for and is not made yet; all that do would wait for the first of them."""
-    sources = "".join(notebook.read_text() for notebook in notebooks)
+    sources = "".join(notebook.read_text(encoding="utf-8") for notebook in notebooks)
     stages = {"teacher": study.stages.teacher(), "extractor": study.stages.extractor}
     return [name for name, stage in stages.items() if f"study.{name}()" in sources and not stage.done]
 

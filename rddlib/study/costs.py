@@ -378,7 +378,10 @@ def known_costs(out: Path) -> dict[str, float] | None:
     if not path.exists():
         return None
     try:
-        return {str(kind): float(seconds) for kind, seconds in json.loads(path.read_text())["seconds"].items()}
+        return {
+            str(kind): float(seconds)
+            for kind, seconds in json.loads(path.read_text(encoding="utf-8"))["seconds"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
 

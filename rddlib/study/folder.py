@@ -63,7 +63,7 @@ def _plain(profile: Profile, seed: int) -> dict:
 
 def _read_record(record: Path) -> dict:
     try:
-        found = json.loads(record.read_text())
+        found = json.loads(record.read_text(encoding="utf-8"))
         if not (isinstance(found["config"], dict) and isinstance(found["overrides"], dict)):
             raise TypeError
         return found

@@ -42,5 +42,5 @@ def _studies(study: Study) -> list[Study]:
 @lru_cache
 def published() -> tuple[pd.DataFrame, str]:
     """What was measured on digits with several seeds: (rows with GUIDED_COLUMNS, the FID's full name by their receipts)."""
-    receipts = json.loads(shipped(PUBLISHED_RECEIPTS).read_text())
+    receipts = json.loads(shipped(PUBLISHED_RECEIPTS).read_text(encoding="utf-8"))
     return pd.read_csv(shipped(PUBLISHED))[GUIDED_COLUMNS], next(iter(receipts.values()))["metric"]

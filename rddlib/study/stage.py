@@ -133,7 +133,7 @@ class Stage:
     def noted(self) -> dict:
         """As `recorded`, from the small file beside the checkpoint; {} where that was deleted."""
         try:
-            return json.loads(self.path.with_suffix(".json").read_text())
+            return json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 

@@ -327,7 +327,7 @@ def check_version(out: Path) -> None:
     if not record.exists():
         return
     try:
-        version = json.loads(record.read_text())["version"]
+        version = json.loads(record.read_text(encoding="utf-8"))["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{record} is damaged: choose another --out, or delete the file") from error
     if version != rddlib.__version__:

@@ -168,7 +168,7 @@ def reset_peak(device: str) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return in_use(device)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM starts anew
         return in_use(device)
     except OSError:
         return peak_memory(device)  # elsewhere the peak cannot be reset, but so far it is that of the inputs
@@ -184,7 +184,7 @@ def in_use(device: str) -> int:
 def proc_field(path: str, field: str) -> int | None:
     """Bytes that Linux states under a name, such as VmHWM in /proc/self/status; None elsewhere."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

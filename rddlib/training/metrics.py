@@ -16,7 +16,7 @@ from rddlib.utils.errors import UserError
 def _records(path: Path, before: int) -> list[dict]:
     """The file's records of iterations below `before`; a last line cut off by a crash is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:
@@ -53,7 +53,7 @@ class MetricsLogger:
         path = files.with_name(files.name + ".metrics.jsonl")
         self.history = _records(path, start)
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.history))
-        self._log = path.open("a")
+        self._log = path.open("a", encoding="utf-8")
         if tensorboard:
             self._board = _tensorboard(files.with_name(files.name + ".tensorboard"), start)
 
