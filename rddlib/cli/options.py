@@ -20,6 +20,20 @@ SetOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<profile>.")]
 SeedOption = Annotated[int, typer.Option(help="Of base model, extractor and halvings.")]
+TeacherOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Distil this model instead of a base model of the study: a checkpoint, a published file, or the folder of a "
+        "diffusers pipeline."
+    ),
+]
+ExtractorOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Look through this: a classifier's file (of rdd extractor, or published), or what needs no labels: teacher (its "
+        "own features) or torchvision:resnet50, ..."
+    ),
+]
 UpdateOption = Annotated[bool, typer.Option(help="Let a folder take a changed configuration.")]
 
 
@@ -37,6 +51,19 @@ def parse_overrides(settings: list[str] | None) -> dict[str, str]:
             value = str(Path(value).expanduser().resolve())
         overrides[key] = value
     return overrides
+
+
+def with_models(settings: list[str] | None, teacher: Path | None, extractor: str | None) -> list[str]:
+    """The settings, and what --teacher and --extractor set."""
+    from rddlib.distillation.label_free import TEACHER, TORCHVISION
+
+    settings = list(settings or [])
+    if teacher is not None:
+        settings.append(f"pretrained.teacher={teacher}")
+    if extractor is not None:
+        free = extractor == TEACHER or extractor.startswith(TORCHVISION)
+        settings.append(f"{'extractor.name' if free else 'pretrained.extractor'}={extractor}")
+    return settings
 
 
 def study_of(

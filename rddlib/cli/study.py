@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
+from rddlib.cli.options import (
+    ExtractorOption,
+    OutOption,
+    ProfileOption,
+    SeedOption,
+    SetOption,
+    TeacherOption,
+    UpdateOption,
+    parse_overrides,
+    with_models,
+)
 from rddlib.utils.text import say
 
 
@@ -57,6 +67,8 @@ def plan(
     settings: SetOption = None,
     out: OutOption = None,
     seconds: Annotated[float, typer.Option(help="Of measuring, for each stage.")] = 30.0,
+    teacher: TeacherOption = None,
+    extractor: ExtractorOption = None,
 ) -> None:
     """What the study would take here: time, memory and disk of each stage, from a short measurement.
 
@@ -68,12 +80,14 @@ def plan(
       rdd plan
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
+      rdd plan --profile cifar10_small --teacher ddpm-folder --extractor teacher
     """
     from rddlib.study.costs import make_plan
     from rddlib.study.folder import default_out
     from rddlib.utils.text import human_size
 
     folder = out or default_out(profile)
+    settings = with_models(settings, teacher, extractor)
     found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, say=say)
     print(found)
     print(

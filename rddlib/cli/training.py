@@ -4,12 +4,21 @@ What a stage needs and the folder lacks is trained first. Each runs under torchr
 """
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, study_of
+from rddlib.cli.options import (
+    ExtractorOption,
+    OutOption,
+    ProfileOption,
+    SeedOption,
+    SetOption,
+    TeacherOption,
+    UpdateOption,
+    study_of,
+    with_models,
+)
 from rddlib.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +78,7 @@ def extractor(
       rdd extractor --profile cifar10 --set data.download=true
       rdd extractor --profile cifar10 --set extractor.name=resnet18
     """
-    study = study_of(profile, out, settings, seed, update)
+    study = study_of(profile, out, settings, seed, update, check=lambda study: study.check_extractor())
     _make(study.stages.extractor)
 
 
@@ -131,16 +140,8 @@ def distill(
     settings: SetOption = None,
     seed: SeedOption = 0,
     update: UpdateOption = False,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(
-            help="Distil this model instead of a base model of the study: a checkpoint, a published file, or the "
-            "folder of a diffusers pipeline."
-        ),
-    ] = None,
-    extractor: Annotated[
-        Path | None, typer.Option(help="Look through this classifier: of rdd extractor, or a published file.")
-    ] = None,
+    teacher: TeacherOption = None,
+    extractor: ExtractorOption = None,
 ) -> None:
     """Halve the number of sampling steps again and again, from a teacher to a student.
 
@@ -154,19 +155,21 @@ def distill(
       rdd distill --from 64 --to 8 --objective pd
       rdd distill --guided --objective rdd --to 2 --stochastic
       rdd distill --teacher ddpm-folder --profile cifar10_small --out runs/mine
+      rdd distill --teacher ddpm-folder --extractor teacher --set data.name=folder --set data.root=photos --out runs/own
       rdd distill --teacher ckpt.pt --extractor dense.pt --profile cifar10 --out runs/theirs
       torchrun --nproc_per_node 4 -m rddlib.cli distill --profile cifar10 --objective rdd
     """
 
     if stochastic and not guided:
         raise UserError("--stochastic is for guided models: add --guided, or leave it out")
-    for field, given in (("teacher", teacher), ("extractor", extractor)):
-        settings = [*(settings or []), *([f"pretrained.{field}={given}"] if given is not None else [])]
+    settings = with_models(settings, teacher, extractor)
 
     def stages(study: "Study") -> list["Stage"]:
         from rddlib.study.study import guided_study
 
         study.check_method(objective, option="--objective")
+        if study.profile.method(objective).looks:
+            study.check_extractor()
         graph = (guided_study(study) if guided else study).stages
         found = graph.halvings(objective, start or study.profile.progressive.teacher_steps, to)
         return found + ([graph.stochastic(objective, to, graph.profile.seeds[0])] if stochastic else [])

@@ -17,7 +17,14 @@ class Features(NamedTuple):
     logits: Tensor | None  # [N, classes], None where it predicts none
 
 
-class FeatureExtractor(nn.Module):
+class Extractor(nn.Module):
+    """What objectives look through: extractor(images [N, C, H, W] in [-1, 1]) -> Features."""
+
+    channels: int  # C of its map
+    predicts = True  # whether its features come with logits
+
+
+class FeatureExtractor(Extractor):
     """A convolutional classifier that shows its last feature map.
 
     Args:
@@ -154,8 +161,10 @@ def extractor_of(name: str, tensors: dict[str, Tensor], map_at: str = "conv") ->
     return extractor.eval().requires_grad_(False)
 
 
-class MapExtractor(nn.Module):
+class MapExtractor(Extractor):
     """Any network that returns a feature map of images, as an extractor for CFD and RDD; made by `as_extractor`."""
+
+    predicts = False
 
     def __init__(self, network: nn.Module, channels: int):
         super().__init__()
@@ -167,13 +176,13 @@ class MapExtractor(nn.Module):
         return Features(found, found.mean(dim=(2, 3)), None)
 
 
-def as_extractor(network: nn.Module, image_shape: tuple[int, int, int]) -> FeatureExtractor | MapExtractor:
+def as_extractor(network: nn.Module, image_shape: tuple[int, int, int]) -> Extractor:
     """Make any network an extractor that the objectives can look through. An extractor is returned as it is.
 
     network: images [N, C, H, W] in [-1, 1] -> a feature map [N, C', H', W']. image_shape: (C, H, W); it is tried once on
     zeros of that shape. Raises ValueError where it returns anything but such a map.
     """
-    if isinstance(network, (FeatureExtractor, MapExtractor)):
+    if isinstance(network, Extractor):
         return network
     modes, like = {module: module.training for module in network.modules()}, next(network.parameters(), torch.zeros(()))
     try:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rddlib.diffusion.schedule import Schedule
-from rddlib.distillation.extractor import FeatureExtractor, Features, MapExtractor
+from rddlib.distillation.extractor import FeatureExtractor, Features
 from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue, check_released
 from rddlib.losses import (
     cfd_loss,
@@ -498,10 +498,8 @@ class Sum(Objective):
 
 def check_predicts(extractor: nn.Module) -> None:
     """Raise ValueError where the extractor predicts no classes."""
-    if isinstance(extractor, MapExtractor):
-        raise ValueError(
-            "this extractor returns a map alone, no class predictions: use CFD or RDD, without predictions"
-        )
+    if not getattr(extractor, "predicts", True):
+        raise ValueError("this extractor shows a map alone, no class predictions: use CFD or RDD, without predictions")
 
 
 class Residual(nn.Module):

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from rddlib.distillation.label_free import TEACHER
 from rddlib.distillation.objectives import RELEASED_SWITCHES
 from rddlib.methods import COMPETING, COOL, LABELS, METHODS, PIXELS, SUMS, WINNER
 from rddlib.study.profiles import Profile, overrides_of, parse_value
@@ -198,6 +199,7 @@ def _classifiers(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
         *(cfd(kind, name=kind) for kind in dict.fromkeys([*kinds, own])),
         *(cfd(f"{own}, trained anew ({seed})", seed=seed) for seed in (1, 2)),
         cfd(f"{own}, half the classes", classes=half),
+        cfd("no classifier: the teacher's own features", name=TEACHER),
     ]
 
 

@@ -23,9 +23,9 @@ from rddlib.data import ImageDataset
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.methods import COMPETING, WINNER
 from rddlib.study.ablations import ABLATIONS, Ablation
-from rddlib.study.folder import STUDY_FILE
+from rddlib.study.folder import STUDY_FILE, study_profile
 from rddlib.study.graph import Graph, Inputs, conditional_profile, guided_graph, plain_graph
-from rddlib.study.profiles import PROFILES, Profile, changed, load_profile
+from rddlib.study.profiles import PROFILES, Profile, changed
 from rddlib.study.stage import Stage, Workplace
 from rddlib.study.study import Arm, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
@@ -103,7 +103,8 @@ class Prober:
             if stage.kind == "halving" or stage.kind in self.profile.objectives:  # a student is as large as its teacher
                 self._networks[stage] = self.network(stage.parents[0])
             else:
-                self._networks[stage], _ = self._fit(stage, stage.trainer(_short(stage.config, 1, FIRST)))
+                trainer = stage.trainer(_short(stage.config, 1, FIRST)) if stage.config else None
+                self._networks[stage], _ = self._fit(stage, trainer)
         return self._networks[stage]
 
     def _fit(self, stage: Stage, trainer: Trainer) -> tuple[nn.Module, dict]:
@@ -284,17 +285,14 @@ def make_plan(
 
     Raises UserError for wrong input.
     """
-    p = load_profile(profile, overrides)
-    if p.pretrained.teacher or p.pretrained.extractor:
-        raise UserError(
-            "rdd plan measures the profile's own networks: leave pretrained.teacher and pretrained.extractor out"
-        )
+    p = study_profile(profile, overrides or {})
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
     memory, prober, seeds = free_memory(training_device().type), Prober(p), len(p.seeds)
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
     guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
-    groups += _groups(prober.guided, guided, "guided: ", seeds)
+    if not p.pretrained.teacher:  # guidance has a base model of its own
+        groups += _groups(prober.guided, guided, "guided: ", seeds)
     kinds: dict[tuple, Cost] = {}
     for name, stages, _ in groups:
         key = (stages[0].kind, stages[0].config.batch_size)
@@ -312,8 +310,9 @@ def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[
     found: dict[str, list[Stage]] = {}
     for arm in arms:
         for stage in graph.drawer(arm.method, arm.steps, arm.seed, arm.sampler).lineage():
-            same = found.setdefault(stage.kind, [])
-            same += [stage] * (stage not in same)
+            if stage.config:  # else it is taken as it is
+                same = found.setdefault(stage.kind, [])
+                same += [stage] * (stage not in same)
     names = {kind: stages[0].label for kind, stages in found.items()}
     own = graph.profile.objectives
     students = {kind: stages for kind, stages in found.items() if kind in own}
@@ -338,7 +337,7 @@ def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[
 
 def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
     rows = []
-    guided = guided_arms(conditional_profile(p, classes_of(p)), 0)
+    guided = [] if p.pretrained.teacher else guided_arms(conditional_profile(p, classes_of(p)), 0)
     for name, arms, samples in (
         ("samples to score", plain_arms(p), p.evaluation.samples),
         ("guided: samples to score", guided * len(p.seeds), p.guidance.samples),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.unet import UNetConfig
+from rddlib.distillation.label_free import TEACHER, TORCHVISION
 from rddlib.interop import load_classifier, load_model
 from rddlib.study.profiles import Profile, as_dict, load_profile
 from rddlib.study.study import Study
@@ -130,6 +131,11 @@ def study_profile(name: str, overrides: dict[str, str]) -> Profile:
         )
         found = load_classifier(profile.pretrained.extractor)[1]["name"]
         profile = replace(profile, extractor=replace(profile.extractor, name=found))
+    if profile.extractor.name == TEACHER or profile.extractor.name.startswith(TORCHVISION):
+        trained = ("extractor.train.", "extractor.shift", "extractor.seed", "extractor.classes")
+        _check_brought(f"extractor.name={profile.extractor.name}", overrides, trained)
+    if profile.extractor.name == TEACHER and "methods" not in overrides:  # it predicts no classes, as RCFD needs
+        profile = replace(profile, methods=tuple(name for name in profile.methods if name != "rcfd"))
     return profile
 
 

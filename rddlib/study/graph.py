@@ -19,7 +19,14 @@ from rddlib.diffusion.model_file import build_described, describe
 from rddlib.diffusion.samplers import TRAINING_FREE
 from rddlib.diffusion.schedule import make_schedule
 from rddlib.diffusion.unet import UNet
-from rddlib.distillation.extractor import FeatureExtractor, accuracy, build_extractor, extractor_of
+from rddlib.distillation.extractor import Extractor, accuracy, build_extractor, extractor_of
+from rddlib.distillation.label_free import (
+    TEACHER,
+    TORCHVISION,
+    TeacherFeatures,
+    torchvision_features,
+    untrained_torchvision_features,
+)
 from rddlib.distillation.objectives import PD, Objective
 from rddlib.distillation.train import (
     distill,
@@ -96,9 +103,19 @@ def build_denoiser(profile: Profile) -> Denoiser:
     return Denoiser(UNet(profile.unet), make_schedule(base.schedule, base.schedule_offset), base.prediction)
 
 
-def new_extractor(profile: Profile, num_classes: int) -> FeatureExtractor:
-    """The profile's classifier, untrained."""
+def new_extractor(profile: Profile, num_classes: int) -> Extractor:
+    """The profile's extractor, untrained, or as it is given (on the CPU).
+
+    Raises ValueError where the teacher has no such features to show.
+    """
     config = profile.extractor
+    if config.name == TEACHER:
+        if not profile.pretrained.teacher:
+            return _features_of(build_denoiser(profile), profile)
+        with torch.device("cpu"):
+            return _features_of(load_model(profile.pretrained.teacher)[0], profile)
+    if config.name.startswith(TORCHVISION):
+        return untrained_torchvision_features(config.name.removeprefix(TORCHVISION))
     return build_extractor(config.name, profile.unet.image_channels, num_classes, config.map_at)
 
 
@@ -180,20 +197,59 @@ def check_classes_to_learn(images: ImageDataset, chosen: Sequence[int] = ()) -> 
         )
 
 
-def extractor_stage(inputs: Inputs) -> Stage:
-    """The classifier whose features are distilled: trained on the data set's "extractor" split, or the one that is given."""
+def _features_of(denoiser: Denoiser, profile: Profile) -> TeacherFeatures:
+    config, unet = profile.extractor, profile.unet
+    shape = (unet.image_channels, unet.image_size, unet.image_size)
+    return TeacherFeatures(denoiser, shape, config.level, config.time).eval().requires_grad_(False)
+
+
+def _teacher_features_stage(inputs: Inputs, base: Stage) -> Stage:
+    """The features of the base model's own network; nothing is trained."""
     p, config = inputs.profile, inputs.profile.extractor
-    given = load_classifier(p.pretrained.extractor, config.map_at) if p.pretrained.extractor else None
+
+    def facts() -> dict:
+        return {"parent": base.key, "extractor": {"name": TEACHER, "level": config.level, "time": config.time}}
+
+    def fit(trainer: None, denoiser: Denoiser) -> tuple[TeacherFeatures, dict]:
+        return _features_of(denoiser, p), {"model": describe(denoiser), "seconds": 0.0, "precision": "not known"}
+
+    def load(tensors: dict, info: dict) -> TeacherFeatures:
+        network = _features_of(build_described(info["model"]), p)
+        network.load_state_dict(tensors)
+        return network.to(training_device())
+
+    return inputs.stage("extractor", "extractor", "the teacher's features", (base,), None, 0, facts, fit, load)
+
+
+def _given_classifier(profile: Profile) -> tuple[Extractor, dict] | None:
+    """(a classifier that is not trained here, its name and sha256), None where one is trained."""
+    config = profile.extractor
+    if profile.pretrained.extractor:
+        return load_classifier(profile.pretrained.extractor, config.map_at)
+    if config.name.startswith(TORCHVISION):
+        network, sha256 = torchvision_features(config.name.removeprefix(TORCHVISION), config.download)
+        return network, {"name": config.name, "sha256": sha256}
+    return None
+
+
+def extractor_stage(inputs: Inputs, base: Stage) -> Stage:
+    """The network whose features are distilled: a classifier trained on the data set's "extractor" split, one that is given,
+    or the base model's own."""
+    p, config = inputs.profile, inputs.profile.extractor
+    if config.name == TEACHER:
+        return _teacher_features_stage(inputs, base)
+    given = _given_classifier(p)
     other = (config.seed,) if config.seed else ()
 
     def facts() -> dict:
         if given:
             return {"pretrained": given[1]["sha256"], "extractor": {"name": given[1]["name"]}}
-        trained = {name: value for name, value in as_dict(config).items() if name != "map_at"}  # changes no weight
+        no_weight = ("map_at", "level", "time", "download")  # fields that change none
+        trained = {name: value for name, value in as_dict(config).items() if name not in no_weight}
         made_by = {"seed": inputs.seed, "version": rddlib.__version__}
         return {"data": inputs.data_facts(), "extractor": trained, **made_by}
 
-    def fit(trainer: Trainer | None) -> tuple[FeatureExtractor, dict]:
+    def fit(trainer: Trainer | None) -> tuple[Extractor, dict]:
         if given:
             return given[0], {"seconds": 0.0, "precision": "not known"}
         images = inputs.split("train")
@@ -202,15 +258,19 @@ def extractor_stage(inputs: Inputs) -> Stage:
         shown, test = inputs.split("extractor").of_classes(config.classes), inputs.split("test")
         network = train_classifier(untrained, lambda out: out.logits, shown, trainer, shift=config.shift)
         right, guessed = accuracy(lambda x: network(x).logits, test), float(test.labels.bincount().max()) / len(test)
-        if right <= guessed:
+        if right <= guessed and trainer.files:
             say(
                 f"the extractor is right in {right:.1%} of cases, always naming the most frequent class in {guessed:.1%}: it "
                 "has learnt nothing that shows; train it for longer (extractor.train) before you distil through it"
             )
         return network, {"test_accuracy": right}
 
-    def load(tensors: dict, info: dict) -> FeatureExtractor:
+    def load(tensors: dict, info: dict) -> Extractor:
         name = info["facts"]["extractor"]["name"]
+        if name.startswith(TORCHVISION):
+            network = untrained_torchvision_features(name.removeprefix(TORCHVISION))
+            network.load_state_dict(tensors)
+            return network.to(training_device())
         return extractor_of(name, tensors, config.map_at).to(training_device())
 
     seed = derive_seed(inputs.seed, 5, *other)
@@ -235,7 +295,7 @@ class Graph:
 
     @cached_property
     def extractor(self) -> Stage:
-        return extractor_stage(self.inputs)
+        return extractor_stage(self.inputs, self.conditional or self.base)
 
     def teacher(self, steps: int | None = None) -> Stage:
         """The base model halved by PD to `steps` steps, default progressive.teacher_steps.
@@ -308,7 +368,7 @@ class Graph:
             train = {"train": as_dict(replace(p.distill.train, iterations=1))}
             return {"parent": parent.key, **train, **own, **numbers, **seen}
 
-        def fit(trainer: Trainer, teacher: Denoiser, extractor: FeatureExtractor | None = None) -> Denoiser:
+        def fit(trainer: Trainer, teacher: Denoiser, extractor: Extractor | None = None) -> Denoiser:
             if loss.watch:
                 trainer.run = replace(trainer.run, log_every=loss.watch)
             objective = self.objective(method.name, steps, seed, teacher, extractor)
@@ -318,7 +378,7 @@ class Graph:
         return self.inputs.stage(f"{self.prefix}{name}", method.name, label, parents, config, training_seed, facts, fit)
 
     def objective(
-        self, method: str, steps: int, seed: int, teacher: Denoiser, extractor: FeatureExtractor | None
+        self, method: str, steps: int, seed: int, teacher: Denoiser, extractor: Extractor | None
     ) -> Objective:
         """What a student of `steps` steps minimises, with the profile's numbers, queue empty, its head started by `seed`."""
         p, tau = self.profile, temperature_of(self.profile, steps)

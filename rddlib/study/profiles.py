@@ -15,6 +15,7 @@ from rddlib.diffusion.denoiser import PREDICTIONS
 from rddlib.diffusion.schedule import SCHEDULES
 from rddlib.diffusion.unet import UNetConfig, check_guidance_range
 from rddlib.distillation.extractor import EXTRACTORS, MAPS
+from rddlib.distillation.label_free import TEACHER, TORCHVISION
 from rddlib.losses import LOSS_WEIGHTS
 from rddlib.methods import COMPETING, METHODS, OBJECTIVES, WINNER, LossConfig, Method, own_methods
 from rddlib.training import RunConfig, TrainConfig
@@ -64,17 +65,23 @@ class ProgressiveConfig:
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """The classifier whose features are distilled."""
+    """The network whose features are distilled: a classifier that is trained, or one that needs no labels."""
 
     train: TrainConfig
-    name: str = "densenet201"  # of rddlib.distillation.extractor.EXTRACTORS
+    name: str = "densenet201"  # of rddlib.distillation.extractor.EXTRACTORS, "teacher" or e.g. "torchvision:resnet50"
     shift: int = 1  # pixels by which its images are shifted at most
     map_at: str = "conv"  # which map relations see, of MAPS
     seed: int = 0  # another one gives another classifier of the same kind
     classes: tuple[int, ...] = ()  # it is shown no images of others; empty: all
+    level: int = 1  # of name=teacher: how often the map's sides are halved
+    time: float = 0.1  # of name=teacher: t at which images are shown to its network, in (0, 1)
+    download: bool = False  # of name=torchvision:..: fetch the weights where torch's cache lacks them
 
     def __post_init__(self):
-        one_of(self, EXTRACTORS, "name")
+        if not self.name.startswith(TORCHVISION):
+            one_of(self, (*EXTRACTORS, TEACHER), "name")
+        at_least(self, 1, "level")
+        check(0 < self.time < 1, f"time is {self.time}, expected above 0 and below 1")
         one_of(self, MAPS, "map_at")
         at_least(self, 0, "shift")
         different(self, "classes")

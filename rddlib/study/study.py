@@ -19,7 +19,8 @@ from rddlib.diffusion.model_file import provenance
 from rddlib.diffusion.samplers import TRAINING_FREE, find_sampler
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.diffusion.schedule import make_schedule
-from rddlib.distillation.extractor import FeatureExtractor
+from rddlib.distillation.extractor import Extractor
+from rddlib.distillation.label_free import TEACHER
 from rddlib.distillation.objectives import Objective
 from rddlib.evaluation import (
     DrawnImages,
@@ -43,8 +44,8 @@ from rddlib.study.graph import (
     STOCHASTIC,
     Graph,
     Inputs,
+    check_classes_to_learn,
     conditional_profile,
-    extractor_stage,
     guided_graph,
     new_extractor,
     plain_graph,
@@ -176,7 +177,10 @@ class Study:
     @cached_property
     def stages(self) -> Graph:
         """What it trains: one stage for each network."""
-        return (guided_graph if self.guided else plain_graph)(self._inputs(self.seed))
+        return self._graph(self.seed)
+
+    def _graph(self, seed: int) -> Graph:
+        return (guided_graph if self.guided else plain_graph)(self._inputs(seed))
 
     def conditional(self) -> Denoiser:
         """Of a guided study: the class-conditional base model, which classifier-free guidance evaluates twice."""
@@ -190,7 +194,7 @@ class Study:
         """The base model progressively distilled (PD) to `steps` steps, default profile.progressive.teacher_steps."""
         return self.stages.teacher(steps).get()
 
-    def extractor(self) -> FeatureExtractor:
+    def extractor(self) -> Extractor:
         """The classifier whose features are distilled."""
         return self.stages.extractor.get()
 
@@ -240,7 +244,7 @@ class Study:
     def _judge(self) -> Stage:
         """The extractor that scores, where evaluation.network says so."""
         same = self.judge_seed == self.seed
-        return self.stages.extractor if same else extractor_stage(self._inputs(self.judge_seed))
+        return self.stages.extractor if same else self._graph(self.judge_seed).extractor
 
     @cached_property
     def metric_network(self) -> Network:
@@ -401,8 +405,11 @@ class Study:
             )
         if classes not in (0, known):
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
-        with torch.device("meta"):
-            untrained = new_extractor(p, known)
+        try:
+            with torch.device("meta"):
+                untrained = new_extractor(p, known)
+        except ValueError as error:
+            raise UserError(f"extractor.name={p.extractor.name}: {error}") from None
         for name in dict.fromkeys([*p.methods, *p.guidance.objectives]):
             self.check_method(name, untrained)
         if p.pretrained.extractor:
@@ -411,13 +418,19 @@ class Study:
                 raise UserError(
                     f"pretrained.extractor takes images of {found} channels, these have {own}: name another classifier"
                 )
-        height, width = untrained.eval()(torch.empty(1, *self.image_shape, device="meta")).map.shape[2:]
+        device = next(untrained.parameters()).device
+        height, width = untrained.eval()(torch.zeros(1, *self.image_shape, device=device)).map.shape[2:]
         whole_batch = "queue_per_batch" in p.loss.released
         candidates = height * width * (p.distill.train.batch_size if whole_batch else 1)
         if p.loss.per_image > candidates:
             raise UserError(f"loss.per_image is {p.loss.per_image}: the extractor's map offers {candidates} pixels")
 
-    def check_method(self, name: str, extractor: FeatureExtractor | None = None, option: str = "method") -> None:
+    def check_extractor(self) -> None:
+        """Raise UserError where the extractor would have to be trained and the images have no classes to learn."""
+        if self.stages.extractor.config:
+            check_classes_to_learn(self.dataset, self.profile.extractor.classes)
+
+    def check_method(self, name: str, extractor: Extractor | None = None, option: str = "method") -> None:
         """Raise UserError for an unknown method, and where it cannot be built: something that it needs is missing, or the
         extractor (an untrained one, by default the profile's) cannot give it."""
         p, method = self.profile, self.profile.method(name, option)
@@ -443,6 +456,10 @@ class Study:
                 raise UserError(f"{error}, or leave it out with --set evaluation.baselines=[]") from None
         field = "guidance.samples" if self.guided else "evaluation.samples"
         if config.network == "extractor":
+            if self.profile.extractor.name == TEACHER:
+                raise UserError(
+                    "evaluation.network=extractor: the teacher's features score nothing, name another network"
+                )
             with torch.device("meta"):
                 features = new_extractor(self.profile, self.dataset.num_classes).channels
             if config.samples <= features:

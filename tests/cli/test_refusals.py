@@ -122,3 +122,26 @@ def test_guidance_that_a_model_or_its_images_do_not_know(rdd, tiny, tmp_path):
     status, _, errors = rdd("guide", *settings, *new)  # which says that it decoded the images
     refused((status, "", errors), "sort them into a folder for each class")
     assert not (tmp_path / "new").exists()
+
+
+def test_relations_need_classes_to_learn_or_an_extractor_that_needs_none(rdd, tmp_path):
+    """An unlabelled folder, and one with a single class, whose classifier would always be right."""
+    options = ["--profile", "smoke", "--out", str(tmp_path / "new"), "--set", "data.name=folder", "--set"]
+    for name, folder in (("none", ""), ("one", "a")):
+        (tmp_path / name / folder).mkdir(parents=True)
+        for number in range(12):
+            Image.fromarray(np.full((8, 8), 20 * number, np.uint8)).save(tmp_path / name / folder / f"{number}.png")
+    for command in (["extractor"], ["distill", "--objective", "cfd"]):
+        for name, words in (("none", "has no classes for an extractor"), ("one", "has one class for an extractor")):
+            status, _, errors = rdd(*command, *options, f"data.root={tmp_path / name}")
+            refused((status, "", errors.split("images in ")[-1].partition("\n")[2] or errors), words)
+    assert not (tmp_path / "new").exists()
+    unlabelled = [*options, f"data.root={tmp_path / 'none'}", "--extractor", "teacher"]
+    status, _, errors = rdd("distill", "--objective", "rcfd", *unlabelled)
+    refused((status, "", errors), "no class predictions: use CFD or RDD")
+    small = [f"--set={name}" for name in ("base.train.iterations=2", "progressive.train.iterations=1")]
+    status, printed, errors = rdd("distill", *unlabelled, *small, "--set=distill.iterations=[1,1,1]")
+    assert status == 0, errors
+    assert len(list((tmp_path / "new/checkpoints").glob("rdd-1-*.safetensors"))) == 1 and "rdd-1-" in printed
+    status, _, errors = rdd("distill", *unlabelled, "--set", "extractor.seed=3")
+    refused((status, "", errors), "--set extractor.seed changes nothing, since extractor.name=teacher brings its own")

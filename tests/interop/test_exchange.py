@@ -272,5 +272,16 @@ def test_what_cannot_have_a_given_teacher_says_so(tmp_path):
     study = given(file, tmp_path)
     assert "guidance has a base model of its own" in refused(guided_study, study)
     assert "ablations vary what a given model fixes" in refused(Sweep, study, [ABLATIONS["tau_is"]], [0])
-    changes = {"pretrained.teacher": str(file)}
-    assert "measures the profile's own networks" in refused(make_plan, "smoke", changes, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("extractor", [{}, {"extractor.name": "teacher"}])
+def test_a_given_teacher_is_planned_with_its_own_network(tmp_path, extractor):
+    """An epsilon teacher learns v first; what is taken as it is has no row; guidance has a base model of its own."""
+    changes = {"pretrained.teacher": str(pipeline(tmp_path / "ddpm")), "methods": "[pd, rdd]", **extractor}
+    plan = make_plan("smoke", changes, out=tmp_path, seconds=0.2)
+    names = [row.name for row in plan.rows]
+    trained = ["extractor small_resnet"] * (not extractor)
+    assert names == ["predicting v", "PD, 1 halving", "PD, 3 students", *trained, "RDD, 3 students", "samples to score"]
+    weights = sum(p.numel() for p in unet2d().parameters()) * 4
+    assert all(weights <= row.cost.model < 1.2 * weights for row in plan.rows if "students" in row.name)
+    assert [row.iterations for row in plan.rows][0] == study_profile("smoke", changes).pretrained.convert.iterations

@@ -161,7 +161,7 @@ def test_the_command_prints_the_table_and_what_is_free(rdd, tmp_path, monkeypatc
     "overrides, seconds, words",
     [
         ({}, 0, "--seconds 0: expected more than 0"),
-        ({"pretrained.teacher": "x"}, 1, "measures the profile's own networks: leave pretrained.teacher"),
+        ({"pretrained.teacher": "x"}, 1, "no model at x"),
         ({"unet.chanels": "1"}, 1, "did you mean 'channels'"),
     ],
 )
