@@ -24,6 +24,7 @@ from rddlib.utils.errors import UserError
 
 FRONT_MATTER = "---\nlibrary_name: diffusers\nlicense: # to be filled in\n---\n"  # of a model card, as hubs read it
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names, ours
+UNETS = ("UNet2DModel", "UNetUnconditionalModel")  # the second as the first published pipelines call it
 LATENT = ("vae", "vqvae", "movq", "prior", "transformer", "text_encoder")  # components of pipelines in latent space
 TABLE_TOLERANCE = 1e-3  # of a released time table against its sinusoids, which differ by 1e-4 in float32
 PIXELS = "only pixel-space models, UNet2DModel with a DDPM or DDIM kind of scheduler, are supported"
@@ -55,7 +56,30 @@ def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) ->
     schedule, prediction = _schedule_of(scheduler)
     has_null = has_null is True if null_class is None else null_class
     network = DiffusersUNet(copy.deepcopy(unet).float(), schedule.steps, has_null)
-    return Denoiser(network, schedule, prediction).eval().requires_grad_(False)
+    denoiser = Denoiser(network, schedule, prediction).eval().requires_grad_(False)
+    dry_run(denoiser)
+    return denoiser
+
+
+@torch.no_grad()
+def dry_run(denoiser: Denoiser) -> None:
+    """Denoise one blank image of the size that the network's configuration says. Raises UserError where it cannot."""
+    config = denoiser.network.config
+    size, channels = config.image_size, config.image_channels
+    try:
+        found = denoiser(
+            torch.zeros(1, channels, size, size), 1.0, torch.zeros(1).long() if config.num_classes else None
+        )
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"this network cannot take images of {channels}x{size}x{size}, the size that its configuration says "
+            f"({one_line(error)}): correct its sample_size, mostly to a multiple of what its levels halve"
+        ) from error
+    if found.shape != (1, channels, size, size) or not found.isfinite().all():
+        shape = list(found.shape)
+        raise UserError(
+            f"this network makes {shape} of an image of {channels}x{size}x{size}, or no numbers: get it again"
+        )
 
 
 def _parts(source) -> tuple:
@@ -76,7 +100,10 @@ def _refuse_latent(name: str, components) -> None:
 
 def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
     """(the scheduler's betas and last alpha^2 as a schedule, our name of what the network predicts)."""
-    kind, betas = getattr(scheduler, "config", {}).get("prediction_type", "epsilon"), getattr(scheduler, "betas", None)
+    config, betas = getattr(scheduler, "config", {}), getattr(scheduler, "betas", None)
+    kind = config.get("prediction_type", "epsilon")
+    if (predicts_epsilon := config.get("predict_epsilon")) is not None:  # as schedulers said it before prediction_type
+        kind = "epsilon" if predicts_epsilon else "sample"
     prediction = PREDICTION_TYPES.get(kind) if isinstance(kind, str) else None
     if betas is None or prediction is None:
         what = type(scheduler).__name__ if betas is None else f"prediction_type {one_line(kind)}"
@@ -100,9 +127,14 @@ def _read(folder: Path) -> tuple[nn.Module, object, bool]:
         _refuse_latent(f"{folder}", index)
         kind = index.get("unet", "no unet")
         kind = kind[1] if isinstance(kind, list) and len(kind) == 2 else kind
-        if kind != "UNet2DModel":
+        if kind not in UNETS:
             raise UserError(f"{folder} has {one_line(kind)} for its network: {PIXELS}")
-        return _read_unet(folder / "unet"), _read_scheduler(folder / "scheduler"), index.get("null_class") is True
+        unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
+        return (
+            _read_unet(unet),
+            _read_scheduler(scheduler),
+            index.get("null_class") is True,
+        )  # old ones have no sub-folders
     if (folder / "config.json").is_file():
         return _read_unet(folder), None, False
     raise UserError(
@@ -122,7 +154,7 @@ def _json(path: Path) -> dict:
 
 def _read_unet(folder: Path) -> nn.Module:
     kind, unet2d = _json(folder / "config.json").get("_class_name"), diffusers_class("UNet2DModel")
-    if kind not in (None, "UNet2DModel"):
+    if kind not in (None, *UNETS):
         raise UserError(f"{folder} holds a {kind}: {PIXELS}")
     try:
         unet, found = unet2d.from_pretrained(

@@ -129,6 +129,36 @@ def test_schedulers_of_the_same_kind_give_the_same_denoiser(name):
     assert found.schedule == expected.schedule and found.prediction == expected.prediction == "v"
 
 
+def test_a_pipeline_without_sub_folders_as_the_first_published_ones_is_read(folder, tmp_path):
+    """All files beside model_index.json, the network under its first name, as diffusers still loads them."""
+    expected, flat = from_diffusers(folder), tmp_path / "flat"
+    flat.mkdir()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            shutil.copy(file, flat / file.name)
+    for name in ("config.json", "model_index.json"):
+        (flat / name).write_text((flat / name).read_text().replace("UNet2DModel", "UNetUnconditionalModel"))
+    found = from_diffusers(flat)
+    assert same_weights(found, expected) and found.schedule == expected.schedule
+
+
+@pytest.mark.parametrize(
+    ("said", "prediction"), [({}, "eps"), ({"predict_epsilon": False}, "x"), ({"predict_epsilon": True}, "eps")]
+)
+def test_what_old_schedulers_say_of_the_prediction_counts(folder, said, prediction):
+    edit(folder / "scheduler/scheduler_config.json", **said)
+    assert from_diffusers(folder).prediction == prediction
+
+
+def test_a_network_that_cannot_take_its_own_images_is_refused_at_the_door():
+    """28 pixels do not survive three halvings and doublings."""
+    levels = dict(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownBlock2D",) * 4, up_block_types=("UpBlock2D",) * 4
+    )
+    said = refused(from_diffusers, unet2d(sample_size=28, **levels), ddim())
+    assert re.search(r"cannot take images of 1x28x28, .*: correct its sample_size", said)
+
+
 def test_every_form_of_one_model_is_the_same_denoiser(tmp_path):
     from diffusers import DDIMPipeline
 
