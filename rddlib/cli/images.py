@@ -1,6 +1,7 @@
 """`rdd sample` draws images, `rdd evaluate` scores them: those of a study's model, of any checkpoint, or given ones."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,22 +37,32 @@ GuidanceOption = Annotated[
         help="Weight w of guidance towards the class, with the models of rdd guide; 0: conditional, -1: unconditional."
     ),
 ]
-ClassesOption = Annotated[str, typer.Option(help="Draw these classes in turn, e.g. 3,7; default all at random.")]
+ClassesOption = Annotated[
+    str, typer.Option(help="Draw these classes in turn, by name or number, e.g. cat,7; default all at random.")
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images at a time; results do not depend on it.")]
 
 
 def _drawn_by(
-    checkpoint: Path, sampler: str, steps: int, samples: int, noise: int, clip: bool, **conditions
-) -> "DrawnImages":
-    """Images of a checkpoint's model; conditions: guidance and classes."""
+    checkpoint: Path,
+    sampler: str,
+    steps: int,
+    samples: int,
+    noise: int,
+    clip: bool,
+    guidance: float | None,
+    words: Sequence[str] = (),
+) -> tuple["DrawnImages", list[str]]:
+    """(images of a checkpoint's model, names of its classes where it records them); words: the classes to draw."""
+    from rddlib.data.dataset import class_number
     from rddlib.diffusion.model_file import provenance
     from rddlib.evaluation import DrawnImages
     from rddlib.interop import load_model
     from rddlib.training import training_device
 
     denoiser, info = load_model(checkpoint)
-    device = training_device()
-    return DrawnImages(
+    device, names, known = training_device(), info.get("class_names", []), denoiser.num_classes
+    images = DrawnImages(
         denoiser.to(device),
         samples,
         steps,
@@ -61,16 +72,19 @@ def _drawn_by(
         sampler=sampler,
         made=provenance(denoiser, info),
         name=f"{checkpoint.stem}, {steps} steps",
-        **conditions,
+        guidance=guidance,
+        classes=[class_number(word, names, known, checkpoint.name) for word in words] if known else [0] * len(words),
     )
+    return images, names
 
 
 def _model_of(
-    study: "Study", method: str, steps: int, guidance: float | None, sampler: str, classes: tuple
+    study: "Study", method: str, steps: int, guidance: float | None, sampler: str, words: list[str]
 ) -> tuple["Study", "Arm"]:
-    """(the study that has the model, its arm), checked: the guided study where guidance is asked for."""
+    """(the study that has the model, its arm), checked: the guided study where guidance is asked for; words: classes."""
     from rddlib.study.study import Arm, guided_study
 
+    classes = study.dataset.class_numbers(words)
     if guidance is None:
         study.check_arm(method, steps, classes=classes)
         return study, Arm(method, steps, study.profile.seeds[0])
@@ -130,15 +144,16 @@ def sample(
     from rddlib.utils.distributed import rank
 
     _check_sampler(checkpoint, sampler, guidance)
-    chosen = tuple(_whole("--classes", word) for word in _listed("--classes", classes)) if classes else ()
+    words = _listed("--classes", classes) if classes else []
     if checkpoint is not None:
         clip = _loaded(profile, settings).evaluation.clip
-        images = _drawn_by(checkpoint, sampler, steps, count, noise, clip, guidance=guidance, classes=chosen)
-        folder, model = out or default_out("samples"), f"{checkpoint.stem}-{sampler}"
+        images, names = _drawn_by(checkpoint, sampler, steps, count, noise, clip, guidance=guidance, words=words)
+        chosen, folder, model = images.classes, out or default_out("samples"), f"{checkpoint.stem}-{sampler}"
     else:
-        asked = (method, steps, guidance, sampler, chosen)
+        asked = (method, steps, guidance, sampler, words)
         study = study_of(profile, out, settings, seed, check=lambda study: _model_of(study, *asked))
         owner, arm = _model_of(study, *asked)
+        chosen, names = study.dataset.class_numbers(words), study.dataset.class_names
         images, folder = owner.drawn(arm, samples=count, noise=noise, classes=chosen), study.out
         model = method if guidance is None else f"guided-{method}-{sampler}"
     drawn = images.provenance
@@ -148,7 +163,7 @@ def sample(
     clipped = "" if drawn["clip"] else "-unclipped"
     name = f"{model}-{drawn['weights_sha256'][:8]}-{steps}steps{conditions}-{count}-noise{noise}{clipped}"
     path = folder / "samples" / f"{name}.npz"
-    picture = draw_to_file(images, path, batch)
+    picture = draw_to_file(images, path, batch, [names[k] if names else str(k) for k in chosen])
     if rank() > 0:
         return
     print(f"{path}: {count} images; {picture}: the first of them")
@@ -221,7 +236,7 @@ def evaluate(
             return stack.enter_context(contextlib.closing(Reference(source, batch, asked["device"])))
 
         if images is None and checkpoint is None:
-            check = _fits((method, steps, guidance, sampler, ()), samples, metric_network, asked, against)
+            check = _fits((method, steps, guidance, sampler, []), samples, metric_network, asked, against)
             study = study_of(profile, out, settings, seed, check=check)
             config, folder = study.profile.evaluation, study.out
         else:
@@ -236,8 +251,8 @@ def evaluate(
                 columns |= {"guidance": guidance, "sampler": sampler}
             if checkpoint is not None:
                 count = samples or config.samples
-                return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, guidance=guidance), columns
-            owner, arm = _model_of(study, method, steps, guidance, sampler, ())
+                return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, guidance)[0], columns
+            owner, arm = _model_of(study, method, steps, guidance, sampler, [])
             return owner.drawn(arm, samples=samples, noise=number), columns
 
         rows, network, compared = [], None, None

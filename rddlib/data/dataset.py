@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import make_grid
 
 from rddlib.utils.checks import at_least
 from rddlib.utils.errors import UserError
@@ -19,6 +20,7 @@ from rddlib.utils.installation import top_folder
 
 DATA_VARIABLE = "RDD_DATA"  # environment variable: the folder for downloads and caches
 SPLIT_SEED = 20240  # of every split that a data set does not define itself
+VISIBLE, HEADING = 64, 18  # pixels that an image of a grid has at least, and of the line with its columns' names
 RESIDENT_BYTES = 2 * 1024**3  # `ImageDataset.to` moves at most this many bytes; larger sets are read batch by batch
 
 
@@ -157,13 +159,25 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def grid_png(images: Tensor) -> bytes:
-    """Images uint8 [N, C, H, W] in a square grid, as the bytes of a PNG file."""
-    columns = max(1, round(len(images) ** 0.5))
-    grid = make_grid(images.float() / 255, nrow=columns, padding=1, pad_value=1.0)
-    picture = io.BytesIO()
-    save_image(grid, picture, format="png")
-    return picture.getvalue()
+def grid_png(images: Tensor, names: Sequence[str] = ()) -> bytes:
+    """Images uint8 [N, C, H, W] in a grid, small ones enlarged pixel by pixel, as the bytes of a PNG file.
+
+    names: of the columns, when the images show as many classes in turn; else the grid is square.
+    """
+    columns = len(names) or max(1, round(len(images) ** 0.5))
+    zoom = max(1, VISIBLE // images.shape[3])
+    large = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    grid = make_grid(large, nrow=columns, padding=zoom, pad_value=255)  # [3, H, W]
+    picture, content = Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()), io.BytesIO()
+    if names:
+        picture = ImageOps.expand(picture, (0, HEADING, 0, 0), "white")
+        for column, name in enumerate(names):
+            width = large.shape[3] + zoom
+            ImageDraw.Draw(picture).text(
+                (zoom + column * width, 2), name[: width // 6], fill="black", font_size=HEADING - 6
+            )
+    picture.save(content, format="png")
+    return content.getvalue()
 
 
 def class_number(word: str, names: Sequence[str], count: int, owner: str) -> int:

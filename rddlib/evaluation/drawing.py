@@ -172,8 +172,10 @@ class DrawnImages(Images):
         return images.clamp(-1, 1)
 
 
-def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500) -> Path:
+def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500, names: Sequence[str] = ()) -> Path:
     """Draw all images into an .npz in ADM's layout, and a picture of the first 64 beside it; return the picture's path.
+
+    names: of the classes that are drawn in turn, which become the picture's columns.
 
     The .npz holds arr_0 [count, H, W, C] uint8 and, if the model has classes, arr_1 labels [count]. Finished batches are
     kept in a folder beside it until all are drawn, so that a stopped run resumes; an existing .npz is kept.
@@ -196,7 +198,7 @@ def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500) -> Path
         finished = [_read_npz(file) for file in files]
         whole = {name: np.concatenate([part[name] for part in finished]) for name in finished[0]}
         write_npz(path, **whole)
-        write_atomically(picture, grid_png(torch.from_numpy(whole["arr_0"][:64]).permute(0, 3, 1, 2)))
+        write_atomically(picture, grid_png(torch.from_numpy(whole["arr_0"][:64]).permute(0, 3, 1, 2), names))
         shutil.rmtree(parts)
     wait()
     return picture

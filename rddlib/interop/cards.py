@@ -49,7 +49,7 @@ def model_card(
     student = lineage[0] if lineage else {}
     rows = {
         "network": summary(denoiser),
-        "images": _images(denoiser),
+        "images": _images(denoiser, lineage),
         "sampling": f"DDIM, {_counted(steps)}, x {'held in [-1, 1]' if clip else 'not clipped'}",
         **({} if guidance is None else {"guidance": f"w = {guidance:g}, fixed"}),
         "noise schedule": _schedule(denoiser),
@@ -98,12 +98,14 @@ def _data(lineage: Sequence[dict]) -> str:
     return next((str(data["name"]) for data in found if "name" in data), UNKNOWN)
 
 
-def _images(denoiser: Denoiser) -> str:
+def _images(denoiser: Denoiser, lineage: Sequence[dict]) -> str:
     config = getattr(denoiser.network, "config", None)
     if not hasattr(config, "image_size"):
         return UNKNOWN
     classes = f", of {denoiser.num_classes} classes" if denoiser.num_classes else ""
-    return f"{config.image_channels} x {config.image_size} x {config.image_size}, in [-1, 1]{classes}"
+    names = next((info["class_names"] for info in lineage if info.get("class_names")), []) if classes else []
+    named = f" ({', '.join(names)})" if names else ""
+    return f"{config.image_channels} x {config.image_size} x {config.image_size}, in [-1, 1]{classes}{named}"
 
 
 def _schedule(denoiser: Denoiser) -> str:

@@ -81,6 +81,9 @@ class Inputs:
             made = fit(trainer, *networks)
             network, extra = made if isinstance(made, tuple) else (made, {})
             model = {"model": describe(network)} if isinstance(network, Denoiser) else {}
+            knows_classes = kind == "extractor" or (isinstance(network, Denoiser) and network.num_classes)
+            if knows_classes and (names := self.split("train").class_names):
+                model["class_names"] = list(names)
             return network, model | extra
 
         return Stage(name, kind, label, parents, config, seed, facts, fitted, load or self._load_denoiser, self.place)

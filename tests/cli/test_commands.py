@@ -7,9 +7,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from rddlib.data.dataset import HEADING
 from rddlib.study import costs
 from rddlib.study.folder import open_study
+from rddlib.study.study import guided_study
 
 
 @pytest.fixture
@@ -95,6 +98,10 @@ def test_sample_draws_the_classes_asked_for_in_turn(run, tiny):
     assert len(arrays) == 2 and not np.array_equal(arrays[0]["arr_0"], arrays[1]["arr_0"])
     assert all(file["arr_1"].tolist() == [3, 7, 3, 7, 3] and file["arr_0"].shape == (5, 8, 8, 1) for file in arrays)
     assert len(list((tiny.out / "samples").glob("*stochastic*/*.png"))) == 5
+    picture = Image.open(files[0].with_suffix(".png"))
+    assert picture.size == (2 * 72 + 8, 3 * 72 + 8 + HEADING)  # two columns with their names, digits of 64 pixels
+    assert np.asarray(picture)[:HEADING].min() < 100
+    assert guided_study(tiny).stages.conditional.recorded()["class_names"] == list("0123456789")
 
 
 def test_a_checkpoint_alone_is_guided_too(rdd, guided, tmp_path):

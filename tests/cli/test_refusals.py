@@ -40,7 +40,7 @@ def refused(result, words):
         ("sample --checkpoint nowhere", "no model at nowhere"),
         ("sample --sampler pndm", "--sampler pndm is for a --checkpoint or --guidance"),
         ("sample --guidance nan", "guidance nan: expected a number"),
-        ("sample --guidance 1 --classes three", "--classes three: expected whole numbers"),
+        ("sample --guidance 1 --classes three", "digits has no class 'three': its names are 0, 1, 2"),
         ("sample --classes 3", "this model is unconditional and draws no chosen classes"),
         ("evaluate --metrics fid,kit", "unknown metrics kit"),
         ("evaluate --protocol ,", "--protocol names nothing"),
