@@ -21,6 +21,7 @@ from torch import nn
 
 from rddlib.data import ImageDataset
 from rddlib.diffusion.sampling import ddim_sample
+from rddlib.distillation.label_free import TEACHER
 from rddlib.methods import COMPETING, WINNER
 from rddlib.study.ablations import ABLATIONS, Ablation
 from rddlib.study.folder import STUDY_FILE, study_profile
@@ -390,7 +391,9 @@ SECONDS, ROUNDS = 2.0, 3  # of measuring each kind, and how often: the least dis
 
 
 def _measure(profile: Profile, say: Callable[[str], None]) -> dict:
-    profile = replace(profile, methods=tuple(dict.fromkeys([*profile.methods, *COMPETING, WINNER])))
+    predicts = profile.extractor.name != TEACHER
+    needed = dict.fromkeys([*profile.methods, *(name for name in COMPETING if predicts or name != "rcfd"), WINNER])
+    profile = replace(profile, methods=tuple(needed))
     threads, costs, prober = torch.get_num_threads(), {}, Prober(profile)
     stages = {stages[0].kind: stages[0] for _, stages, _ in _groups(prober.plain, plain_arms(profile), "", 1)}
     torch.set_num_threads(1)
@@ -402,6 +405,7 @@ def _measure(profile: Profile, say: Callable[[str], None]) -> dict:
             costs = {kind: min(seconds, costs.get(kind, seconds)) for kind, seconds in found.items()}
     finally:
         torch.set_num_threads(threads)
+    costs.setdefault("rcfd", costs["cfd"])  # which only adds losses of class predictions
     where = {"hardware": hardware(), "torch": torch.__version__, "git_commit": git_commit()}
     return {"seconds": costs, "threads": 1, **where}
 
@@ -435,9 +439,9 @@ def plan_of(sweep: Sweep) -> list[dict]:
 def _work(sweep: Sweep, runs: Iterable, counted: set) -> Counter:
     """{kind: iterations, at the profile's own batch sizes} of what these runs lack; `counted` paths were counted before."""
     work: Counter = Counter()
-    own = {stage.kind: stage.config.batch_size for stage in sweep.base.lineage()}
+    own = {stage.kind: stage.config.batch_size for stage in sweep.base.lineage() if stage.config}
     for path, (_, stage) in sweep.missing(runs).items():
-        if path not in counted:
+        if path not in counted and stage.config:
             counted.add(path)
             work[stage.kind] += (
                 stage.iterations * stage.config.batch_size / own.get(stage.kind, stage.config.batch_size)
