@@ -186,6 +186,18 @@ def _evidence(settings: pd.DataFrame) -> list[Claim]:
     ]
 
 
+def _label_free(settings: pd.DataFrame) -> list[Claim]:
+    labels = [LABELS[name] for name in ("cfd", "rdd", WINNER)]
+    free = [f"{label}, the teacher's features" for label in labels]
+    return [
+        *(
+            Claim(f"{label} through the teacher's features is better than PD", [(own, "PD")])
+            for label, own in zip(labels, free, strict=True)
+        ),
+        Claim("and than through a classifier", list(zip(free, labels, strict=True))),
+    ]
+
+
 CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "losses": _losses,
     "batch": _batch,
@@ -203,6 +215,7 @@ CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "budget": _budget,
     "balance": _balance,
     "evidence": _evidence,
+    "label_free": _label_free,
 }
 
 

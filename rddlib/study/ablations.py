@@ -199,7 +199,16 @@ def _classifiers(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
         *(cfd(kind, name=kind) for kind in dict.fromkeys([*kinds, own])),
         *(cfd(f"{own}, trained anew ({seed})", seed=seed) for seed in (1, 2)),
         cfd(f"{own}, half the classes", classes=half),
-        cfd("no classifier: the teacher's own features", name=TEACHER),
+    ]
+
+
+def _label_free(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+    own = overrides_of(profile, {"extractor.name": TEACHER})
+    methods = [(LABELS[name], name) for name in ("cfd", "rdd", WINNER)]
+    return [
+        Setting("PD", "pd"),
+        *(Setting(label, name) for label, name in methods),
+        *(Setting(f"{label}, the teacher's features", name, own) for label, name in methods),
     ]
 
 
@@ -470,6 +479,13 @@ ABLATIONS = {
             beside=_evidence,
             whole=True,
             timed=True,
+        ),
+        Ablation(
+            "label_free",
+            "ours",
+            "A classifier against the teacher's own features",
+            "Nothing is claimed: the papers look through classifiers, which need labels.",
+            beside=_label_free,
         ),
         Ablation(
             "budget",

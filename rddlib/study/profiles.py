@@ -74,7 +74,7 @@ class ExtractorConfig:
     seed: int = 0  # another one gives another classifier of the same kind
     classes: tuple[int, ...] = ()  # it is shown no images of others; empty: all
     level: int = 1  # of name=teacher: how often the map's sides are halved
-    time: float = 0.1  # of name=teacher: t at which images are shown to its network, in (0, 1)
+    time: float = 0.3  # of name=teacher: t at which images are shown to its network, in (0, 1)
     download: bool = False  # of name=torchvision:..: fetch the weights where torch's cache lacks them
 
     def __post_init__(self):
