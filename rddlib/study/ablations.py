@@ -203,8 +203,9 @@ def _classifiers(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
 
 
 def _label_free(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    own = overrides_of(profile, {"extractor.name": TEACHER})
-    methods = [(LABELS[name], name) for name in ("cfd", "rdd", WINNER)]
+    names = ("cfd", "rdd", WINNER)  # without RCFD, which needs predictions
+    own = overrides_of(profile, {"extractor.name": TEACHER, "methods": ("pd", *names)})
+    methods = [(LABELS[name], name) for name in names]
     return [
         Setting("PD", "pd"),
         *(Setting(label, name) for label, name in methods),
