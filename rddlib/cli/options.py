@@ -21,12 +21,13 @@ SetOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<profile>.")]
 SeedOption = Annotated[int, typer.Option(help="Of base model, extractor and halvings.")]
 TeacherOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Distil this model instead of a base model of the study: a checkpoint, a published file, or the folder of a "
-        "diffusers pipeline."
+        help="Distil this model instead of a base model of the study: a checkpoint, a published file, the folder of a "
+        "diffusers pipeline, or its name on the hub, owner/name or owner/name@revision."
     ),
 ]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch what --teacher and --extractor name.")]
 ExtractorOption = Annotated[
     str | None,
     typer.Option(
@@ -37,32 +38,36 @@ ExtractorOption = Annotated[
 UpdateOption = Annotated[bool, typer.Option(help="Let a folder take a changed configuration.")]
 
 
+PLACES = ("data.root", "pretrained.teacher", "pretrained.extractor")  # fields that name a file or folder
+
+
 def parse_overrides(settings: list[str] | None) -> dict[str, str]:
     """["a.b=1"] -> {"a.b": "1"}; UserError for one without "="."""
+    from rddlib.interop.hub import is_hub_name
+
     overrides = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {setting}: write it as section.field=value")
         key, value = key.strip(), value.strip()
-        if (
-            key in ("data.root", "pretrained.teacher", "pretrained.extractor") and value
-        ):  # the same place wherever it is read
-            value = str(Path(value).expanduser().resolve())
+        if key in PLACES and value and not (key == "pretrained.teacher" and is_hub_name(value)):
+            value = str(Path(value).expanduser().resolve())  # the same place wherever it is read
         overrides[key] = value
     return overrides
 
 
-def with_models(settings: list[str] | None, teacher: Path | None, extractor: str | None) -> list[str]:
-    """The settings, and what --teacher and --extractor set."""
+def with_models(settings: list[str] | None, teacher: str | None, extractor: str | None, download: bool) -> list[str]:
+    """The settings, and what --teacher, --extractor and --download set."""
     from rddlib.distillation.label_free import TEACHER, TORCHVISION
 
     settings = list(settings or [])
     if teacher is not None:
-        settings.append(f"pretrained.teacher={teacher}")
+        settings += [f"pretrained.teacher={teacher}", *(["pretrained.download=true"] * download)]
     if extractor is not None:
         free = extractor == TEACHER or extractor.startswith(TORCHVISION)
         settings.append(f"{'extractor.name' if free else 'pretrained.extractor'}={extractor}")
+        settings += ["extractor.download=true"] * (free and download)
     return settings
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from rddlib.cli.options import (
+    DownloadOption,
     ExtractorOption,
     OutOption,
     ProfileOption,
@@ -69,6 +70,7 @@ def plan(
     seconds: Annotated[float, typer.Option(help="Of measuring, for each stage.")] = 30.0,
     teacher: TeacherOption = None,
     extractor: ExtractorOption = None,
+    download: DownloadOption = False,
 ) -> None:
     """What the study would take here: time, memory and disk of each stage, from a short measurement.
 
@@ -87,7 +89,7 @@ def plan(
     from rddlib.utils.text import human_size
 
     folder = out or default_out(profile)
-    settings = with_models(settings, teacher, extractor)
+    settings = with_models(settings, teacher, extractor, download)
     found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, say=say)
     print(found)
     print(

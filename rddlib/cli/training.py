@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rddlib.cli.options import (
+    DownloadOption,
     ExtractorOption,
     OutOption,
     ProfileOption,
@@ -142,6 +143,7 @@ def distill(
     update: UpdateOption = False,
     teacher: TeacherOption = None,
     extractor: ExtractorOption = None,
+    download: DownloadOption = False,
 ) -> None:
     """Halve the number of sampling steps again and again, from a teacher to a student.
 
@@ -156,13 +158,14 @@ def distill(
       rdd distill --guided --objective rdd --to 2 --stochastic
       rdd distill --teacher ddpm-folder --profile cifar10_small --out runs/mine
       rdd distill --teacher ddpm-folder --extractor teacher --set data.name=folder --set data.root=photos --out runs/own
+      rdd distill --teacher google/ddpm-cifar10-32 --download --profile cifar10 --out runs/hub
       rdd distill --teacher ckpt.pt --extractor dense.pt --profile cifar10 --out runs/theirs
       torchrun --nproc_per_node 4 -m rddlib.cli distill --profile cifar10 --objective rdd
     """
 
     if stochastic and not guided:
         raise UserError("--stochastic is for guided models: add --guided, or leave it out")
-    settings = with_models(settings, teacher, extractor)
+    settings = with_models(settings, teacher, extractor, download)
 
     def stages(study: "Study") -> list["Stage"]:
         from rddlib.study.study import guided_study

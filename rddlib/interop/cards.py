@@ -71,9 +71,16 @@ def model_card(
         "## What was measured",
         _numbers(records),
         "## Licence",
-        "To be filled in by whoever publishes this model. The licences of its teacher and of its data bind it too.",
+        "To be filled in by whoever publishes this model. The licences of its teacher and of its data bind it too."
+        + _licence(lineage),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _licence(lineage: Sequence[dict]) -> str:
+    """Of the model that it came from, where that is known."""
+    source = _dict(lineage[-1], "source") if lineage else {}
+    return f" That of {source['name']}: {source['licence']}." if source.get("licence") else ""
 
 
 def _counted(steps: int) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import describe, load_denoiser
 from rddlib.distillation.extractor import FeatureExtractor, extractor_of
-from rddlib.interop.pipelines import from_diffusers
+from rddlib.interop.hub import hub_folder, is_hub_name, licence
+from rddlib.interop.pipelines import check_described, from_diffusers
 from rddlib.interop.released import load_released_classifier, load_released_unet
 from rddlib.utils.checkpoint import DamagedFile, digest, load_checkpoint
 from rddlib.utils.errors import UserError
@@ -15,14 +16,21 @@ from rddlib.utils.errors import UserError
 RELEASED, DIFFUSERS = "released with RCFD and RDD", "diffusers"  # who made a model
 
 
-def load_model(path: str | Path, image_size: int | None = None) -> tuple[Denoiser, dict]:
+def load_model(path: str | Path, image_size: int | None = None, *, download: bool = False) -> tuple[Denoiser, dict]:
     """(denoiser in eval mode, its record) from any file or folder.
 
-    path: a checkpoint of ours (.safetensors), a diffusers folder, or else a file published with RCFD or RDD; image_size: of
+    path: a checkpoint of ours (.safetensors), a diffusers folder or its name on the hub ("owner/name", "owner/name@revision";
+    download: fetch it where the hub's cache lacks it), or else a file published with RCFD or RDD; image_size: of
     `load_released_unet`. The record of a model from elsewhere is {"kind": "pretrained", "model", "source", "sha256"}.
-    Raises UserError as `load_denoiser`, `from_diffusers` and `load_released_unet` do.
+    Raises UserError as `load_denoiser`, `from_diffusers`, `hub_folder` and `load_released_unet` do.
     """
-    path = Path(path)
+    name, path = str(path), Path(path).expanduser()
+    if is_hub_name(name):
+        folder = hub_folder(name, download, check_described)
+        denoiser = from_diffusers(folder)
+        info = given_info(denoiser, Path(name), DIFFUSERS)
+        info["source"] |= {"name": name, "revision": folder.name, "licence": licence(folder)}
+        return denoiser, info
     if not path.exists():
         raise UserError(f"no model at {path}: correct the path (a published pipeline must be downloaded first)")
     if path.suffix == ".safetensors":

@@ -120,15 +120,22 @@ def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
         raise UserError(f"{type(scheduler).__name__} is no schedule of a diffusion ({error}): {PIXELS}") from error
 
 
+def check_described(folder: Path) -> dict:
+    """What model_index.json says ({} without it). Raises UserError for a pipeline of another kind, before its weights count."""
+    if not (folder / "model_index.json").is_file():
+        return {}
+    index = _json(folder / "model_index.json")
+    _refuse_latent(f"{folder}", index)
+    kind = index.get("unet", "no unet")
+    kind = kind[1] if isinstance(kind, list) and len(kind) == 2 else kind
+    if kind not in UNETS:
+        raise UserError(f"{folder} has {one_line(kind)} for its network: {PIXELS}")
+    return index
+
+
 def _read(folder: Path) -> tuple[nn.Module, object, bool]:
     """`_parts` of the folder of a pipeline or of a UNet2DModel."""
-    if (folder / "model_index.json").is_file():
-        index = _json(folder / "model_index.json")
-        _refuse_latent(f"{folder}", index)
-        kind = index.get("unet", "no unet")
-        kind = kind[1] if isinstance(kind, list) and len(kind) == 2 else kind
-        if kind not in UNETS:
-            raise UserError(f"{folder} has {one_line(kind)} for its network: {PIXELS}")
+    if index := check_described(folder):
         unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
         return (
             _read_unet(unet),

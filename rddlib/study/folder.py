@@ -25,6 +25,8 @@ CHANGES_NO_NUMBER = (  # how and from where, not what
     "jobs",
     "data.root",
     "data.download",
+    "pretrained.download",
+    "extractor.download",
     "evaluation.baselines",
     "methods",
 )
@@ -122,7 +124,7 @@ def study_profile(name: str, overrides: dict[str, str]) -> Profile:
         _check_brought(
             "pretrained.teacher", overrides, ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")
         )
-        profile = fitted(profile, load_model(profile.pretrained.teacher)[0])
+        profile = fitted(profile, load_model(profile.pretrained.teacher, download=profile.pretrained.download)[0])
     if profile.pretrained.extractor:
         _check_brought(
             "pretrained.extractor",

@@ -116,7 +116,9 @@ def new_extractor(profile: Profile, num_classes: int) -> Extractor:
         if not profile.pretrained.teacher:
             return _features_of(build_denoiser(profile), profile)
         with torch.device("cpu"):
-            return _features_of(load_model(profile.pretrained.teacher)[0], profile)
+            return _features_of(
+                load_model(profile.pretrained.teacher, download=profile.pretrained.download)[0], profile
+            )
     if config.name.startswith(TORCHVISION):
         return untrained_torchvision_features(config.name.removeprefix(TORCHVISION))
     return build_extractor(config.name, profile.unet.image_channels, num_classes, config.map_at)
@@ -155,7 +157,7 @@ def pretrained_stage(inputs: Inputs) -> Stage:
     """The model of pretrained.teacher as base model; one that predicts eps learns to predict v first, or few-step students
     would learn nothing."""
     p = inputs.profile
-    denoiser, info = load_model(p.pretrained.teacher)
+    denoiser, info = load_model(p.pretrained.teacher, download=p.pretrained.download)
     converts = denoiser.prediction == "eps"
 
     def facts() -> dict:

@@ -140,9 +140,10 @@ class PretrainedConfig:
 
     convert: TrainConfig  # how a teacher that predicts eps learns to predict v first (train.reparametrise)
     teacher: str = (
-        ""  # of any file that rddlib.interop.load_model reads; it brings network, schedule, classes and steps
+        ""  # a file, folder or hub name for rddlib.interop.load_model; it brings network, schedule, classes and steps
     )
     extractor: str = ""  # of any file that rddlib.interop.load_classifier reads
+    download: bool = False  # fetch a teacher that is named on the hub where its cache lacks it
 
 
 @dataclass(frozen=True)

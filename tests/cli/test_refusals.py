@@ -27,6 +27,9 @@ def refused(result, words):
         ("train --set base.train.learning_rate=.nan", "learning_rate"),
         ("train --set unet.num_classes=7", "has 10: set it to 10 or 0"),  # fits no images
         ("train --profile cifar10", "no CIFAR-10 in"),
+        ("distill --profile smoke --teacher no/such", "hub's cache lacks a model of that name"),
+        ("distill --profile smoke --extractor torchvision:resnet5", "did you mean 'resnet50'"),
+        ("distill --profile smoke --extractor teacher --set extractor.level=9", "no map of 0x0 pixels"),
         ("study --set methods=[pdd]", "methods has 'pdd' (did you mean 'pd'?)"),
         ("study --set evaluation.samples=10", "10 images cannot fill a covariance of 64"),  # could not be scored
         ("study --set guidance.samples=20", "guidance.samples=20: 20 images cannot fill a covariance"),

@@ -1,0 +1,72 @@
+"""Pipelines by their name on the Hugging Face hub, owner/name or owner/name@revision: from its cache, or fetched on request."""
+
+import re
+from pathlib import Path
+
+from rddlib.utils.errors import UserError
+from rddlib.utils.text import say
+
+NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+TIMEOUT = 30.0  # seconds without an answer after which to give up
+DESCRIBING = ("*.json", "README.md")  # what is fetched first: a pipeline that cannot be taken is refused by it
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether it reads as a name on the hub and nothing here has it."""
+    return bool(NAME.fullmatch(text)) and not Path(text).expanduser().exists()
+
+
+def hub_folder(name: str, download: bool, check) -> Path:
+    """The folder of a pipeline's snapshot.
+
+    Weights are safetensors; only where a repository has none of them are its .bin files taken, which are read as tensors
+    alone. download: fetch what the cache lacks, with a bar. check(folder) may raise UserError once the descriptions are
+    there, before any weights are fetched. Raises UserError where the snapshot cannot be had, and without huggingface_hub.
+    """
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError:
+        raise UserError("names on the hub need huggingface_hub: pip install 'rddlib[baselines]'") from None
+    repository, revision = NAME.fullmatch(name).groups()
+    options = {"revision": revision, "etag_timeout": TIMEOUT}
+    try:
+        if not download:
+            return Path(snapshot_download(repository, local_files_only=True, **options))
+        say(f"fetching {name} from the hub, where its cache lacks it")
+        folder = Path(snapshot_download(repository, allow_patterns=list(DESCRIBING), **options))
+        check(folder)
+        there = [file.rfilename for file in HfApi().repo_info(repository, revision=revision, timeout=TIMEOUT).siblings]
+        return Path(snapshot_download(repository, allow_patterns=[*DESCRIBING, *_weights(there)], **options))
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: no such name, no network, no room
+        if download:
+            why = " ".join(str(error).split())[:150]
+            raise UserError(
+                f"{name} cannot be fetched ({why}): try again, or download its folder and name that"
+            ) from error
+        raise UserError(
+            f"there is no file or folder {name}, and the hub's cache lacks a model of that name: correct it, add --download to "
+            "fetch it, or download its folder elsewhere and name that"
+        ) from error
+
+
+def _weights(names: list[str]) -> list[str]:
+    """Which of a repository's files hold the network's weights, in full precision."""
+    own = [name for name in names if name.rpartition("/")[0] in ("", "unet")]
+    for suffix in (".safetensors", ".bin"):
+        if found := [
+            name for name in own if re.fullmatch(r"[\w-]+(-\d+-of-\d+)?", Path(name).stem) and name.endswith(suffix)
+        ]:
+            return found
+    return []
+
+
+def licence(folder: Path) -> str:
+    """What the front matter of its README says, "" where it says nothing."""
+    try:
+        head = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
+    except (OSError, ValueError, IndexError):
+        return ""
+    found = re.search(r"^license:\s*(\S+)", head, flags=re.M)
+    return found[1] if found else ""

@@ -1,0 +1,84 @@
+"""Pipelines by their name on the hub: from its cache, fetched on request, refused in a line."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_models import edit, needs_diffusers, quiet, refused, unet2d
+
+from rddlib.interop import from_diffusers, load_model
+from rddlib.interop.cards import model_card
+from rddlib.interop.hub import _weights, is_hub_name
+
+pytestmark = [needs_diffusers, *quiet]
+REVISION = "a" * 40
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """The folder of a pipeline with a licence, as it lies on the hub."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    folder = tmp_path / "pipeline"
+    DDPMPipeline(unet2d(), DDPMScheduler()).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# A model\n")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """keep(folder, name): put a pipeline into the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+    def keep(folder, name):
+        own = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (own / "refs").mkdir(parents=True)
+        (own / "refs/main").write_text(REVISION)
+        return shutil.copytree(folder, own / "snapshots" / REVISION)
+
+    return keep
+
+
+def test_a_cached_pipeline_is_read_and_its_licence_reaches_the_card(pipeline, cache):
+    cache(pipeline, "me/ddpm.v1")
+    found, info = load_model("me/ddpm.v1")
+    expected = from_diffusers(pipeline)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    assert info["source"]["name"] == "me/ddpm.v1" and info["source"]["revision"] == REVISION
+    assert load_model(f"me/ddpm.v1@{REVISION}")[1]["sha256"] == info["sha256"]
+    assert "That of me/ddpm.v1: apache-2.0." in model_card(found, title="mine", lineage=[info])
+
+
+def test_what_the_cache_lacks_is_refused_with_what_to_do(cache, pipeline, tmp_path):
+    assert "hub's cache lacks a model of that name: correct it, add --download" in refused(load_model, "runs/mine")
+    (tmp_path / "runs/mine").mkdir(parents=True)  # what is here goes first
+    assert "runs/mine holds no diffusers model" in refused(load_model, "runs/mine")
+    assert is_hub_name("a/b@v1") and not any(map(is_hub_name, ("a", "/a/b", "a/b/c", "~/b", "./a/b.pt", "runs/mine")))
+
+
+def test_a_download_begins_with_what_may_refuse_the_rest(cache, pipeline, monkeypatch):
+    asked = []
+
+    def snapshot(repository, **options):
+        asked.append(options["allow_patterns"])
+        return str(pipeline)
+
+    files = [SimpleNamespace(rfilename=file.relative_to(pipeline).as_posix()) for file in pipeline.rglob("*")]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    load_model("me/ddpm", download=True)
+    assert asked == [["*.json", "README.md"], ["*.json", "README.md", "unet/diffusion_pytorch_model.safetensors"]]
+    edit(pipeline / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    assert "has a vae" in refused(load_model, "me/ddpm", download=True) and len(asked) == 3  # no weights were fetched
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
+    assert "me/ddpm cannot be fetched (division by zero): try again" in refused(load_model, "me/ddpm", download=True)
+
+
+def test_safetensors_in_full_precision_go_first():
+    names = ["unet/a.safetensors", "unet/a.fp16.safetensors", "unet/a.bin", "vae/a.safetensors", "b.non_ema.bin"]
+    assert _weights(names) == ["unet/a.safetensors"] and _weights(names[2:]) == ["unet/a.bin"]
+    assert (
+        _weights(["a-00001-of-00002.safetensors", "a.bin"]) == ["a-00001-of-00002.safetensors"] and _weights([]) == []
+    )
