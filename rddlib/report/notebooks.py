@@ -190,11 +190,17 @@ class _Stop(HeedsSignals):
 
 
 def _register_engine(stop: _Stop) -> str:
-    """papermill's own engine, but for `stop`, which hears its kernel; returns its name."""
+    """papermill's own engine, but for `stop`, which hears its kernel, and for the kernel, which is this Python's; its name."""
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
 
     class Client(PapermillNotebookClient):
+        def create_kernel_manager(self):
+            manager = super().create_kernel_manager()
+            # this Python's own kernel: a user's folders may hold a "python3" of another environment, with another rddlib
+            manager.kernel_spec_manager.kernel_dirs = []
+            return manager
+
         def process_message(self, message, *rest, **options):
             stop.hear(message)
             return super().process_message(message, *rest, **options)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
 import subprocess
@@ -53,6 +54,17 @@ def series(tmp_path, monkeypatch):
 
 def outputs(path: Path) -> list:
     return [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+
+
+def test_notebooks_run_in_this_python_whatever_kernels_the_user_has(series, tmp_path, monkeypatch):
+    """A "python3" kernel of another environment goes before one's own in Jupyter's folders."""
+    foreign = tmp_path / "jupyter/kernels/python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    out = series(n01_where=["import sys; print(sys.executable)"])
+    run_study("smoke", {}, out)
+    assert [o.text.strip() for o in outputs(out / "notebooks/01_where.ipynb")] == [sys.executable]
 
 
 # failing cells
