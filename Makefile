@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
+GPU = runs/cifar10_small
 
-.PHONY: help study test test-all lab check clean
+.PHONY: help study gpu-study test test-all lab check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make study     install into $(VENV) and run the digits study (about 17 minutes on 2 cores)"
+	@echo "make gpu-study the cifar10_small study on a GPU, with ARGS='--set data.download=true'; what to keep is in $(GPU)/home"
 	@echo "make test      install and run the tests, those in a browser too where there is one"
 	@echo "make test-all  the same, long tests included"
 	@echo "make lab       open the notebooks in JupyterLab"
@@ -35,6 +37,12 @@ $(VENV)/browser: | $(VENV)/installed
 
 study: $(VENV)/installed
 	@$(BIN)/rdd study $(ARGS)
+
+gpu-study: $(VENV)/installed
+	@test -f $(GPU)-metric.safetensors || $(BIN)/rdd metric-network cifar10_small --out $(GPU)-metric.safetensors $(ARGS)
+	@$(BIN)/rdd study --profile cifar10_small --no-notebooks --out $(GPU) --set evaluation.network=$(abspath $(GPU))-metric.safetensors $(ARGS)
+	@mkdir -p $(GPU)/home && cp $(GPU)-metric.json $(GPU)/*.csv $(GPU)/*.json $(GPU)/*.png $(GPU)/index.html $(GPU)/checkpoints/*.metrics.jsonl $(GPU)/home
+	@du -sh $(GPU)/home
 
 test: $(VENV)/installed $(VENV)/browser
 	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

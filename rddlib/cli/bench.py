@@ -182,10 +182,10 @@ def bench_sliders_command(
 
 
 def metric_network(
-    name: Annotated[str, typer.Argument(help="A profile whose network ships: digits or photos.")] = "digits",
+    name: Annotated[str, typer.Argument(help="A profile: digits, photos or cifar10_small.")] = "digits",
     settings: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Checkpoint to write; default data/NAME_metric_network.safetensors.")
+        Path | None, typer.Option(help="Checkpoint to write; default, of those that ship, where they lie.")
     ] = None,
 ) -> None:
     """Train a network that scores (those that are shipped were made by this command; a new one changes every FID).
@@ -199,10 +199,13 @@ def metric_network(
 
     from rddlib.distillation.train import METRIC_RECIPES, train_metric_network
     from rddlib.evaluation import shipped_network_file
+    from rddlib.evaluation.networks import SHIPPED
     from rddlib.study.profiles import load_profile
 
     if name not in METRIC_RECIPES:
         raise UserError(f"there is no metric network {name!r}: choose one of {', '.join(METRIC_RECIPES)}")
+    if out is None and name not in SHIPPED.values():
+        raise UserError(f"no metric network of {name} ships: name the checkpoint to write with --out")
     out = out or Path(shipped_network_file(name))
     if out.exists() or out.with_suffix(".json").exists():
         raise UserError(

@@ -27,6 +27,9 @@ def study(
     only: Annotated[str, typer.Option(help="Only these notebooks, e.g. 03,04.")] = "",
     start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
     jobs: Annotated[int, typer.Option(help="Notebooks that run at the same time, sharing the cores.")] = 1,
+    notebooks: Annotated[
+        bool, typer.Option(help="Without them the study is trained, scored and reported all the same.")
+    ] = True,
     scratch: Annotated[
         bool,
         typer.Option(
@@ -46,6 +49,7 @@ def study(
       rdd study --only 03,04 --jobs 2
       rdd study --from 04
       rdd study --set loss.alpha=100 --out runs/alpha100
+      rdd study --profile cifar10_small --no-notebooks
     """
     from rddlib.report.notebooks import run_study
     from rddlib.study.folder import default_out
@@ -59,6 +63,7 @@ def study(
         start=start,
         update=update,
         jobs=jobs,
+        with_notebooks=notebooks,
     )
     print(f"Open {page} in a browser.")
 

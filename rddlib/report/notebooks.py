@@ -386,16 +386,19 @@ def run_study(
     start: str = "",
     update: bool = False,
     jobs: int = 1,
+    with_notebooks: bool = True,
 ) -> Path:
     """Run the series (or part of it) into `out` and write the report; returns index.html's path.
 
-    jobs: notebooks that run at the same time. Raises UserError for bad input (nothing is written then) and for a failing
-    notebook.
+    jobs: notebooks that run at the same time; with_notebooks: False trains and scores the study without them, which needs
+    neither papermill nor Jupyter. Raises UserError for bad input (nothing is written then) and for a failing notebook.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
+    if not with_notebooks and (only or start):
+        raise UserError("--no-notebooks runs none: leave --only and --from out")
     load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer
-    notebooks = selected(only, start)
+    notebooks = selected(only, start) if with_notebooks else []
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
     for notebook in notebooks:
         check_parameters(notebook, parameters)
@@ -411,6 +414,9 @@ def run_study(
     ):
         raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
     with _alone_in(out):
+        if not with_notebooks:
+            study.train_all()
+            return write_report(study, executed_notebooks(out))
         waiting = [notebook for notebook in notebooks if not _done_before(notebook, out)[1]]
         if jobs > 1 and len(waiting) > 1:
             for notebook in sorted(set(notebooks) - set(waiting)):

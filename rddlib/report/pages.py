@@ -130,6 +130,8 @@ def _title(notebook: Path) -> str:
 
 def _notebooks(executed, out: Path) -> str:
     lines = []
+    if not executed:
+        return ""
     for notebook in executed:
         page = notebook_page(notebook.path)
         lines.append(

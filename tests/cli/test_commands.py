@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny_study import TINY
 
 from rddlib.data.dataset import HEADING
 from rddlib.study import costs
@@ -43,7 +44,7 @@ def test_a_process_of_its_own_does_the_same(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr + done.stdout
 
 
-def test_importing_the_core_needs_no_extra():
+def test_a_study_without_notebooks_needs_no_extra(tmp_path):
     """Training runs where jupyter, papermill, diffusers, lpips and ipywidgets are not installed."""
     code = """
 import sys
@@ -53,9 +54,14 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import rddlib.distillation.train, rddlib.cli, rddlib.report.notebooks, rddlib.report.pages, rddlib.report.figures
+from pathlib import Path
+rddlib.report.notebooks.run_study("smoke", CHANGES, Path(OUT), with_notebooks=False)
 """
-    done = started("-c", code)
+    changes = {**TINY, "evaluation.baselines": "[]"}
+    done = started("-c", code.replace("CHANGES", repr(changes)).replace("OUT", repr(str(tmp_path / "out"))))
     assert done.returncode == 0, done.stderr
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"index.html", "results.csv", "summary.csv", "receipts.json", "grid.png", "scores.png"} <= left
 
 
 @pytest.mark.parametrize("command", ["", "study", "plan", "train", "distill", "sample", "ablate", "bench step"])
