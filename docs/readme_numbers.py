@@ -44,9 +44,9 @@ def _spread(values: pd.Series, digits: int = 2) -> str:
 # tables
 
 
-def digits_table() -> str:
+def digits_table(name: str = "digits") -> str:
     """Every method at every number of steps, mean ± standard deviation over seeds."""
-    rows = pd.read_csv(RESULTS / "digits_seeds.csv")
+    rows = pd.read_csv(RESULTS / f"{name}_seeds.csv")
     methods, body = ("ddim", *COMPETING, WINNER), []
     for steps in sorted(rows[rows["method"].isin(methods)]["steps"].unique(), reverse=True):
         here = rows[rows["steps"] == steps]
@@ -54,6 +54,30 @@ def digits_table() -> str:
             cells = [_spread(here[here["method"] == method][score], digits) for method in methods]
             body.append([head, {"fid": "FID", "pfd": "pFD"}[score], *cells])
     return _table(["steps", "", *(LABELS[method] for method in methods)], body)
+
+
+CLAIMED = {  # of both papers, and ours: (better, worse)
+    "CFD is better than PD (Sun et al. 2023)": ("cfd", "pd"),
+    "RCFD is better than CFD (Sun et al. 2023)": ("rcfd", "cfd"),
+    "RDD is better than CFD (Feng et al. 2024)": ("rdd", "cfd"),
+    "RDD is better than PD (Feng et al. 2024)": ("rdd", "pd"),
+    "CFD + IS_P2P + PD is better than PD (ours)": (WINNER, "pd"),
+    "CFD + IS_P2P + PD is better than CFD (ours)": (WINNER, "cfd"),
+}
+
+
+def claims_table(name: str = "photos") -> str:
+    """The order of methods at each number of steps: mean FID of the better minus the worse, in how many seeds it is as said."""
+    rows = pd.read_csv(RESULTS / f"{name}_seeds.csv")
+    fid, body = rows.pivot_table(index=["steps", "seed"], columns="method", values="fid"), []
+    steps = (4, 2, 1)
+    for text, (better, worse) in CLAIMED.items():
+        gaps = (fid[better] - fid[worse]).dropna()
+        cells = [f"{gaps[n].mean():+.2f} ({(gaps[n] < 0).sum()} of {len(gaps[n])})" for n in steps]
+        right = (gaps < 0).sum()
+        verdict = "holds" if right == len(gaps) else "reversed" if right == 0 else f"{right} of {len(gaps)}"
+        body.append([text, *cells, verdict])
+    return _table(["claim, by FID", *(f"{n} step{'s' * (n > 1)}" for n in steps), ""], body)
 
 
 def evidence() -> dict[str, pd.DataFrame]:
@@ -162,6 +186,8 @@ TABLES = {
     "guidance": guided_table,
     "pipeline": diffusers_table,
     "export": export_table,
+    "photos": lambda: digits_table("photos"),
+    "claims": claims_table,
     "step": step_table,
     "losses": losses_table,
 }
