@@ -23,6 +23,8 @@ BOX = Path(__file__).resolve().parents[1] / MODELS
 def find(graph: Graph, name: str, seed: int) -> Stage:
     """The stage whose file's name begins so."""
     method, _, steps = name.rpartition("-")
+    if method == "pd" and int(steps) >= graph.profile.progressive.teacher_steps:
+        return graph.teacher(int(steps))
     if not method:
         return graph.extractor if name == "extractor" else graph.base
     return graph.drawer(method, int(steps), seed)

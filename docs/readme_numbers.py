@@ -355,10 +355,20 @@ def guided_sums_sentences() -> list[str]:
     ]
 
 
+def label_free_sentences() -> list[str]:
+    rows = ablation_results.published("data/results/digits_label_free.csv")
+    fid = {name: _spread(group["fid"]) for name, group in rows.groupby("setting")}
+    free = [fid[f"{LABELS[name]}, the teacher's features"] for name in ("cfd", "rdd", WINNER)]
+    return [
+        f"{free[0]} (CFD), {free[1]} (RDD) and {free[2]} (CFD + IS_P2P + PD), where PD has {fid['PD']}",
+        f"through the classifier {fid['CFD']}, {fid['RDD']} and {fid[LABELS[WINNER]]}",
+    ]
+
+
 def sentences() -> list[str]:
     """Pieces of README's sentences, with their numbers as they follow from the results."""
     unguided = digits_sentences() + ablation_sentences() + balance_sentences() + evidence_sentences()
-    return unguided + guided_sentences() + guided_sums_sentences()
+    return unguided + guided_sentences() + guided_sums_sentences() + label_free_sentences()
 
 
 def rewritten(text: str) -> str:

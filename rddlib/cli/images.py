@@ -84,7 +84,8 @@ def _model_of(
     """(the study that has the model, its arm), checked: the guided study where guidance is asked for; words: classes."""
     from rddlib.study.study import Arm, guided_study
 
-    classes = study.dataset.class_numbers(words)
+    known = study.dataset.num_classes
+    classes = study.dataset.class_numbers(words) if known else (0,) * len(words)
     if guidance is None:
         study.check_arm(method, steps, classes=classes)
         return study, Arm(method, steps, study.profile.seeds[0])
@@ -163,7 +164,8 @@ def sample(
     clipped = "" if drawn["clip"] else "-unclipped"
     name = f"{model}-{drawn['weights_sha256'][:8]}-{steps}steps{conditions}-{count}-noise{noise}{clipped}"
     path = folder / "samples" / f"{name}.npz"
-    picture = draw_to_file(images, path, batch, [names[k] if names else str(k) for k in chosen])
+    columns = [names[k] if names else str(k) for k in chosen] if 1 < len(chosen) <= 16 else []
+    picture = draw_to_file(images, path, batch, columns)
     if rank() > 0:
         return
     print(f"{path}: {count} images; {picture}: the first of them")

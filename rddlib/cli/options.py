@@ -63,11 +63,12 @@ def with_models(settings: list[str] | None, teacher: str | None, extractor: str 
 
     settings = list(settings or [])
     if teacher is not None:
-        settings += [f"pretrained.teacher={teacher}", *(["pretrained.download=true"] * download)]
+        settings.append(f"pretrained.teacher={teacher}")
     if extractor is not None:
         free = extractor == TEACHER or extractor.startswith(TORCHVISION)
         settings.append(f"{'extractor.name' if free else 'pretrained.extractor'}={extractor}")
-        settings += ["extractor.download=true"] * (free and download)
+    if download:
+        settings += ["pretrained.download=true", "extractor.download=true"]
     return settings
 
 

@@ -40,16 +40,16 @@ class Recipe:
 
 
 def fingerprint(root: Path, files: Sequence[Path], *facts) -> str:
-    """16 hex digits of a hash over facts, the folder's real path, and each file's path below root, inode, size and times.
+    """16 hex digits of a hash over facts and each file's path below root, inode, size and times.
 
     The time of the last change (ctime) is among them: it moves on whenever a file is written or replaced, and unlike the
     modification time no program can set it back. Nothing is read but the directory.
     """
-    total = hashlib.sha256(json.dumps([*facts, str(root.resolve())]).encode())
+    total = hashlib.sha256(json.dumps(facts).encode())
     for file in files:
         state = file.stat()
         total.update(
-            f"\n{file.relative_to(root).as_posix()} {state.st_dev} {state.st_ino} {state.st_size} {state.st_mtime_ns} "
+            f"\n{file.relative_to(root).as_posix()} {state.st_ino} {state.st_size} {state.st_mtime_ns} "
             f"{state.st_ctime_ns}".encode(errors="surrogateescape")
         )
     return total.hexdigest()[:16]

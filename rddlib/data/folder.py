@@ -163,7 +163,8 @@ def open_image(file: Path, colour: str = "") -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            deep = image.mode[0] in "IF"  # 16 or 32 bits a pixel, which `convert` would cut off
+            # 16 or 32 bits a pixel, which `convert`, or the decoder of a 16-bit PNG in colour, would cut off
+            deep = image.mode[0] in "IF" or ";16" in str(image.tile)
             # a phone's JPEG may carry a second picture of the same scene
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             colour = colour or ("L" if image.mode in GREY else "RGB")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from rddlib.data import data_folder
-from rddlib.distillation.extractor import MetricNetwork, extractor_of, metric_network_of
+from rddlib.distillation.extractor import EXTRACTORS, MetricNetwork, extractor_of, metric_network_of
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.distributed import rank, together
 from rddlib.utils.download import fetch
@@ -132,6 +132,8 @@ def network_of_checkpoint(path: Path) -> Network:
         features, shape = network.features, network.shape
     elif info.get("kind") == "extractor":
         kind = info["facts"]["extractor"]["name"]
+        if kind not in EXTRACTORS:
+            raise UserError(f"{path} holds {kind}, which scores nothing: use a classifier made by `rdd extractor`")
         name = f"extractor {kind}" + (f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else "")
         network = extractor_of(kind, tensors)
         features, shape = network.channels, (network.image_channels, 0, 0)

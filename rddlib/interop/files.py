@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import describe, load_denoiser
-from rddlib.distillation.extractor import FeatureExtractor, extractor_of
+from rddlib.distillation.extractor import EXTRACTORS, FeatureExtractor, extractor_of
 from rddlib.interop.hub import hub_folder, is_hub_name, licence
-from rddlib.interop.pipelines import check_described, from_diffusers
+from rddlib.interop.pipelines import check_described, dry_run, from_diffusers, no_pipeline
 from rddlib.interop.released import load_released_classifier, load_released_unet
 from rddlib.utils.checkpoint import DamagedFile, digest, load_checkpoint
 from rddlib.utils.errors import UserError
@@ -26,7 +26,7 @@ def load_model(path: str | Path, image_size: int | None = None, *, download: boo
     """
     name, path = str(path), Path(path).expanduser()
     if is_hub_name(name):
-        folder = hub_folder(name, download, check_described)
+        folder = hub_folder(name, download, lambda folder: check_described(folder) or no_pipeline(folder))
         denoiser = from_diffusers(folder)
         info = given_info(denoiser, Path(name), DIFFUSERS)
         info["source"] |= {"name": name, "revision": folder.name, "licence": licence(folder)}
@@ -36,6 +36,7 @@ def load_model(path: str | Path, image_size: int | None = None, *, download: boo
     if path.suffix == ".safetensors":
         return _whole(path, load_denoiser)
     denoiser = from_diffusers(path) if path.is_dir() else load_released_unet(path, image_size)
+    dry_run(denoiser)
     return denoiser, given_info(denoiser, path.resolve(), DIFFUSERS if path.is_dir() else RELEASED)
 
 
@@ -78,6 +79,10 @@ def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtr
         )
     try:
         name = info["facts"]["extractor"]["name"]
+        if name not in EXTRACTORS:
+            raise UserError(
+                f"{path} holds no trained classifier but {name}: pass --extractor {name} instead of the file"
+            )
         return extractor_of(name, tensors, map_at), {"name": name, "sha256": info["sha256"]}
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
         raise UserError(f"{path} holds an extractor that this version does not know: make it again") from error

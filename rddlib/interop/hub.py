@@ -19,9 +19,10 @@ def is_hub_name(text: str) -> bool:
 def hub_folder(name: str, download: bool, check) -> Path:
     """The folder of a pipeline's snapshot.
 
-    Weights are safetensors; only where a repository has none of them are its .bin files taken, which are read as tensors
-    alone. download: fetch what the cache lacks, with a bar. check(folder) may raise UserError once the descriptions are
-    there, before any weights are fetched. Raises UserError where the snapshot cannot be had, and without huggingface_hub.
+    What the cache holds is taken without going online. Weights are safetensors; only where a repository has none of them are
+    its .bin files taken, which are read as tensors alone. download: fetch what the cache lacks, with a bar. check(folder) may
+    raise UserError once the descriptions are there, before any weights are fetched. Raises UserError where the snapshot cannot
+    be had, and without huggingface_hub.
     """
     try:
         from huggingface_hub import HfApi, snapshot_download
@@ -29,10 +30,15 @@ def hub_folder(name: str, download: bool, check) -> Path:
         raise UserError("names on the hub need huggingface_hub: pip install 'rddlib[baselines]'") from None
     repository, revision = NAME.fullmatch(name).groups()
     options = {"revision": revision, "etag_timeout": TIMEOUT}
+    if (cached := _cached(snapshot_download, repository, options)) is not None:
+        return cached
+    if not download:
+        raise UserError(
+            f"there is no file or folder {name}, and the hub's cache lacks a model of that name: correct it, fetch it with rdd "
+            "distill --download, or download its folder elsewhere and name that"
+        )
     try:
-        if not download:
-            return Path(snapshot_download(repository, local_files_only=True, **options))
-        say(f"fetching {name} from the hub, where its cache lacks it")
+        say(f"fetching {name} from the hub, whose cache lacks it")
         folder = Path(snapshot_download(repository, allow_patterns=list(DESCRIBING), **options))
         check(folder)
         there = [file.rfilename for file in HfApi().repo_info(repository, revision=revision, timeout=TIMEOUT).siblings]
@@ -40,15 +46,17 @@ def hub_folder(name: str, download: bool, check) -> Path:
     except UserError:
         raise
     except Exception as error:  # of many kinds: no such name, no network, no room
-        if download:
-            why = " ".join(str(error).split())[:150]
-            raise UserError(
-                f"{name} cannot be fetched ({why}): try again, or download its folder and name that"
-            ) from error
-        raise UserError(
-            f"there is no file or folder {name}, and the hub's cache lacks a model of that name: correct it, add --download to "
-            "fetch it, or download its folder elsewhere and name that"
-        ) from error
+        why = " ".join(str(error).split())[:150]
+        raise UserError(f"{name} cannot be fetched ({why}): try again, or download its folder and name that") from error
+
+
+def _cached(snapshot_download, repository: str, options: dict) -> Path | None:
+    """The snapshot's folder in the cache, None where it lacks the weights."""
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True, **options))
+    except Exception:  # of several kinds, by version
+        return None
+    return folder if _weights([file.relative_to(folder).as_posix() for file in folder.rglob("*")]) else None
 
 
 def _weights(names: list[str]) -> list[str]:

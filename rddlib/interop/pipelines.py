@@ -66,10 +66,11 @@ def dry_run(denoiser: Denoiser) -> None:
     """Denoise one blank image of the size that the network's configuration says. Raises UserError where it cannot."""
     config = denoiser.network.config
     size, channels = config.image_size, config.image_channels
+    device = next(denoiser.parameters()).device
+    y = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
+    w = denoiser.guidance[0] if denoiser.guidance else None
     try:
-        found = denoiser(
-            torch.zeros(1, channels, size, size), 1.0, torch.zeros(1).long() if config.num_classes else None
-        )
+        found = denoiser(torch.zeros(1, channels, size, size, device=device), 1.0, y, w)
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(
             f"this network cannot take images of {channels}x{size}x{size}, the size that its configuration says "
@@ -102,8 +103,8 @@ def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
     """(the scheduler's betas and last alpha^2 as a schedule, our name of what the network predicts)."""
     config, betas = getattr(scheduler, "config", {}), getattr(scheduler, "betas", None)
     kind = config.get("prediction_type", "epsilon")
-    if (predicts_epsilon := config.get("predict_epsilon")) is not None:  # as schedulers said it before prediction_type
-        kind = "epsilon" if predicts_epsilon else "sample"
+    if kind == "epsilon" and config.get("predict_epsilon") is False:  # as schedulers said it before prediction_type
+        kind = "sample"
     prediction = PREDICTION_TYPES.get(kind) if isinstance(kind, str) else None
     if betas is None or prediction is None:
         what = type(scheduler).__name__ if betas is None else f"prediction_type {one_line(kind)}"
@@ -144,6 +145,11 @@ def _read(folder: Path) -> tuple[nn.Module, object, bool]:
         )  # old ones have no sub-folders
     if (folder / "config.json").is_file():
         return _read_unet(folder), None, False
+    no_pipeline(folder)
+
+
+def no_pipeline(folder: Path) -> None:
+    """Raise UserError for a folder without a pipeline."""
     raise UserError(
         f"{folder} holds no diffusers model (no model_index.json): name the folder of a downloaded pipeline"
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import rddlib
+from rddlib.distillation.extractor import EXTRACTORS
 from rddlib.report.pages import write_report
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.folder import continue_study, recorded_overrides
@@ -395,8 +396,10 @@ def run_study(
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
-    if not with_notebooks and (only or start):
-        raise UserError("--no-notebooks runs none: leave --only and --from out")
+    if not with_notebooks and (only or start or jobs > 1):
+        raise UserError(
+            "--no-notebooks runs none: leave --only, --from and --jobs out (--set jobs=2 trains two at a time)"
+        )
     load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer
     notebooks = selected(only, start) if with_notebooks else []
     parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
@@ -408,7 +411,8 @@ def run_study(
         overrides = {
             "run.shipped": "start"
         } | overrides  # what a study is about it trains, whoever opened the folder first
-    study = continue_study(profile_name, overrides, out, seed, update, check=_check_scoring)
+    check = _check_notebooks if with_notebooks else _check_scoring
+    study = continue_study(profile_name, overrides, out, seed, update, check=check)
     if study.profile.run.shipped == "none" and (
         foreign := [stage.label for stage in study.lineage() if stage.noted().get("shipped")]
     ):
@@ -429,12 +433,25 @@ def run_study(
 
 
 def _check_scoring(study: Study) -> None:
-    """Raise UserError where the results of this study, or of the one of guidance, could not be made and scored in the end."""
-    if study.profile.pretrained.teacher:
-        raise UserError(
-            "the notebooks train and show a base model of their own: leave pretrained.teacher out, or choose another --out"
-        )
+    """Raise UserError where results could not be made and scored in the end."""
+    if any(study.profile.method(name).looks for name in study.profile.methods):
+        study.check_extractor()
     study.check_scoring()
+
+
+def _check_notebooks(study: Study) -> None:
+    """The same, of the guided study too; and where the notebooks would have nothing to show."""
+    p = study.profile
+    if p.pretrained.teacher:
+        raise UserError(
+            "the notebooks train and show a base model of their own: leave pretrained.teacher out, or add --no-notebooks"
+        )
+    if p.extractor.name not in EXTRACTORS:
+        raise UserError(
+            f"the notebooks show a classifier of the data set: leave extractor.name={p.extractor.name} out, or add "
+            "--no-notebooks"
+        )
+    _check_scoring(study)
     if study.dataset.num_classes:
         guided_study(study).check_scoring()
 

@@ -25,10 +25,10 @@ from rddlib.distillation.label_free import TEACHER
 from rddlib.methods import COMPETING, WINNER
 from rddlib.study.ablations import ABLATIONS, Ablation
 from rddlib.study.folder import STUDY_FILE, study_profile
-from rddlib.study.graph import Graph, Inputs, conditional_profile, guided_graph, plain_graph
+from rddlib.study.graph import Graph, Inputs, conditional_profile, guided_graph, new_extractor, plain_graph
 from rddlib.study.profiles import PROFILES, Profile, changed
 from rddlib.study.stage import Stage, Workplace
-from rddlib.study.study import Arm, guided_arms, plain_arms
+from rddlib.study.study import Arm, Study, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
 from rddlib.training import TrainConfig, Trainer, training_device
 from rddlib.training.hardware import free_memory, peak_memory, release_memory, reset_peak
@@ -289,6 +289,7 @@ def make_plan(
     p = study_profile(profile, overrides or {})
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
+    _check_extractor(p)
     memory, prober, seeds = free_memory(training_device().type), Prober(p), len(p.seeds)
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
     guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
@@ -304,6 +305,17 @@ def make_plan(
     rows = [_row(p, name, stages, times, kinds) for name, stages, times in groups]
     rows += _sampling_rows(p, prober.sampling_cost(seconds))
     return Plan([row for row in rows if row.iterations], shutil.disk_usage(_existing(out)).free, memory)
+
+
+def _check_extractor(p: Profile) -> None:
+    """Raise UserError where the extractor cannot be had, or cannot show what the methods look at."""
+    try:
+        with torch.device("meta"):
+            untrained = new_extractor(p, classes_of(p))
+    except ValueError as error:
+        raise UserError(f"extractor.name={p.extractor.name}: {error}") from None
+    for name in p.methods:
+        Study(p, Path("nowhere")).check_method(name, untrained)
 
 
 def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[tuple[str, list[Stage], int]]:

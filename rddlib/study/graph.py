@@ -82,7 +82,7 @@ class Inputs:
             network, extra = made if isinstance(made, tuple) else (made, {})
             model = {"model": describe(network)} if isinstance(network, Denoiser) else {}
             knows_classes = kind == "extractor" or (isinstance(network, Denoiser) and network.num_classes)
-            if knows_classes and (names := self.split("train").class_names):
+            if trainer and knows_classes and (names := self.split("train").class_names):
                 model["class_names"] = list(names)
             return network, model | extra
 
@@ -167,6 +167,7 @@ def pretrained_stage(inputs: Inputs) -> Stage:
 
     def fit(trainer: Trainer | None) -> tuple[Denoiser, dict]:
         source = {"source": info.get("source", {"name": Path(p.pretrained.teacher).name, "made_by": "rddlib"})}
+        source |= {"class_names": info["class_names"]} if "class_names" in info else {}
         if trainer is None:
             return denoiser, {"seconds": 0.0, "precision": info.get("precision", "not known"), **source}
         options = {"snr_max": p.base.snr_max or None, "preview_steps": min(p.base.steps, 32)}
@@ -198,7 +199,7 @@ def check_classes_to_learn(images: ImageDataset, chosen: Sequence[int] = ()) -> 
     if classes < 2:
         raise UserError(
             f"{images.name} has {('no classes', 'one class')[classes]} for an extractor to learn: sort its images into a "
-            "folder for each class, name a trained one with --extractor, or take --objective pd"
+            "folder for each class, or distil with --extractor teacher or --objective pd"
         )
 
 

@@ -19,8 +19,7 @@ from rddlib.diffusion.model_file import provenance
 from rddlib.diffusion.samplers import TRAINING_FREE, find_sampler
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.diffusion.schedule import make_schedule
-from rddlib.distillation.extractor import Extractor
-from rddlib.distillation.label_free import TEACHER
+from rddlib.distillation.extractor import EXTRACTORS, Extractor
 from rddlib.distillation.objectives import Objective
 from rddlib.evaluation import (
     DrawnImages,
@@ -37,7 +36,7 @@ from rddlib.evaluation import (
     row_of,
     write_record,
 )
-from rddlib.interop import load_classifier
+from rddlib.interop import load_classifier, load_model
 from rddlib.methods import LABELS, METHODS, build_objective, find_method
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.graph import (
@@ -58,6 +57,7 @@ from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import agreed, join, locked
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import say
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 GUIDED_COLUMNS = ["method", "steps", "guidance", "sampler", "seed", "fid", "pfd", "is"]
@@ -195,7 +195,7 @@ class Study:
         return self.stages.teacher(steps).get()
 
     def extractor(self) -> Extractor:
-        """The classifier whose features are distilled."""
+        """The network whose features are distilled."""
         return self.stages.extractor.get()
 
     def student(self, method: str, steps: int, seed: int | None = None) -> Denoiser:
@@ -399,6 +399,8 @@ class Study:
                 f"pretrained.teacher is conditional on {classes} classes and {self.dataset.name} has "
                 f"{known or 'no labels'}: give it images with a folder for each of its classes"
             )
+        if p.pretrained.teacher and classes:
+            self._check_class_names()
         if wrong := [k for k in p.extractor.classes if k >= known]:
             raise UserError(
                 f"extractor.classes has {wrong[0]}, {self.dataset.name} has classes 0 to {known - 1}: leave it out"
@@ -424,6 +426,22 @@ class Study:
         candidates = height * width * (p.distill.train.batch_size if whole_batch else 1)
         if p.loss.per_image > candidates:
             raise UserError(f"loss.per_image is {p.loss.per_image}: the extractor's map offers {candidates} pixels")
+
+    def _check_class_names(self) -> None:
+        """Raise UserError where the given teacher's classes are others, or in another order, than the data set's."""
+        _, info = load_model(self.profile.pretrained.teacher, download=self.profile.pretrained.download)
+        theirs, own = info.get("class_names"), list(self.dataset.class_names)
+        if theirs and own and theirs != own:
+            k = next(k for k in range(len(own)) if theirs[k : k + 1] != own[k : k + 1])
+            raise UserError(
+                f"class {k} is {theirs[k : k + 1] or 'none'} to pretrained.teacher and {own[k]!r} in {self.dataset.name}: give "
+                "its folders the teacher's names"
+            )
+        if not theirs and own != sorted(own):
+            say(
+                f"pretrained.teacher does not say which its classes are; here they are numbered {', '.join(own[:4])}, .. in "
+                "natural order, while torchvision's ImageFolder would sort them as text"
+            )
 
     def check_extractor(self) -> None:
         """Raise UserError where the extractor would have to be trained and the images have no classes to learn."""
@@ -456,9 +474,9 @@ class Study:
                 raise UserError(f"{error}, or leave it out with --set evaluation.baselines=[]") from None
         field = "guidance.samples" if self.guided else "evaluation.samples"
         if config.network == "extractor":
-            if self.profile.extractor.name == TEACHER:
+            if (name := self.profile.extractor.name) not in EXTRACTORS:
                 raise UserError(
-                    "evaluation.network=extractor: the teacher's features score nothing, name another network"
+                    f"evaluation.network=extractor: only a classifier of the data set scores, not {name}; name another network"
                 )
             with torch.device("meta"):
                 features = new_extractor(self.profile, self.dataset.num_classes).channels

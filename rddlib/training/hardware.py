@@ -40,7 +40,7 @@ LAUNCHED = {
         "strict",
         "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision",
     ),
-    "NVIDIA_TF32_OVERRIDE": ("0", "precision auto multiplies as TF32, float32 does not"),
+    "NVIDIA_TF32_OVERRIDE": ("", "precision auto multiplies as TF32, float32 does not"),
 }
 
 

@@ -5,7 +5,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import struct
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +113,9 @@ def test_classes_in_natural_order_by_name_or_number(tmp_path, draw):
     for name in ("10", "2", "0", "cat10", "cat9"):
         draw(tmp_path / "set" / name / "1.png")
     dataset = load_dataset(DataConfig("folder", str(tmp_path / "set")), "train")
+    for image, label in zip(dataset.images, dataset.labels, strict=True):
+        drawn = folder.open_image(tmp_path / "set" / dataset.class_names[label] / "1.png")
+        assert np.array_equal(image.permute(1, 2, 0), drawn)
     assert dataset.class_names == ("0", "2", "10", "cat9", "cat10") and dataset.labels.sort()[0].tolist() == [
         0,
         1,
@@ -165,6 +170,17 @@ def test_wrong_folders(tmp_path, draw, refuses):
     refuses(r"images beside train/ \(2.png\)", DataConfig("folder", str(tmp_path / "parts")))
 
 
+def deep_png(size: int) -> bytes:
+    """A PNG in colour with 16 bits a channel, which Pillow reads but cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", size, size, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\1\xfe" * 3 * size) * size)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 def test_wrong_images(tmp_path, draw, refuses, caches, rng):
     config = DataConfig("folder", str(tmp_path))
     draw(tmp_path / "a.png")
@@ -175,6 +191,8 @@ def test_wrong_images(tmp_path, draw, refuses, caches, rng):
     (tmp_path / "b.png").write_bytes(b"text")
     refuses("b.png cannot be read as an image", config)
     Image.fromarray(rng.integers(0, 60000, (6, 6), dtype=np.uint16)).save(tmp_path / "b.png")
+    refuses("b.png has more than 8 bits", config)
+    (tmp_path / "b.png").write_bytes(deep_png(6))
     refuses("b.png has more than 8 bits", config)
     Image.new("L", (6, 6)).save(tmp_path / "b.png", save_all=True, append_images=[Image.new("L", (6, 6), 9)])
     refuses("b.png has 2 frames", config)

@@ -88,11 +88,11 @@ def test_a_classifier_of_torchvision_sees_images_as_it_was_trained_on_them(hub, 
     assert torch.equal(features(grey).pooled, features(grey.expand(-1, 3, -1, -1)).pooled)
 
 
-@pytest.mark.parametrize("name", ["densenet121", "vgg11", "alexnet"])  # without a pooling module, with large heads
-def test_every_family_shows_the_map_before_its_pooling(name):
+@pytest.mark.parametrize("name", ["densenet121", "vgg11", "alexnet", "resnet18", "efficientnet_b0", "regnet_y_400mf"])
+def test_families_show_the_map_before_its_pooling(name):
     features = label_free.untrained_torchvision_features(name)
     found = features(torch.zeros(1, 3, 8, 8))
-    assert found.map.ndim == 4 and found.map.min() >= 0 and found.logits.shape == (1, 1000)
+    assert found.map.ndim == 4 and found.map.shape[2] > 1 and found.logits.shape == (1, 1000)
 
 
 def test_weights_that_are_missing_or_damaged_and_unknown_names_are_refused(hub, monkeypatch):

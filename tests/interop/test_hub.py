@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from small_models import edit, needs_diffusers, quiet, refused, unet2d
 
 from rddlib.interop import from_diffusers, load_model
@@ -52,7 +53,9 @@ def test_a_cached_pipeline_is_read_and_its_licence_reaches_the_card(pipeline, ca
 
 
 def test_what_the_cache_lacks_is_refused_with_what_to_do(cache, pipeline, tmp_path):
-    assert "hub's cache lacks a model of that name: correct it, add --download" in refused(load_model, "runs/mine")
+    assert "hub's cache lacks a model of that name: correct it, fetch it with rdd distill --download" in refused(
+        load_model, "runs/mine"
+    )
     (tmp_path / "runs/mine").mkdir(parents=True)  # what is here goes first
     assert "runs/mine holds no diffusers model" in refused(load_model, "runs/mine")
     assert is_hub_name("a/b@v1") and not any(map(is_hub_name, ("a", "/a/b", "a/b/c", "~/b", "./a/b.pt", "runs/mine")))
@@ -61,7 +64,12 @@ def test_what_the_cache_lacks_is_refused_with_what_to_do(cache, pipeline, tmp_pa
 def test_a_download_begins_with_what_may_refuse_the_rest(cache, pipeline, monkeypatch):
     asked = []
 
-    def snapshot(repository, **options):
+    whole = snapshot_download
+    cache(pipeline, "me/kept")
+
+    def snapshot(repository, local_files_only=False, **options):
+        if local_files_only:
+            return whole(repository, local_files_only=True, **options)
         asked.append(options["allow_patterns"])
         return str(pipeline)
 
@@ -69,6 +77,7 @@ def test_a_download_begins_with_what_may_refuse_the_rest(cache, pipeline, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(siblings=files))
     load_model("me/ddpm", download=True)
+    load_model("me/kept", download=True)  # which the cache holds: nobody is asked
     assert asked == [["*.json", "README.md"], ["*.json", "README.md", "unet/diffusion_pytorch_model.safetensors"]]
     edit(pipeline / "model_index.json", vae=["diffusers", "AutoencoderKL"])
     assert "has a vae" in refused(load_model, "me/ddpm", download=True) and len(asked) == 3  # no weights were fetched

@@ -143,7 +143,13 @@ def test_a_pipeline_without_sub_folders_as_the_first_published_ones_is_read(fold
 
 
 @pytest.mark.parametrize(
-    ("said", "prediction"), [({}, "eps"), ({"predict_epsilon": False}, "x"), ({"predict_epsilon": True}, "eps")]
+    ("said", "prediction"),
+    [
+        ({}, "eps"),
+        ({"predict_epsilon": False}, "x"),
+        ({"predict_epsilon": True}, "eps"),
+        ({"predict_epsilon": True, "prediction_type": "v_prediction"}, "v"),
+    ],
 )
 def test_what_old_schedulers_say_of_the_prediction_counts(folder, said, prediction):
     edit(folder / "scheduler/scheduler_config.json", **said)
@@ -157,6 +163,11 @@ def test_a_network_that_cannot_take_its_own_images_is_refused_at_the_door():
     )
     said = refused(from_diffusers, unet2d(sample_size=28, **levels), ddim())
     assert re.search(r"cannot take images of 1x28x28, .*: correct its sample_size", said)
+
+
+def test_the_dry_run_is_made_where_the_network_lies():
+    with pytest.raises(RuntimeError, match="meta"):  # reading a value, after the network itself has run there
+        from_diffusers(unet2d().to("meta"), ddim())
 
 
 def test_every_form_of_one_model_is_the_same_denoiser(tmp_path):

@@ -163,6 +163,8 @@ def test_the_command_prints_the_table_and_what_is_free(rdd, tmp_path, monkeypatc
         ({}, 0, "--seconds 0: expected more than 0"),
         ({"pretrained.teacher": "x"}, 1, "no model at x"),
         ({"unet.chanels": "1"}, 1, "did you mean 'channels'"),
+        ({"extractor.name": "teacher", "extractor.level": "9"}, 1, "no map of 0x0 pixels"),
+        ({"extractor.name": "teacher", "methods": "[pd, rcfd]"}, 1, "rcfd: .* no class predictions"),
     ],
 )
 def test_what_cannot_be_planned(tmp_path, overrides, seconds, words):

@@ -168,7 +168,7 @@ def test_tensorboard_and_sample_grids(tmp_path):
     trained = Trainer(CONFIG, files=tmp_path / "run", run=run).fit(model, regression, ROWS, preview=preview)
     assert torch.equal(weights(trained), weights(whole))  # looking changes nothing
     grids = sorted((tmp_path / "run.samples").iterdir())
-    assert [p.name for p in grids] == ["00000025.png", "00000050.png"] and Image.open(grids[0]).size == (16, 16)
+    assert [p.name for p in grids] == ["00000025.png", "00000050.png"] and Image.open(grids[0]).size == (256, 256)
     board = EventAccumulator(str(tmp_path / "run.tensorboard")).Reload()
     assert [e.step for e in board.Scalars("loss")] == [0, 10, 20, 30, 40, 50, 59]
 
