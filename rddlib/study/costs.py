@@ -68,6 +68,9 @@ class Cost:
     note: str = ""
 
 
+SHIPS = Cost(0.0, 0.0, note="comes with rddlib")
+
+
 def classes_of(profile: Profile) -> int:
     """Classes of the profile's images, without reading them."""
     return profile.unet.num_classes or (1000 if profile.data.name == "imagenet64" else 10)
@@ -298,13 +301,15 @@ def make_plan(
     kinds: dict[tuple, Cost] = {}
     for name, stages, _ in groups:
         key = (stages[0].kind, stages[0].config.batch_size)
-        if key not in kinds:
+        if key not in kinds and not all(stage.ships for stage in stages):
             say(f"[{len(kinds) + 1}] {name}: measuring, about {seconds:g} s")
             kinds[key] = prober.cost(stages[0], seconds)
     say(f"[{len(kinds) + 1}] samples to score: measuring, about {seconds:g} s")
     rows = [_row(p, name, stages, times, kinds) for name, stages, times in groups]
     rows += _sampling_rows(p, prober.sampling_cost(seconds))
-    return Plan([row for row in rows if row.iterations], shutil.disk_usage(_existing(out)).free, memory)
+    return Plan(
+        [row for row in rows if row.iterations or row.cost is SHIPS], shutil.disk_usage(_existing(out)).free, memory
+    )
 
 
 def _check_extractor(p: Profile) -> None:
@@ -343,9 +348,10 @@ def _counted(count: int, what: str) -> str:
 
 def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost]) -> Row:
     batch, kind = stages[0].config.batch_size, stages[0].kind
-    iterations = sum(stage.iterations for stage in stages) * times
+    iterations = sum(stage.iterations for stage in stages if not stage.ships) * times
     at_once = min(p.jobs, len(p.methods) * len(p.seeds)) if kind in p.objectives else 1
-    return Row(name, kind, iterations, batch, len(stages) * times, at_once, kinds[kind, batch])
+    cost = kinds[kind, batch] if iterations else SHIPS
+    return Row(name, kind, iterations, batch, len(stages) * times, at_once, cost)
 
 
 def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:

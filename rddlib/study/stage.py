@@ -93,6 +93,11 @@ class Stage:
         return self.path.exists()
 
     @property
+    def ships(self) -> bool:
+        """Whether it comes with the package, and this run takes it from there."""
+        return self._shipped is not None
+
+    @property
     def iterations(self) -> int:
         return self.config.iterations if self.config else 0
 

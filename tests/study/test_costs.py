@@ -194,6 +194,15 @@ def test_a_plan_of_the_smoke_profile(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_comes_with_the_package_is_planned_as_taken(made_up, tmp_path):
+    rows = {row.name: row for row in make_plan("digits", out=tmp_path).rows}
+    for name in ("base model", "PD, 3 halvings", "extractor small_resnet"):
+        assert (rows[name].iterations, rows[name].seconds, rows[name].cost.note) == (0, 0.0, "comes with rddlib")
+    trained = {row.name: row for row in make_plan("digits", {"run.shipped": "none"}, out=tmp_path).rows}
+    assert trained["base model"].iterations == load_profile("digits").base.train.iterations
+    assert rows["RDD, 3 students"].iterations == trained["RDD, 3 students"].iterations > 0
+
+
 # the plan of a sweep
 
 
