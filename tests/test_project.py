@@ -254,4 +254,4 @@ def test_models_that_ship_are_stages_of_the_profiles_as_they_are(tmp_path):
     )  # they hold the sha256 of images not here
     photos = {f"{name}.safetensors" for name in keys}
     assert files.keys() - photos == {f"{stage.name}-{stage.key}.safetensors" for stage in stages}
-    assert sum(files.values()) < 25e6
+    assert sum(files.values()) < 25 * 2**20
