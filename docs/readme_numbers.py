@@ -355,18 +355,35 @@ def guided_sums_sentences() -> list[str]:
     ]
 
 
+def share_sentences() -> list[str]:
+    said = []
+    for report in _json("bench_shares"):
+        took = {(row["what"], row["setting"]): row["seconds"] for row in report["rows"]}
+        pairs = (("cfd_is", "fixed_is"), ("cfd_is_pd", "fixed_all"))
+        ratios = [
+            seconds / took[fixed, mode] for (what, mode), seconds in took.items() for one, fixed in pairs if what == one
+        ]
+        said.append(f"{min(ratios):.2f} to {max(ratios):.2f} times ({report['profile']})")
+    return [" and ".join(said)]
+
+
 def photos_sentences() -> list[str]:
-    rows = pd.read_csv(RESULTS / "photos_seeds.csv").query("seed == 0").set_index(["method", "steps"])
-    assert (rows.loc[WINNER, "fid"][[2, 1]] < rows["fid"].drop(WINNER).unstack()[[2, 1]].min()).all()  # "lowest at 2 and 1"
-    one = {method: f"{rows.loc[(method, 1), 'fid']:.1f}" for method in (*COMPETING, WINNER)}
-    pixels = {method: f"{rows.loc[(method, 1), 'pfd']:.1f}" for method in (*COMPETING, WINNER)}
-    best = rows["fid"].xs(4, level="steps")[[*COMPETING, WINNER]].idxmin()
+    rows = pd.read_csv(RESULTS / "photos_seeds.csv").query("seed == 0")
+    fid, pfd = (rows.pivot_table(index="method", columns="steps", values=score) for score in ("fid", "pfd"))
+    students = [*COMPETING, WINNER]
+    assert all(fid.loc[students, n].idxmin() == WINNER for n in (2, 1))  # "the lowest at 2 steps and at one"
+    noises = pd.read_csv(RESULTS / "photos_noises.csv").pivot_table(index="noise", columns="method", values="fid")
+    drawn = {method: _spread(noises[method], 1) for method in noises}
     return [
-        f"{one[WINNER]}, where CFD has {one['cfd']}, RCFD {one['rcfd']}, RDD {one['rdd']} and PD {one['pd']}",
-        f"a pFD of {pixels[WINNER]}, PD's is {pixels['pd']}, CFD's {pixels['cfd']} and RDD's {pixels['rdd']}",
-        f"at 4 steps {LABELS[best]} has the lowest FID",
-        f"DDIM has {rows.loc[('ddim', 8), 'fid']:.0f} at 8 steps",
-        f"at 12 steps {rows.loc[('dpm-solver', 12), 'fid']:.1f}",
+        f"{fid[1][WINNER]:.1f}, where CFD has {fid[1]['cfd']:.1f}, RCFD {fid[1]['rcfd']:.1f}, RDD {fid[1]['rdd']:.1f} and PD "
+        f"{fid[1]['pd']:.1f}",
+        f"a pFD of {pfd[1][WINNER]:.1f}, where PD has {pfd[1]['pd']:.1f}, CFD {pfd[1]['cfd']:.1f} and RDD {pfd[1]['rdd']:.1f}",
+        f"at 4 steps {LABELS[fid.loc[students, 4].idxmin()]} has the lowest FID",
+        f"{drawn[WINNER]} (CFD + IS_P2P + PD), {drawn['cfd']} (CFD), {drawn['rdd']} (RDD) and {drawn['pd']} (PD)",
+        f"lower than CFD's in {(noises[WINNER] < noises['cfd']).sum()} of {len(noises)}, and than PD's in "
+        f"{(noises[WINNER] < noises['pd']).sum()}",
+        f"DDIM has {fid[8]['ddim']:.0f} at 8 steps",
+        f"{fid[12]['dpm-solver']:.1f} at 12 steps",
     ]
 
 
@@ -383,7 +400,14 @@ def label_free_sentences() -> list[str]:
 def sentences() -> list[str]:
     """Pieces of README's sentences, with their numbers as they follow from the results."""
     unguided = digits_sentences() + ablation_sentences() + balance_sentences() + evidence_sentences()
-    return unguided + guided_sentences() + guided_sums_sentences() + label_free_sentences() + photos_sentences()
+    return (
+        unguided
+        + guided_sentences()
+        + guided_sums_sentences()
+        + label_free_sentences()
+        + photos_sentences()
+        + share_sentences()
+    )
 
 
 def rewritten(text: str) -> str:
