@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import describe, load_denoiser
-from rddlib.distillation.extractor import EXTRACTORS, FeatureExtractor, extractor_of
+from rddlib.distillation.extractor import FeatureExtractor, extractor_of
+from rddlib.distillation.label_free import TEACHER, TORCHVISION
 from rddlib.interop.hub import hub_folder, is_hub_name, licence
 from rddlib.interop.pipelines import check_described, dry_run, from_diffusers, no_pipeline
 from rddlib.interop.released import load_released_classifier, load_released_unet
@@ -79,7 +80,7 @@ def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtr
         )
     try:
         name = info["facts"]["extractor"]["name"]
-        if name not in EXTRACTORS:
+        if name == TEACHER or name.startswith(TORCHVISION):
             raise UserError(
                 f"{path} holds no trained classifier but {name}: pass --extractor {name} instead of the file"
             )

@@ -148,7 +148,7 @@ def test_objectives_look_through_any_network(name, generator):
     ],
 )
 def test_without_predictions_what_needs_them_is_refused(make):
-    with pytest.raises(ValueError, match="returns a map alone, no class predictions: use CFD or RDD"):
+    with pytest.raises(ValueError, match="shows a map alone, no class predictions: use CFD or RDD"):
         make(as_extractor(plain(), SHAPE))
 
 
