@@ -25,7 +25,7 @@ from rddlib.distillation.label_free import TEACHER
 from rddlib.methods import COMPETING, WINNER
 from rddlib.study.ablations import ABLATIONS, Ablation
 from rddlib.study.folder import STUDY_FILE, study_profile
-from rddlib.study.graph import Graph, Inputs, conditional_profile, guided_graph, new_extractor, plain_graph
+from rddlib.study.graph import Graph, Inputs, conditional_profile, extractor_to_check, guided_graph, plain_graph
 from rddlib.study.profiles import PROFILES, Profile, changed
 from rddlib.study.stage import Stage, Workplace
 from rddlib.study.study import Arm, Study, guided_arms, plain_arms
@@ -314,11 +314,7 @@ def make_plan(
 
 def _check_extractor(p: Profile) -> None:
     """Raise UserError where the extractor cannot be had, or cannot show what the methods look at."""
-    try:
-        with torch.device("meta"):
-            untrained = new_extractor(p, classes_of(p))
-    except ValueError as error:
-        raise UserError(f"extractor.name={p.extractor.name}: {error}") from None
+    untrained = extractor_to_check(p, classes_of(p))
     for name in p.methods:
         Study(p, Path("nowhere")).check_method(name, untrained)
 

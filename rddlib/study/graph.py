@@ -124,6 +124,18 @@ def new_extractor(profile: Profile, num_classes: int) -> Extractor:
     return build_extractor(config.name, profile.unet.image_channels, num_classes, config.map_at)
 
 
+def extractor_to_check(profile: Profile, num_classes: int) -> Extractor:
+    """The profile's extractor without weights, or as it is given (on the CPU): to check numbers against.
+
+    Raises UserError where the teacher has no such features to show.
+    """
+    try:
+        with torch.device("meta"):
+            return new_extractor(profile, num_classes)
+    except ValueError as error:
+        raise UserError(f"extractor.name={profile.extractor.name}: {error}") from None
+
+
 def halved(first: int, last: int) -> list[int]:
     """first, first/2, ..., last."""
     return [first >> k for k in range(first.bit_length()) if first >> k >= last]

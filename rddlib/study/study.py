@@ -45,8 +45,8 @@ from rddlib.study.graph import (
     Inputs,
     check_classes_to_learn,
     conditional_profile,
+    extractor_to_check,
     guided_graph,
-    new_extractor,
     plain_graph,
     temperature_of,
 )
@@ -407,11 +407,7 @@ class Study:
             )
         if classes not in (0, known):
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
-        try:
-            with torch.device("meta"):
-                untrained = new_extractor(p, known)
-        except ValueError as error:
-            raise UserError(f"extractor.name={p.extractor.name}: {error}") from None
+        untrained = extractor_to_check(p, known)
         for name in dict.fromkeys([*p.methods, *p.guidance.objectives]):
             self.check_method(name, untrained)
         if p.pretrained.extractor:
@@ -454,9 +450,9 @@ class Study:
         p, method = self.profile, self.profile.method(name, option)
         method.needs()
         schedule = make_schedule(p.base.schedule, p.base.schedule_offset)
+        seen = (extractor or extractor_to_check(p, self.dataset.num_classes)) if method.looks else None
         try:
             with torch.device("meta"):
-                seen = (extractor or new_extractor(p, self.dataset.num_classes)) if method.looks else None
                 for steps in p.student_steps:
                     build_objective(method, p.loss, temperature_of(p, steps), schedule, seen, steps)
         except ValueError as error:
@@ -478,8 +474,7 @@ class Study:
                 raise UserError(
                     f"evaluation.network=extractor: only a classifier of the data set scores, not {name}; name another network"
                 )
-            with torch.device("meta"):
-                features = new_extractor(self.profile, self.dataset.num_classes).channels
+            features = extractor_to_check(self.profile, self.dataset.num_classes).channels
             if config.samples <= features:
                 raise UserError(f"{field} is {config.samples}: the score needs more than {features}")
             return

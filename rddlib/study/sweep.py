@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 import rddlib
+from rddlib.distillation.label_free import TEACHER
 from rddlib.evaluation import read_record
 from rddlib.study.ablations import Ablation, Setting
 from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
@@ -164,6 +165,7 @@ class Sweep:
 
     def _point(self, ablation: Ablation, setting: Setting, seed: int) -> Point:
         study = self._study(setting)
+        self._check(study, ablation, setting)
         run = self._run(study, ablation, setting, seed)
         names = [path.name for path in run.paths(study)]
         if (
@@ -200,6 +202,17 @@ class Sweep:
             )
             self._studies[changes].check()
         return self._studies[changes]
+
+    def _check(self, study: Study, ablation: Ablation, setting: Setting) -> None:
+        """Raise UserError where the ablation needs class predictions and the extractor makes none."""
+        if study.profile.extractor.name != TEACHER:
+            return
+        if ablation.measures == "entropy":
+            raise UserError(
+                f"{ablation.name} measures class predictions, which {TEACHER}'s features are not: leave it out"
+            )
+        if setting.method in study.profile.objectives:
+            study.check_method(setting.method)
 
     @cached_property
     def _apart(self) -> Study:

@@ -97,6 +97,16 @@ def test_sweeps_that_there_are_not(tmp_path):
         Sweep(smoke(tmp_path, **{"pretrained.extractor": "theirs.pt"}), [PAIR], [0])
 
 
+@pytest.mark.parametrize(
+    "name, words", [("entropy", "entropy measures class predictions"), ("rcfd_losses", "rcfd: .*no class predictions")]
+)
+def test_what_needs_class_predictions_is_not_begun_with_the_teachers_features(tmp_path, name, words):
+    study = smoke(tmp_path, **{"extractor.name": "teacher", "methods": "[pd, cfd]"})
+    with pytest.raises(UserError, match=words):
+        Sweep(study, [ABLATIONS[name]], [0]).points  # noqa: B018
+    assert Sweep(study, [PAIR], [0]).points
+
+
 # done for real, tiny
 
 
