@@ -93,21 +93,26 @@ def guide(
     settings: SetOption = None,
     seed: SeedOption = 0,
     update: UpdateOption = False,
+    teacher: TeacherOption = None,
+    extractor: ExtractorOption = None,
+    download: DownloadOption = False,
 ) -> None:
     """Distil classifier-free guidance into one network that takes its weight w: one evaluation a step instead of two.
 
-    Its teacher, a class-conditional base model trained with label dropout, is trained first. rdd distill --guided halves the
-    result, rdd sample --guidance 2 draws with it.
+    Its teacher, a class-conditional base model trained with label dropout, is trained first; or it is given, such as a
+    text-guided latent pipeline with captioned images. rdd distill --guided halves the result, rdd sample --guidance 2 draws.
 
     \b
     Examples:
       rdd guide
       rdd guide --set guidance.weights=[0,8] --out runs/wide
       rdd guide --results --set seeds=[0,1,2] --out runs/guided
+      rdd guide --profile text --teacher stable-diffusion-folder --set data.root=captioned-images
     """
     from rddlib.study.guidance import GUIDED_FILE, guided_results
     from rddlib.study.study import guided_study
 
+    settings = with_models(settings, teacher, extractor, download)
     study = study_of(profile, out, settings, seed, update, check=lambda study: _ready_to_guide(study, results))
     guided = guided_study(study)
     _make(guided.stages.conditional, guided.stages.base)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 
+from rddlib.data.captions import load_captions
 from rddlib.data.cifar10 import load_cifar10
 from rddlib.data.dataset import DataConfig, ImageDataset, WrongShape, check_shape, data_folder, grid_png, to_uint8
 from rddlib.data.digits import DIGITS_SPLITS, load_digits
@@ -14,7 +15,13 @@ from rddlib.utils.errors import UserError
 __all__ = ["DataConfig", "ImageDataset", "WrongShape", "data_folder", "grid_png", "load_dataset", "to_uint8"]
 
 # Each loader: (config, split, wanted shape (C, H, W) or None) -> ImageDataset.
-SOURCES = {"digits": load_digits, "cifar10": load_cifar10, "imagenet64": load_imagenet64, "folder": load_folder}
+SOURCES = {
+    "digits": load_digits,
+    "cifar10": load_cifar10,
+    "imagenet64": load_imagenet64,
+    "folder": load_folder,
+    "captions": load_captions,
+}
 
 
 def load_dataset(

@@ -83,13 +83,14 @@ def _read(folder: Path, recipe: Recipe) -> dict[str, ImageDataset] | None:
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if facts["stamp"] != _stamp(folder / "images.bin") or facts["labels_sha256"] != _sha256(labels):
             return None
-        return _splits(recipe, _mapped(folder / "images.bin", facts["shape"]), labels, facts["sha256"])
+        return _splits(recipe, mapped_array(folder / "images.bin", np.uint8, facts["shape"]), labels, facts["sha256"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
 
-def _mapped(path: Path, shape: Sequence[int]) -> torch.Tensor:
-    array = np.memmap(path, np.uint8, "r", shape=tuple(shape))
+def mapped_array(path: Path, dtype: type, shape: Sequence[int]) -> torch.Tensor:
+    """A file of numbers as a read-only tensor of that shape, mapped into memory."""
+    array = np.memmap(path, dtype, "r", shape=tuple(shape))
     with warnings.catch_warnings():  # read-only on purpose: a writable mapping counts as memory, which may be too small
         warnings.filterwarnings("ignore", message=".*not writable")
         return torch.from_numpy(array)
@@ -152,7 +153,7 @@ def _build(folder: Path, recipe: Recipe) -> dict[str, ImageDataset] | None:
         for name in ("images.bin", "labels.npy"):
             with open(part / name, "rb+") as file:
                 os.fsync(file.fileno())
-        splits = _splits(recipe, _mapped(part / "images.bin", shape), labels, {})
+        splits = _splits(recipe, mapped_array(part / "images.bin", np.uint8, shape), labels, {})
         facts = {
             "name": recipe.name,
             "shape": shape,

@@ -63,6 +63,8 @@ def data_folder() -> Path:
 class ImageDataset:
     """Images uint8 [M, C, H, W] with labels int64 [M] in 0..num_classes-1 (without classes: num_classes 0, labels 0).
 
+    Or latents of images, float32 [M, C, H, W], of any size; their labels may be numbers of prompts.
+
     flip: whether `batch` mirrors images. checksum: the sha256 of the pixels if already known, else "". class_names: in the
     order of the labels; () where they are not known.
     """
@@ -79,12 +81,21 @@ class ImageDataset:
         return len(self.images)
 
     def floats(self, rows: Tensor) -> Tensor:
-        """The given rows as float32 images in [-1, 1], [len(rows), C, H, W], on the labels' device."""
+        """The given rows as float32 images in [-1, 1] (latents as they are), [len(rows), C, H, W], on the labels' device."""
         batch, device = self.images[rows.to(self.images.device)], self.labels.device
         if batch.device != device:
             batch = batch.pin_memory() if device.type == "cuda" else batch
             batch = batch.to(device, non_blocking=True)
-        return batch.float() / 127.5 - 1
+        return batch.float() / 127.5 - 1 if batch.dtype == torch.uint8 else batch
+
+    @property
+    def bound(self) -> float:
+        """The largest magnitude that an entry of `floats` has."""
+        return (
+            1.0
+            if self.images.dtype == torch.uint8
+            else max(float(part.abs().max()) for part in self.images.split(4096))
+        )
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The given rows as `floats`, each image mirrored left to right with probability 1/2 if `flip`."""

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,8 +40,8 @@ def load_folder(config: DataConfig, split: str, shape=None, name: str = "") -> I
         if (classes := _listing(test)[2]) != (expected := _listing(train)[2]):
             differing = ", ".join(sorted(set(classes) ^ set(expected)))
             raise UserError(f"{test} and {train} have different classes ({differing}): give both the same sub-folders")
-        return load_cached(_recipe(config, test, f"{name}[test]", shape, hold_out=False))["train"]
-    return load_cached(_recipe(config, train, name, shape, hold_out=test is None))[split]
+        return load_cached(recipe_of(config, test, f"{name}[test]", shape, hold_out=False))["train"]
+    return load_cached(recipe_of(config, train, name, shape, hold_out=test is None))[split]
 
 
 def _parts(root: Path) -> tuple[Path, Path | None]:
@@ -68,13 +68,14 @@ def _parts(root: Path) -> tuple[Path, Path | None]:
     return root / "train", root / tests[0] if tests else None
 
 
-def images_below(folder: Path) -> list[Path]:
-    """The image files in a folder and its sub-folders, sorted by path; what else lies there is counted in a line."""
+def images_below(folder: Path, beside: Collection[str] = ()) -> list[Path]:
+    """The image files in a folder and its sub-folders, sorted by path; what else lies there is counted in a line, but for
+    files of the suffixes `beside`."""
     files, others = [], Counter()
     for file in _files_below(folder, others):
         if _is_image(file.name):
             files.append(file)
-        else:
+        elif file.suffix.lower() not in beside:
             others[file.suffix.lower() or "no suffix"] += 1
     if others:
         kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(others.items()))
@@ -138,8 +139,9 @@ def _listing(part: Path) -> tuple[list[Path], np.ndarray, list[str]]:
     return [file for file, _ in labelled], np.array([label for _, label in labelled]), list(classes)
 
 
-def _recipe(config: DataConfig, part: Path, name: str, shape, hold_out: bool) -> Recipe:
-    files, labels, classes = _listing(part)
+def recipe_of(config: DataConfig, part: Path, name: str, shape, hold_out: bool, listing=_listing) -> Recipe:
+    """How the images of a folder become a cache; listing(part) -> (files, labels, names of the labels)."""
+    files, labels, classes = listing(part)
     colour = "L" if shape is not None and shape[0] == 1 else "RGB"
     if config.resize and shape is None:
         raise UserError("images can only be resized to a known size: pass shape=(C, H, W)")
@@ -150,7 +152,9 @@ def _recipe(config: DataConfig, part: Path, name: str, shape, hold_out: bool) ->
         for i in Progress(f"decoding {name}", len(files), unit="images", quiet=mode() == "count"):
             yield _decode(files[i], colour, size, config.resize)[None], labels[i : i + 1]
 
-    mark = fingerprint(part, files, READER, name, colour, list(size) if config.resize else [], hold_out)
+    facts = [READER, name, colour, list(size) if config.resize else [], hold_out]
+    facts += [] if listing is _listing else [classes, labels.tolist()]
+    mark = fingerprint(part, files, *facts)
     pixels = len(files) * len(colour) * size[0] * size[1]
     return Recipe(config.name, name, mark, len(classes), pixels, blocks, hold_out, tuple(classes))
 

@@ -1,11 +1,13 @@
 """The denoiser: network, parametrisation, schedule and guidance as one callable (z, t, y, w) -> x."""
 
+import copy
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.schedule import Schedule, expand_to
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.utils.errors import GuidanceWarning
@@ -87,6 +89,19 @@ class Denoiser(nn.Module):
         self.num_classes = getattr(config, "num_classes", 0) if num_classes is None else num_classes
         self.unconditional = getattr(config, "label_dropout", 0) > 0 if unconditional is None else unconditional
         self.guidance = getattr(config, "guidance", ()) if guidance is None else guidance
+
+    @property
+    def space(self) -> LatentSpace | None:
+        """Where a latent model draws, None for a model of pixels."""
+        return getattr(self.network, "space", None)
+
+    def within(self, space: LatentSpace | None) -> "Denoiser":
+        """The same weights in another latent space, such as one of other prompts. A model of pixels stays as it is."""
+        if space is None:
+            return self
+        network = copy.copy(self.network)
+        network.space = space
+        return Denoiser(network, self.schedule, self.prediction, steps=self.steps).train(self.training)
 
     @property
     def evaluations(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.utils.errors import UserError
 
@@ -36,13 +37,14 @@ class DiffusersUNet(nn.Module):
     """A UNet2DModel with our times and labels.
 
     unet: a UNet2DModel; grid: the number T of times it was trained with, so that t enters as the index T t - 1, which may
-    lie between two of them; null_class: its last class embedding means "no class" and is used where y is NO_CLASS.
+    lie between two of them; null_class: its last class embedding means "no class" and is used where y is NO_CLASS; space: of a
+    latent model, where it draws.
     Raises UserError for a UNet2DModel that is no denoiser of square images on such a grid.
     """
 
-    def __init__(self, unet: nn.Module, grid: int, null_class: bool = False):
+    def __init__(self, unet: nn.Module, grid: int, null_class: bool = False, space: LatentSpace | None = None):
         super().__init__()
-        self.unet, self.grid, self.null_class = unet, grid, null_class
+        self.unet, self.grid, self.null_class, self.space = unet, grid, null_class, space
         self.config = _config_of(unet.config, null_class)
         if unet.config.time_embedding_type == "learned" and unet.config.num_train_timesteps != grid:
             raise UserError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import DiffusersUNet
+from rddlib.diffusion.prompted_unet import PromptedUNet
 from rddlib.diffusion.schedule import schedule_facts, schedule_of
 from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.utils.checkpoint import load_checkpoint
@@ -12,12 +13,14 @@ from rddlib.utils.errors import UserError
 
 
 def describe(denoiser: Denoiser) -> dict:
-    """What `load_denoiser` needs besides the tensors; {} for a network that is neither a UNet nor a DiffusersUNet."""
+    """What `load_denoiser` needs besides the tensors; {} for a network that is none of UNet, DiffusersUNet, PromptedUNet."""
     network = denoiser.network
     if isinstance(network, UNet):
         made_of = {"unet": dataclasses.asdict(network.config)}
     elif isinstance(network, DiffusersUNet):
         made_of = {"diffusers": network.facts}
+    elif isinstance(network, PromptedUNet):
+        made_of = {"prompted": network.facts}
     else:
         return {}
     return {**made_of, "prediction": denoiser.prediction, "steps": denoiser.steps, **schedule_facts(denoiser.schedule)}
@@ -27,6 +30,8 @@ def build_described(model: dict) -> Denoiser:
     """An untrained denoiser from what `describe` returned."""
     if "diffusers" in model:
         network = DiffusersUNet.of(model["diffusers"])
+    elif "prompted" in model:
+        network = PromptedUNet.of(model["prompted"])
     else:
         lists = {name: tuple(value) if isinstance(value, list) else value for name, value in model["unet"].items()}
         network = UNet(UNetConfig(**lists))
@@ -74,7 +79,7 @@ def summary(denoiser: Denoiser) -> str:
     """A model in one line: its network, size, prediction, classes and guidance."""
     network, size = denoiser.network, sum(p.numel() for p in denoiser.parameters()) / 1e6
     kind = f"U-Net, {network.config.channels} channels" if isinstance(network, UNet) else type(network).__name__
-    kind = "UNet2DModel of diffusers" if isinstance(network, DiffusersUNet) else kind
+    kind = f"{type(network.unet).__name__} of diffusers" if hasattr(network, "unet") else kind
     facts = [kind, f"{size:.2f}M parameters", f"{denoiser.prediction} prediction"]
     facts += [f"{denoiser.num_classes} classes"] if denoiser.num_classes else []
     facts += [f"takes guidance {denoiser.guidance[0]:g} to {denoiser.guidance[1]:g}"] if denoiser.guidance else []

@@ -82,7 +82,7 @@ def _run(
     guidance: Tensor | float | None = None,
 ) -> Tensor:
     """Denoise and step at each of the scheduler's times; output(x, z, index): what the scheduler takes in place of x."""
-    z, size = noise, scheduler.config.num_train_timesteps
+    z, size, clip = noise, scheduler.config.num_train_timesteps, clip and denoiser.space is None
     for index in scheduler.timesteps.tolist():
         x = denoiser(z, (index + 1) / size, y, guidance)
         if clip:

@@ -56,7 +56,7 @@ def ddim_sample(
     """DDIM sampler: steps of Eq. 1, Feng et al. 2024, from t = 1 over 1 - 1/steps, ..., 1/steps to 0.
 
     noise: [N, C, H, W], standard normal; steps >= 1; y: [N] labels or None; clip: clamp each x to [-1, 1], as the papers'
-    code does and their Eq. 1 does not; guidance: weight w, a number or [N], or None for no guidance;
+    code does and their Eq. 1 does not (latents never are); guidance: weight w, a number or [N], or None for no guidance;
     callback(k, t, z_t, x) is called before step k = 0, 1, ...
     Returns images [N, C, H, W], in [-1, 1] with clip. Raises ValueError for steps < 1 and for a model that cannot be guided.
     """
@@ -64,7 +64,7 @@ def ddim_sample(
     for k, i in enumerate(_countdown(steps)):
         x = _estimate(denoiser, z, k, i / steps, y, guidance, clip, callback)
         z = ddim_step(z, x, i / steps, (i - 1) / steps, denoiser.schedule)
-    return z.clamp(-1, 1) if clip else z
+    return z.clamp(-1, 1) if _clips(denoiser, clip) else z
 
 
 @torch.no_grad()
@@ -95,7 +95,12 @@ def stochastic_sample(
         z = ddim_step(z, x, t, u, denoiser.schedule)
         if i > 1:
             z = noise_step(z, u, s, denoiser.schedule, fresh(k))
-    return z.clamp(-1, 1) if clip else z
+    return z.clamp(-1, 1) if _clips(denoiser, clip) else z
+
+
+def _clips(denoiser: Denoiser, clip: bool) -> bool:
+    """Whether x is clamped: latents have no bounds."""
+    return clip and denoiser.space is None
 
 
 def _countdown(steps: int) -> range:
@@ -108,7 +113,7 @@ def _countdown(steps: int) -> range:
 def _estimate(denoiser, z, k, t, y, guidance, clip, callback) -> Tensor:
     """The denoised image x of step k, clamped if asked for and shown to the callback."""
     x = denoiser(z, t, y, guidance)
-    if clip:
+    if _clips(denoiser, clip):
         x = x.clamp(-1, 1)
     if callback is not None:
         callback(k, t, z, x)

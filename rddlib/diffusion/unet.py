@@ -1,7 +1,7 @@
 """The DDPM U-Net (Ho et al. 2020; RCFD C.1, RDD A.1): from noisy images and times to a prediction of the same shape."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -208,6 +208,16 @@ class UNet(nn.Module):
         """Sinusoids [N, channels] of t [N]."""
         grid = self.config.time_grid
         return self.time_table[(t * grid).round().long()] if grid else sinusoids(t * TIME_SCALE, self.config.channels)
+
+    def with_guidance(self, weights: tuple[float, ...]) -> "UNet":
+        """A copy that takes w in this range as well, and does not heed it yet; without dropout.
+
+        The new branch (Fourier features of w, added to the time embedding) ends in zeros; its first layer is drawn from
+        torch's global generator.
+        """
+        network = UNet(replace(self.config, guidance=tuple(weights), label_dropout=0.0, dropout=0.0))
+        network.load_state_dict(self.state_dict(), strict=False)  # which lacks the new branch
+        return network
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         """The prediction, of z's shape; whether it is x, eps or v is known to the Denoiser.

@@ -1,7 +1,6 @@
 """Base model, classifiers, halvings and distillation: each a short function around the one training loop."""
 
 import copy
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from rddlib.data import DataConfig, ImageDataset, load_dataset
 from rddlib.diffusion.denoiser import Denoiser, add_noise
 from rddlib.diffusion.sampling import ddim_sample, stochastic_sample, stochastic_target, two_step_target
 from rddlib.diffusion.schedule import expand_to
-from rddlib.diffusion.unet import NO_CLASS, UNet
+from rddlib.diffusion.unet import NO_CLASS
 from rddlib.distillation.extractor import MetricNetwork, accuracy
 from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.losses import loss_weight
@@ -132,19 +131,15 @@ def _as_teacher(denoiser: Denoiser, trainer: Trainer) -> Denoiser:
 
 
 def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser:
-    """A copy of a class-conditional denoiser whose network takes w of [w_min, w_max] as well, but does not heed it yet.
+    """A copy of a conditional denoiser whose network takes w of [w_min, w_max] as well, but does not heed it yet.
 
-    The new branch (Fourier features of w, added to the time embedding) ends in zeros, so whatever w, its output is the
-    teacher's for the same label; its first layer is drawn from torch's global generator. Without dropout.
-    Raises ValueError where the teacher is no U-Net with classes, trained with label dropout, or the range is wrong.
+    Whatever w, its output is the teacher's for the same label (`with_guidance` of its network). Raises ValueError where the
+    teacher's network cannot take w, or knows no classes or no NO_CLASS, or the range is wrong.
     """
-    if not isinstance(teacher.network, UNet) or teacher.guidance or not guidance:
+    if not hasattr(teacher.network, "with_guidance") or teacher.guidance or not guidance:
         raise ValueError("expected a U-Net that takes no guidance weight yet, and a range (w_min, w_max)")
     teacher.check_guidable()
-    network = UNet(
-        dataclasses.replace(teacher.network.config, guidance=tuple(guidance), label_dropout=0.0, dropout=0.0)
-    )
-    network.load_state_dict(teacher.network.state_dict(), strict=False)  # which lacks the new branch
+    network = teacher.network.with_guidance(guidance)
     device = next(teacher.parameters()).device
     return Denoiser(network, teacher.schedule, teacher.prediction).to(device)
 
@@ -190,9 +185,10 @@ def reparametrise(
 
     For teachers that predict eps: x = (z - sigma eps)/alpha blows up every error of theirs where alpha is small, and few-step
     students stand just there (Salimans & Ho 2022, Section 4). For the same reason the teacher's x is held in [-1, 1], as its
-    own samplers do: unbounded, its errors at the noisy end would be all that is learnt. prediction: "x" or "v". The rest is
-    as in `train_base`.
+    own samplers do: unbounded, its errors at the noisy end would be all that is learnt. Latents are held within the largest of
+    the data set's instead. prediction: "x" or "v". The rest is as in `train_base`.
     """
+    bound = dataset.bound
     student = Denoiser(
         _without_dropout(teacher).network,
         teacher.schedule,
@@ -203,7 +199,7 @@ def reparametrise(
         steps=teacher.steps,
     )
     teacher = _as_teacher(teacher, trainer)
-    target = lambda x, z, t, y, w: teacher(z, t, y, w).clamp(-1, 1)  # noqa: E731
+    target = lambda x, z, t, y, w: teacher(z, t, y, w).clamp(-bound, bound)  # noqa: E731
     return _fit_denoiser(student, target, dataset, trainer, snr_max, "truncated", preview_steps)
 
 

@@ -82,7 +82,7 @@ class DrawnImages(Images):
         steps: sampling steps.
         seed: of the noise.
         clip: clamp the predicted x to [-1, 1] at every step.
-        shape: (C, H, W); default the denoiser's own.
+        shape: (C, H, W) of what the denoiser draws; default its own. Latents are decoded.
         sampler: one of rddlib.diffusion.samplers.SAMPLERS.
         made: what a receipt should say of the model (`model_file.provenance`).
         guidance: the weight w, or None for no guidance.
@@ -112,8 +112,10 @@ class DrawnImages(Images):
         if shape is None:
             config = denoiser.network.config
             shape = (config.image_channels, config.image_size, config.image_size)
+        clip = clip and denoiser.space is None  # latents have no bounds
         self.denoiser, self.count, self.steps, self.seed, self.clip = denoiser, count, steps, seed, clip
-        self.shape, self.device, self._sample = shape, device, find_sampler(sampler, steps)
+        self._noise_shape, self.device, self._sample = shape, device, find_sampler(sampler, steps)
+        self.shape = denoiser.space.image_shape if denoiser.space else shape
         self.sampler, self.guidance, self.classes = sampler, guidance, tuple(classes)
         self.name = name or f"{sampler}, {steps} step{'s' * (steps > 1)}"
         tensors, evaluated = denoiser.state_dict(), evaluations(sampler, steps)
@@ -159,13 +161,14 @@ class DrawnImages(Images):
 
     def batch(self, start: int, stop: int) -> Tensor:
         began, y = time.perf_counter(), self.labels(start, stop)
-        noise = common_noise(self.shape, start, stop, self.seed).to(self.device)
+        noise = common_noise(self._noise_shape, start, stop, self.seed).to(self.device)
         y = None if y is None else y.to(self.device)
         options: dict = {"y": y, "clip": self.clip, "guidance": self.guidance}
         if self.sampler == "stochastic":
-            options["fresh"] = lambda k: fresh_noise(self.shape, start, stop, self.seed, k).to(self.device)
+            options["fresh"] = lambda k: fresh_noise(self._noise_shape, start, stop, self.seed, k).to(self.device)
         with tf32_context("float32", torch.device(self.device)):
             images = self._sample(self.denoiser, noise, self.steps, **options)
+            images = self.denoiser.space.decode(images) if self.denoiser.space else images
         if not images.isfinite().all():
             raise UserError(f"{self.name}: images hold NaN or infinity, so nothing can be scored: check the model")
         self.seconds += time.perf_counter() - began

@@ -32,8 +32,17 @@ METRICS = {
     "kid": f"kernel distance, {KID_SUBSETS} subsets, polynomial kernel of degree 3; lower is better",
     "pr": f"precision and recall, {NEIGHBOURS} nearest neighbours; higher is better",
     "pfd": "Fréchet distance between raw pixels in [-1, 1]; lower is better",
+    "agree": "share of images that the network takes for the class or prompt they were drawn of; higher is better",
 }
-VALUES = ("fid", "is", "kid", "precision", "recall", "pfd")  # the scores of the metrics, without standard deviations
+VALUES = (
+    "fid",
+    "is",
+    "kid",
+    "precision",
+    "recall",
+    "pfd",
+    "agree",
+)  # the scores of the metrics, without standard deviations
 MOST_PIXELS = 4096  # values an image may have for pfd: its covariance has an entry for every pair of them
 
 
@@ -80,13 +89,15 @@ def evaluate_all(
         check_fit(images.name, images.shape, len(images), reference, network, metrics, kid_subset)
         if batch_size < 1 or not protocols:
             raise UserError(f"batch_size {batch_size}, protocols {list(protocols)}: expected at least 1 of each")
-        needing = {"features": {"fid", "kid", "pr"}, "logits": {"is"}, "pixels": {"pfd"}}
+        if "agree" in metrics and images.labels(0, 1) is None:
+            raise UserError(f"{images.name}: agree is for images drawn of classes or prompts, leave it out")
+        needing = {"features": {"fid", "kid", "pr"}, "logits": {"is", "agree"}, "pixels": {"pfd"}}
         kinds = [kind for kind in needing if needing[kind] & set(metrics)]
         work = [network.name, network.sha256, [protocol.name for protocol in protocols], kinds]
         place = stack.enter_context(_workspace(folder, images, work))
         shards = Shards(place, len(images), batch_size, tuple(kinds))
         extract(images, network, protocols, shards, device, quiet)
-        scored = [_values(metrics, shards, reference, network, protocol, kid_subset) for protocol in protocols]
+        scored = [_values(metrics, shards, images, reference, network, protocol, kid_subset) for protocol in protocols]
         sampling = sum(shards.values("seconds"))
     fixed = {
         "is": f"is: {SPLITS} splits",
@@ -125,10 +136,11 @@ def check_fit(
         "kid": (kid_subset, f"make subsets of {kid_subset} for kid (--kid-subset)"),
         "pr": (NEIGHBOURS + 1, f"have {NEIGHBOURS} neighbours"),
         "pfd": (2, "have a covariance"),
+        "agree": (1, "agree with anything"),
     }
     for metric in metrics:
         least, reason = needed[metric]
-        for whose, number in ((name, count), *([reference.counted] if metric != "is" else [])):
+        for whose, number in ((name, count), *([reference.counted] if metric not in ("is", "agree") else [])):
             if number < least:
                 raise UserError(f"{whose}: {number} images cannot {reason}: give at least {least}")
     if "pfd" in metrics and (values := shape[0] * shape[1] * shape[2]) > MOST_PIXELS:
@@ -156,7 +168,13 @@ def _workspace(folder: Path | None, images: Images, work: list) -> Iterator[Path
 
 
 def _values(
-    metrics: Sequence[str], shards: Shards, reference: Reference, network: Network, protocol: Protocol, kid_subset: int
+    metrics: Sequence[str],
+    shards: Shards,
+    images: Images,
+    reference: Reference,
+    network: Network,
+    protocol: Protocol,
+    kid_subset: int,
 ) -> dict[str, float]:
     """The scores of all metrics, computed by the first process for all."""
     kept = bool({"kid", "pr"} & set(metrics))
@@ -172,10 +190,25 @@ def _values(
             for start, logits in shards.read(protocol, "logits"):
                 score.add(start, logits)
             values["is"], values["is_std"] = score.score()
+        if "agree" in metrics:
+            values["agree"] = _agreement(shards.read(protocol, "logits"), images)
         if kept:
             own = shards.mapped(protocol, "features", shards.folder / f"{protocol.name}.images.npy")
             values |= _of_rows(metrics, own, rows, kid_subset)
     return agreed(values)
+
+
+def _agreement(logits: Iterator[tuple[int, Tensor]], images: Images) -> float:
+    """The share of images whose largest logit is their label."""
+    right = 0
+    for start, rows in logits:
+        labels = images.labels(start, start + len(rows))
+        if int(labels.max()) >= rows.shape[1]:
+            raise UserError(
+                f"{images.name}: the network knows {rows.shape[1]} classes, too few: name one that was taught them"
+            )
+        right += int((rows.argmax(1) == labels).sum())
+    return right / len(images)
 
 
 def _of_rows(metrics: Sequence[str], images: Tensor, reference: Tensor, kid_subset: int) -> dict[str, float]:

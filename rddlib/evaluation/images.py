@@ -43,6 +43,10 @@ class Images(ABC):
     @abstractmethod
     def batch(self, start: int, stop: int) -> Tensor: ...
 
+    def labels(self, start: int, stop: int) -> Tensor | None:
+        """What images start..stop-1 were drawn of, int64; None where nothing says so."""
+        return None
+
     @property
     def identity(self) -> str:
         return self.sha256

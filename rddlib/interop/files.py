@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.model_file import describe, load_denoiser
 from rddlib.distillation.extractor import FeatureExtractor, extractor_of
 from rddlib.distillation.label_free import TEACHER, TORCHVISION
@@ -35,10 +36,26 @@ def load_model(path: str | Path, image_size: int | None = None, *, download: boo
     if not path.exists():
         raise UserError(f"no model at {path}: correct the path (a published pipeline must be downloaded first)")
     if path.suffix == ".safetensors":
-        return _whole(path, load_denoiser)
+        denoiser, info = _whole(path, load_denoiser)
+        return denoiser.within(_space_of(path, info)) if "space" in info else denoiser, info
     denoiser = from_diffusers(path) if path.is_dir() else load_released_unet(path, image_size)
     dry_run(denoiser)
     return denoiser, given_info(denoiser, path.resolve(), DIFFUSERS if path.is_dir() else RELEASED)
+
+
+def _space_of(path: Path, info: dict) -> LatentSpace:
+    """Where a latent checkpoint's network draws: that of the pipeline which it was distilled from."""
+    origin, sha256 = info["space"].get("origin", ""), info["space"].get("sha256")
+    if not origin or not Path(origin).is_dir():
+        raise UserError(
+            f"{path} draws in the latent space of the pipeline {origin or '(none recorded)'}, which is not there"
+        )
+    space = from_diffusers(origin).space
+    if space is None or space.sha256 != sha256:
+        raise UserError(
+            f"{origin} is not the pipeline that {path} was distilled from: its autoencoder or text encoder differs"
+        )
+    return space
 
 
 def _whole(path: Path, load: Callable):

@@ -1,4 +1,4 @@
-"""Pixel-space diffusion models of diffusers in and out: a UNet2DModel with its scheduler as a Denoiser, and back."""
+"""Diffusion models of diffusers in and out: a network with its scheduler as a Denoiser, and back."""
 
 import contextlib
 import copy
@@ -17,15 +17,18 @@ from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class
 from rddlib.diffusion.samplers import alpha_bars
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
 from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
+from rddlib.interop.latent_pipelines import KINDS, latent_network, latent_usage, save_latent
 from rddlib.interop.released import one_line, tensor_faults
 from rddlib.interop.torchscript import check_guidance, scripted, shape_of
 from rddlib.utils.checkpoint import cannot_write
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import say
 
 FRONT_MATTER = "---\nlibrary_name: diffusers\nlicense: # to be filled in\n---\n"  # of a model card, as hubs read it
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names, ours
 UNETS = ("UNet2DModel", "UNetUnconditionalModel")  # the second as the first published pipelines call it
 LATENT = ("vae", "vqvae", "movq", "prior", "transformer", "text_encoder")  # components of pipelines in latent space
+TAKEN = f"pipelines of pixels with a UNet2DModel can be taken, and {', '.join(KINDS)}"
 TABLE_TOLERANCE = 1e-3  # of a released time table against its sinusoids, which differ by 1e-4 in float32
 PIXELS = "only pixel-space models, UNet2DModel with a DDPM or DDIM kind of scheduler, are supported"
 
@@ -34,17 +37,24 @@ PIXELS = "only pixel-space models, UNet2DModel with a DDPM or DDIM kind of sched
 
 
 def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) -> Denoiser:
-    """A pixel-space model of diffusers as a Denoiser in eval mode: (z, t) -> x, or (z, t, y) if it has classes.
+    """A model of diffusers as a Denoiser in eval mode: (z, t) -> x, or (z, t, y) if it has classes or takes prompts.
 
-    source: a pipeline (DDPMPipeline, DDIMPipeline, ...), a UNet2DModel, or the folder of either; scheduler: a diffusers
+    source: a pipeline (DDPMPipeline, DDIMPipeline, StableDiffusionPipeline, LDMPipeline, ...), a UNet2DModel, or the folder of
+    either; a latent one draws latents, and `.space` says what they and its prompts mean; scheduler: a diffusers
     scheduler (or the folder of one), needed with a bare UNet2DModel, which does not know its betas. Any betas; prediction
     "epsilon", "sample" or "v_prediction". null_class: whether its last class embedding means "no class", so that it can be
     guided; by default what the pipeline records, as those of `to_diffusers` do.
 
     The scheduler's index i is t = (i + 1)/T: t = 1 is its noisiest index, and t = 0 lies beyond its cleanest. The network is
-    copied, in float32. No code in a folder is run and nothing is downloaded. Raises UserError for latent-diffusion pipelines
-    and other kinds of networks and schedulers, for missing or damaged files, and without diffusers.
+    copied, in float32. No code in a folder is run and nothing is downloaded. Raises UserError for other pipelines and kinds of
+    networks and schedulers, for missing or damaged files, and without diffusers.
     """
+    if latent := _latent_source(source):
+        schedule, prediction = _schedule_of(scheduler or latent[2])
+        network = latent_network(*latent[:2], schedule.steps)
+        denoiser = Denoiser(copy.deepcopy(network), schedule, prediction).eval().requires_grad_(False)
+        dry_run(denoiser)
+        return denoiser
     unet, own_scheduler, has_null = _parts(source)
     if not isinstance(unet, diffusers_class("UNet2DModel")):
         raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(unet).__name__}: {PIXELS}")
@@ -94,9 +104,25 @@ def _parts(source) -> tuple:
     return getattr(source, "unet", None), getattr(source, "scheduler", None), config.get("null_class", False)
 
 
+def _latent_source(source) -> tuple | None:
+    """(class, folder or components, scheduler) of a latent pipeline that can be taken; None for any other source."""
+    if not isinstance(source, (str, Path)):
+        name = type(source).__name__
+        return (name, source.components, source.scheduler) if name in KINDS else None
+    index = Path(source) / "model_index.json"
+    kind = _kind(_json(index)) if index.is_file() else None
+    return (kind, index.parent, _read_scheduler(index.parent / "scheduler")) if kind else None
+
+
+def _kind(index: dict) -> str | None:
+    """The class of a latent pipeline that can be taken, None for any other."""
+    name = index.get("_class_name")
+    return name if isinstance(name, str) and name in KINDS else None
+
+
 def _refuse_latent(name: str, components) -> None:
     if latent := [part for part in LATENT if part in components]:
-        raise UserError(f"{name} has a {latent[0]}: it draws in a latent space or from text, and {PIXELS}")
+        raise UserError(f"{name} has a {latent[0]} and is no latent pipeline of a known kind: {TAKEN}")
 
 
 def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
@@ -126,6 +152,8 @@ def check_described(folder: Path) -> dict:
     if not (folder / "model_index.json").is_file():
         return {}
     index = _json(folder / "model_index.json")
+    if _kind(index):
+        return index
     _refuse_latent(f"{folder}", index)
     kind = index.get("unet", "no unet")
     kind = kind[1] if isinstance(kind, list) and len(kind) == 2 else kind
@@ -216,6 +244,9 @@ def to_diffusers(
     does not know it; card: makes the text of the model card, README.md, from the lines of Python that draw with the pipeline
     (default: `model_card` of the denoiser).
 
+    A latent model becomes a pipeline of the class that it came from; a network that takes w keeps taking it there, as
+    guidance_scale - 1, and guidance is not given here.
+
     A network that is a UNet2DModel, or maps onto one as our U-Net does, becomes a DDIMPipeline, or with classes the pipeline
     of class_pipeline.py in the folder, which takes class_labels. num_inference_steps=n, eta=0 and
     use_clipped_model_output=True then give the images of `ddim_sample` in n steps, for n that divide 1024 (or the T of the
@@ -229,26 +260,38 @@ def to_diffusers(
     """
     from rddlib.interop.cards import model_card
 
-    check_guidance(denoiser, guidance)
     folder, steps = Path(folder), steps or denoiser.steps
+    _check_latent(denoiser, steps, guidance) if denoiser.space else check_guidance(denoiser, guidance)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: choose another one")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pipeline"
-            if maps_onto_unet2d(denoiser, guidance) and _grid(denoiser) % (steps or 1) == 0:
+            if denoiser.space:
+                save_latent(denoiser.network, _scheduler(denoiser, clip=False), made)
+            elif maps_onto_unet2d(denoiser, guidance) and _grid(denoiser) % (steps or 1) == 0:
                 _save_unet2d(denoiser, guidance, clip, made)
             else:
                 _save_scripted(denoiser, steps, guidance, clip, image_shape, made)
             usage = _usage(denoiser, folder.name, steps, {path.stem for path in made.glob("*.py")})
-            drawn = {"steps": steps, "guidance": guidance, "clip": clip}
+            drawn = {"steps": steps, "guidance": guidance, "clip": clip and not denoiser.space}
             text = card(usage) if card else model_card(denoiser, title=folder.name, usage=usage, **drawn)
             (made / "README.md").write_text(f"{FRONT_MATTER}{text}")
             made.replace(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
     return folder
+
+
+def _check_latent(denoiser: Denoiser, steps: int, guidance: float | None) -> None:
+    """Raise UserError for a weight that would be lost; say where diffusers' DDIM would step by other times than ours."""
+    if guidance is not None:
+        raise UserError("a latent pipeline takes its weight when it draws, as guidance_scale - 1: leave guidance out")
+    if steps and _grid(denoiser) % steps:
+        say(
+            f"diffusers' DDIM steps by whole indices of {_grid(denoiser)}, which {steps} does not divide: it draws a little off"
+        )
 
 
 def maps_onto_unet2d(denoiser: Denoiser, guidance: float | None = None) -> bool:
@@ -303,6 +346,8 @@ def _own_pipeline(folder: Path, module: str, name: str) -> None:
 
 def _usage(denoiser: Denoiser, name: str, steps: int, modules: set[str]) -> str:
     """Lines of Python that draw with a saved pipeline, given the modules in its folder."""
+    if denoiser.space:
+        return latent_usage(denoiser.network, name, steps or 4)
     labels = list(range(min(4, denoiser.num_classes)))
     arguments = [f"class_labels={labels}" if labels else "batch_size=4"]
     if "scripted_pipeline" not in modules:
@@ -341,6 +386,7 @@ def _scheduler(denoiser: Denoiser, clip: bool):
         set_alpha_to_one=last == 1,
         prediction_type=predictions[denoiser.prediction],
         timestep_spacing="trailing",
+        steps_offset=1 if denoiser.space else 0,  # as latent pipelines want it, though trailing times have none
     )
 
 

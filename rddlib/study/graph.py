@@ -15,6 +15,7 @@ from torch import nn
 import rddlib
 from rddlib.data import ImageDataset
 from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.model_file import build_described, describe
 from rddlib.diffusion.samplers import TRAINING_FREE
 from rddlib.diffusion.schedule import make_schedule
@@ -50,12 +51,13 @@ STOCHASTIC = "stochastic"
 @dataclass(frozen=True)
 class Inputs:
     """What a graph is made from: a profile's numbers, the seed of all but the last halvings, split("train" | "extractor" |
-    "test") -> images, and where stages are made."""
+    "test") -> images (or latents, in the latent space), and where stages are made."""
 
     profile: Profile
     seed: int
     split: Callable[[str], ImageDataset]
     place: Workplace
+    space: LatentSpace | None = None
 
     def seeded(self, make: Callable[[], nn.Module], *numbers: int) -> nn.Module:
         """make(), its random weights following from the seed and these numbers."""
@@ -81,6 +83,9 @@ class Inputs:
             made = fit(trainer, *networks)
             network, extra = made if isinstance(made, tuple) else (made, {})
             model = {"model": describe(network)} if isinstance(network, Denoiser) else {}
+            model |= (
+                {"space": {"origin": self.space.origin, "sha256": self.space.sha256}} if model and self.space else {}
+            )
             knows_classes = kind == "extractor" or (isinstance(network, Denoiser) and network.num_classes)
             if trainer and knows_classes and (names := self.split("train").class_names):
                 model["class_names"] = list(names)
@@ -91,7 +96,7 @@ class Inputs:
     def _load_denoiser(self, tensors: dict, info: dict) -> Denoiser:
         denoiser = build_described(info["model"])
         denoiser.load_state_dict(tensors)
-        return ready(denoiser, self.place.run)
+        return ready(denoiser.within(self.space), self.place.run)
 
 
 def ready(denoiser: Denoiser, run: RunConfig) -> Denoiser:
@@ -170,7 +175,7 @@ def pretrained_stage(inputs: Inputs) -> Stage:
     would learn nothing."""
     p = inputs.profile
     denoiser, info = load_model(p.pretrained.teacher, download=p.pretrained.download)
-    converts = denoiser.prediction == "eps"
+    denoiser, converts = denoiser.within(inputs.space), denoiser.prediction == "eps"
 
     def facts() -> dict:
         given = {"pretrained": info["sha256"], "data": inputs.data_facts()}
@@ -187,6 +192,25 @@ def pretrained_stage(inputs: Inputs) -> Stage:
 
     config = p.pretrained.convert if converts else None
     return inputs.stage("base", "convert", "predicting v", (), config, derive_seed(inputs.seed, 12), facts, fit)
+
+
+def first_stage(inputs: Inputs) -> Stage:
+    """The base model: trained on data, or the one that is given."""
+    return pretrained_stage(inputs) if inputs.profile.pretrained.teacher else base_stage(inputs)
+
+
+def check_takes_weight(profile: Profile) -> None:
+    """Raise UserError for a given teacher from which stage one cannot start."""
+    if not profile.pretrained.teacher:
+        return
+    teacher = load_model(profile.pretrained.teacher, download=profile.pretrained.download)[0]
+    if not hasattr(teacher.network, "with_guidance"):
+        raise UserError(
+            f"pretrained.teacher is a {type(teacher.network).__name__}, which has no place for a guidance weight: its network "
+            "must be ours or a UNet2DConditionModel"
+        )
+    if not (teacher.unconditional and (teacher.num_classes or teacher.space)):
+        raise UserError("pretrained.teacher has no classes or no NO_CLASS, so there is nothing to guide: leave it out")
 
 
 def stage_one(inputs: Inputs, conditional: Stage) -> Stage:
@@ -232,7 +256,7 @@ def _teacher_features_stage(inputs: Inputs, base: Stage) -> Stage:
         return _features_of(denoiser, p), {"model": describe(denoiser), "seconds": 0.0, "precision": "not known"}
 
     def load(tensors: dict, info: dict) -> TeacherFeatures:
-        network = _features_of(build_described(info["model"]), p)
+        network = _features_of(build_described(info["model"]).within(inputs.space), p)
         network.load_state_dict(tensors)
         return network.to(training_device())
 
@@ -460,12 +484,15 @@ def temperature_of(profile: Profile, steps: int) -> float:
 
 def plain_graph(inputs: Inputs) -> Graph:
     """Of a study whose base model is trained, or given (pretrained.teacher)."""
-    return Graph(inputs, pretrained_stage(inputs) if inputs.profile.pretrained.teacher else base_stage(inputs))
+    return Graph(inputs, first_stage(inputs))
 
 
 def guided_graph(inputs: Inputs) -> Graph:
-    """Of a study whose base model is stage one of distilled guidance; profile: of `conditional_profile`."""
-    conditional = base_stage(inputs)
+    """Of a study whose base model is stage one of distilled guidance; profile: of `conditional_profile`.
+
+    The conditional model that is guided is trained, or given.
+    """
+    conditional = first_stage(inputs)
     return Graph(inputs, stage_one(inputs, conditional), "guided-", conditional)
 
 
@@ -478,11 +505,13 @@ def conditional_profile(profile: Profile, num_classes: int) -> Profile:
         raise UserError(
             "guidance is towards a class, and these images have none: sort them into a folder for each class"
         )
-    g = profile.guidance
+    g, unet = profile.guidance, profile.unet
+    if not profile.pretrained.teacher:  # which brings its own
+        unet = replace(unet, num_classes=num_classes, label_dropout=g.label_dropout)
     iterations = tuple(max(1, round(g.budget * n)) for n in profile.distill.iterations)
     return replace(
         profile,
-        unet=replace(profile.unet, num_classes=num_classes, label_dropout=g.label_dropout),
+        unet=unet,
         base=replace(profile.base, train=g.base, steps=g.steps, prediction=g.prediction),
         distill=replace(profile.distill, iterations=iterations),
         evaluation=replace(profile.evaluation, samples=g.samples, baselines=()),

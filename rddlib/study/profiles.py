@@ -342,6 +342,34 @@ def cifar10() -> Profile:
     )
 
 
+def text() -> Profile:
+    """A small text-guided latent model on a folder of captioned images, such as examples/text_guided.py makes; it is given."""
+    full = digits()
+    return replace(
+        full,
+        name="text",
+        data=DataConfig("captions"),
+        unet=replace(full.unet, image_channels=4),  # of the latents; the given model brings its own
+        base=replace(full.base, steps=32),
+        progressive=ProgressiveConfig(TrainConfig(150, 64, 3e-4, lr_schedule="cosine")),
+        extractor=replace(full.extractor, name=TEACHER),
+        distill=replace(full.distill, iterations=(200, 200, 400)),
+        guidance=replace(
+            full.guidance,
+            train=TrainConfig(600, 64, 1e-3, lr_schedule="cosine", warmup=20),
+            stochastic=75,
+            budget=1.0,
+            weights=(0.0, 6.0),  # the notes on Meng et al., 4.2: 2 to 14 for a large model of text
+            steps=32,
+            objectives=("pd", "cfd", WINNER),
+            at=(0.0, 1.0, 2.0, 4.0),
+            samples=600,
+        ),
+        evaluation=replace(full.evaluation, metrics=("fid", "is", "pfd", "agree"), baselines=()),
+        methods=("pd", "cfd", "rdd", WINNER),
+    )
+
+
 def imagenet64() -> Profile:
     """ImageNet 64x64, class-conditional, as in the RDD paper; the source of each number stands beside it."""
     base = cifar10()
@@ -435,7 +463,7 @@ def photos() -> Profile:
     )
 
 
-PROFILES = {make.__name__: make for make in (smoke, digits, photos, cifar10_small, cifar10, imagenet64)}
+PROFILES = {make.__name__: make for make in (smoke, digits, photos, text, cifar10_small, cifar10, imagenet64)}
 
 
 def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:

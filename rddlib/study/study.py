@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from rddlib.data import ImageDataset, WrongShape, load_dataset
+from rddlib.data.latents import latents_of, prompted
 from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.model_file import provenance
 from rddlib.diffusion.samplers import TRAINING_FREE, find_sampler
 from rddlib.diffusion.sampling import ddim_sample
@@ -44,6 +46,7 @@ from rddlib.study.graph import (
     Graph,
     Inputs,
     check_classes_to_learn,
+    check_takes_weight,
     conditional_profile,
     extractor_to_check,
     guided_graph,
@@ -142,9 +145,21 @@ class Study:
         """All the images that models are trained on and scores are measured against, on the study's device."""
         return self._read("train")
 
+    @cached_property
+    def space(self) -> LatentSpace | None:
+        """Where a given latent model draws, its prompts the data set's captions; None for models of pixels."""
+        space = self._given_space
+        return space and prompted(space, self.dataset.class_names)
+
+    @cached_property
+    def _given_space(self) -> LatentSpace | None:
+        p = self.profile.pretrained
+        return load_model(p.teacher, download=p.download)[0].space if p.teacher else None
+
     def split(self, name: str) -> ImageDataset:
-        """The images of a split: "train", "extractor" or "test"."""
-        return self.dataset if name == "train" else self._read(name)
+        """What models learn from of a split, "train", "extractor" or "test": its images, or their latents."""
+        images = self.dataset if name == "train" else self._read(name)
+        return latents_of(self._given_space, images, self.device).to(self.device) if self._given_space else images
 
     def _read(self, split: str) -> ImageDataset:
         try:
@@ -159,20 +174,25 @@ class Study:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that its models draw."""
+        """(C, H, W) of its images."""
+        return self._given_space.image_shape if self._given_space else self.drawn_shape
+
+    @property
+    def drawn_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what its models draw: images, or latents."""
         unet = self.profile.unet
         return (unet.image_channels, unet.image_size, unet.image_size)
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
         """The same standard normal [count, C, H, W] for every method."""
         generator = torch.Generator().manual_seed(derive_seed(self.profile.evaluation.seed, seed))
-        return torch.randn(count, *self.image_shape, generator=generator).to(self.device)
+        return torch.randn(count, *self.drawn_shape, generator=generator).to(self.device)
 
     # networks
 
     def _inputs(self, seed: int) -> Inputs:
         run, same_noise = self.profile.run, "same_seed" in self.profile.loss.released
-        return Inputs(self.profile, seed, self.split, Workplace(self.out / "checkpoints", run, same_noise))
+        return Inputs(self.profile, seed, self.split, Workplace(self.out / "checkpoints", run, same_noise), self.space)
 
     @cached_property
     def stages(self) -> Graph:
@@ -217,10 +237,15 @@ class Study:
 
     def images(self, method: str, steps: int, noise: Tensor, seed: int | None = None) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] from the given noise (of classes 0, 1, 2, ... in turn where there are any)."""
-        classes = self.profile.unet.num_classes
+        denoiser = self.denoiser(method, steps, seed)
+        classes = denoiser.num_classes
         y = torch.arange(len(noise), device=noise.device) % classes if classes else None
         sample = find_sampler(method, steps) if method in TRAINING_FREE else ddim_sample
-        return sample(self.denoiser(method, steps, seed), noise, steps, y=y, clip=self.profile.evaluation.clip)
+        return self._seen(sample(denoiser, noise, steps, y=y, clip=self.profile.evaluation.clip))
+
+    def _seen(self, drawn: Tensor) -> Tensor:
+        """Images of what a model drew."""
+        return self.space.decode(drawn) if self.space else drawn
 
     def guided_images(
         self, method: str, steps: int, noise: Tensor, w: float, y: Tensor, sampler: str = "ddim"
@@ -235,8 +260,8 @@ class Study:
         options: dict = {"y": y, "guidance": w, "clip": self.profile.evaluation.clip}
         if sampler == STOCHASTIC:
             seed = self.profile.evaluation.seed
-            options["fresh"] = lambda k: fresh_noise(self.image_shape, 0, len(noise), seed, k).to(noise.device)
-        return find_sampler(sampler, steps)(denoiser, noise, steps, **options)
+            options["fresh"] = lambda k: fresh_noise(self.drawn_shape, 0, len(noise), seed, k).to(noise.device)
+        return self._seen(find_sampler(sampler, steps)(denoiser, noise, steps, **options))
 
     # scores
 
@@ -304,7 +329,7 @@ class Study:
             arm.steps,
             seed=config.seed if noise is None else noise,
             clip=config.clip,
-            shape=self.image_shape,
+            shape=self.drawn_shape,
             device=self.device,
             name=f"{arm.label}, seed {arm.seed}",
             sampler=arm.sampler or (arm.method if arm.method in TRAINING_FREE else "ddim"),
@@ -386,7 +411,8 @@ class Study:
     def scored(self) -> pd.DataFrame:
         """The rows of results that have been measured so far."""
         rows = [self.measured(arm)["row"] for arm in self.arms() if self.score_path(arm).exists()]
-        return pd.DataFrame(rows, columns=GUIDED_COLUMNS if self.guided else COLUMNS)
+        agree = ["agree"] if "agree" in self.profile.evaluation.metrics else []
+        return pd.DataFrame(rows, columns=(GUIDED_COLUMNS if self.guided else COLUMNS) + agree)
 
     # checks
 
@@ -411,13 +437,13 @@ class Study:
         for name in dict.fromkeys([*p.methods, *p.guidance.objectives]):
             self.check_method(name, untrained)
         if p.pretrained.extractor:
-            found, own = load_classifier(p.pretrained.extractor)[0].image_channels, self.image_shape[0]
+            found, own = load_classifier(p.pretrained.extractor)[0].image_channels, self.drawn_shape[0]
             if found != own:
                 raise UserError(
                     f"pretrained.extractor takes images of {found} channels, these have {own}: name another classifier"
                 )
         device = next(untrained.parameters()).device
-        height, width = untrained.eval()(torch.zeros(1, *self.image_shape, device=device)).map.shape[2:]
+        height, width = untrained.eval()(torch.zeros(1, *self.drawn_shape, device=device)).map.shape[2:]
         whole_batch = "queue_per_batch" in p.loss.released
         candidates = height * width * (p.distill.train.batch_size if whole_batch else 1)
         if p.loss.per_image > candidates:
@@ -515,14 +541,12 @@ def guided_study(study: Study, seed: int | None = None) -> Study:
     seed: one of study.profile.seeds (default the first); added to the study's own, it is that of every stage, the
     conditional base model included. Raises UserError for images without classes.
     """
-    if study.profile.pretrained.teacher:
-        raise UserError(
-            "pretrained.teacher is distilled as it is: guidance has a base model of its own, so leave one of them out"
-        )
+    check_takes_weight(study.profile)
     profile = conditional_profile(study.profile, study.dataset.num_classes)
     seed = study.seed + (study.profile.seeds[0] if seed is None else seed)
     guided = Study(replace(profile, seeds=(seed,)), study.out, seed, "guidance", True, study.seed)
     guided.dataset = study.dataset
+    guided._given_space = study._given_space
     return guided
 
 

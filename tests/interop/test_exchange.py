@@ -208,7 +208,7 @@ def test_keys_follow_the_given_model_and_the_data_not_where_they_lie(tmp_path):
         (["import", "released", "evil.pt"], "could run code; nothing of it was run"),
         (["import", "released", "good.pt", "--to", "there.safetensors"], "exists: choose another --to"),
         (["import", "released", "good.pt", "--to", "x.pt"], "ends in .safetensors"),
-        (["import", "diffusers", "latent"], "has a vae.*only pixel-space models"),
+        (["import", "diffusers", "latent"], "has a vae.*can be taken"),
         (["distill", "--profile", "smoke", "--teacher", "evil.pt", "--out", "out"], "nothing of it was run"),
         (["study", "--profile", "smoke", "--set", "pretrained.teacher=good.pt", "--out", "out"], "pretrained.teacher"),
         (["distill", "--profile", "smoke", "--teacher", "good.pt", "--guided", "--out", "out"], "pretrained.teacher"),
@@ -271,7 +271,7 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path):
 def test_what_cannot_have_a_given_teacher_says_so(tmp_path):
     file = released_file(tmp_path / "ckpt.pt")
     study = given(file, tmp_path)
-    assert "guidance has a base model of its own" in refused(guided_study, study)
+    assert "nothing to guide" in refused(guided_study, study)
     assert "ablations vary what a given model fixes" in refused(Sweep, study, [ABLATIONS["tau_is"]], [0])
 
 

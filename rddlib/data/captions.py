@@ -1,0 +1,75 @@
+"""A folder of images with captions: metadata.jsonl or metadata.csv (file_name, text), or a .txt beside each image."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rddlib.data.cache import load_cached
+from rddlib.data.dataset import DataConfig, ImageDataset
+from rddlib.data.folder import images_below, recipe_of
+from rddlib.utils.errors import UserError
+
+METADATA = ("metadata.jsonl", "metadata.csv")  # the datasets library's image-folder convention
+CAPTION = ".txt"
+
+
+def load_captions(config: DataConfig, split: str, shape=None) -> ImageDataset:
+    """Load the images of config.root with their captions: the different captions, sorted, are the classes.
+
+    Without a metadata file each image's caption is the text file of its name. A seeded tenth is "test", the rest "extractor".
+    Raises UserError as `load_folder` does, and for images without captions or captions without images.
+    """
+    root = config.folder
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: name the one that holds images and captions with --set data.root=FOLDER")
+    name = f"captioned images of folder {root.resolve().name}"
+
+    def listing(folder: Path) -> tuple[list[Path], np.ndarray, list[str]]:
+        captions = _captions(folder)
+        known = {text: number for number, text in enumerate(sorted(set(captions.values())))}
+        return list(captions), np.array([known[text] for text in captions.values()]), list(known)
+
+    return load_cached(recipe_of(config, root, name, shape, hold_out=True, listing=listing))[split]
+
+
+def _captions(folder: Path) -> dict[Path, str]:
+    """The caption of each image, sorted by path."""
+    files = images_below(folder, beside=(CAPTION, ".jsonl", ".csv"))
+    there = [name for name in METADATA if (folder / name).is_file()]
+    if len(there) == 2:
+        raise UserError(f"{folder} holds {there[0]} and {there[1]}: leave one of them there")
+    texts = _from_metadata(folder / there[0]) if there else _from_text_files(files)
+    if lost := sorted(set(texts) - set(files)):
+        raise UserError(
+            f"{folder / there[0]} names {lost[0].name}, which is no image there: correct or remove its line"
+        )
+    if bare := [file for file in files if not texts.get(file, "").strip()]:
+        raise UserError(
+            f"{len(bare)} of {len(files)} images in {folder} have no caption, the first {bare[0].name}: give them a line in "
+            f"{METADATA[0]} (file_name, text) or a {CAPTION} file of their name, or move them elsewhere"
+        )
+    if not files:
+        raise UserError(f"{folder} holds no images: name another with --set data.root=FOLDER")
+    return {file: " ".join(texts[file].split()) for file in files}
+
+
+def _from_text_files(files: list[Path]) -> dict[Path, str]:
+    beside = {file: file.with_suffix(CAPTION) for file in files}
+    return {file: text.read_text(encoding="utf-8") for file, text in beside.items() if text.is_file()}
+
+
+def _from_metadata(path: Path) -> dict[Path, str]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                rows = list(csv.DictReader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+        pairs = [(path.parent / row["file_name"], row["text"] or "") for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): each row wants file_name and text") from error
+    if len({file for file, _ in pairs}) < len(pairs):
+        raise UserError(f"{path} names a file twice: keep one caption for each")
+    return dict(pairs)

@@ -1,0 +1,104 @@
+"""Latent pipelines of diffusers in and out: text-guided and unconditional latent diffusion, as networks in a LatentSpace."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class
+from rddlib.diffusion.latent_space import LatentSpace
+from rddlib.diffusion.prompted_unet import PromptedUNet
+from rddlib.interop.released import one_line
+from rddlib.utils.errors import UserError
+from rddlib.utils.text import say
+
+# Pipelines by their class: the class that is saved, the network's, and the parts beside it by library and class. Those for
+# image-to-image and inpainting have the same parts, so what is distilled of one serves all three.
+PROMPTED = {"vae": ("diffusers", "AutoencoderKL"), "text_encoder": ("transformers", "CLIPTextModel")}
+PROMPTED |= {"tokenizer": ("transformers", "CLIPTokenizer")}
+KINDS = {
+    "StableDiffusionPipeline": ("StableDiffusionPipeline", "UNet2DConditionModel", PROMPTED),
+    "StableDiffusionImg2ImgPipeline": ("StableDiffusionPipeline", "UNet2DConditionModel", PROMPTED),
+    "StableDiffusionInpaintPipeline": ("StableDiffusionPipeline", "UNet2DConditionModel", PROMPTED),
+    "LDMPipeline": ("LDMPipeline", "UNet2DModel", {"vqvae": ("diffusers", ("VQModel", "AutoencoderKL"))}),
+}
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no training needs
+
+
+def latent_network(name: str, source: Path | Mapping[str, object], grid: int) -> nn.Module:
+    """The network of a latent pipeline, in its LatentSpace.
+
+    name: the pipeline's class; source: its folder, or its components; grid: the number of times of its scheduler. Nothing is
+    downloaded, no code in a folder is run, the network is in float32. Raises UserError for parts that are missing, damaged or
+    do not belong together.
+    """
+    kind, unet_class, wanted = KINDS[name]
+    unet = _part(source, "unet", "diffusers", unet_class)
+    parts = {part: _part(source, part, *where) for part, where in wanted.items()}
+    left = LEFT_OUT if isinstance(source, Path) else [part for part in LEFT_OUT if source.get(part) is not None]
+    if left := [part for part in left if not isinstance(source, Path) or (source / part).is_dir()]:
+        say(f"{name}: {', '.join(left)} left out, and not part of what is saved")
+    network = (
+        DiffusersUNet(unet, grid) if unet_class == "UNet2DModel" else PromptedUNet(unet, grid, guidance=_range(unet))
+    )
+    size, origin = network.config.image_size, str(source.resolve()) if isinstance(source, Path) else ""
+    network.space = LatentSpace(kind, parts, (network.config.image_channels, size, size), origin)
+    return network
+
+
+def _range(unet: nn.Module) -> tuple[float, ...]:
+    """The weights that a given network was distilled for: it does not say, so any up to diffusers' usual ones."""
+    return (0.0, 14.0) if unet.config.time_cond_proj_dim else ()
+
+
+def _part(source: Path | Mapping[str, object], part: str, library: str, names: str | tuple[str, ...]) -> object:
+    """One component of a pipeline, in float32, of one of these classes."""
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(source, Path):
+        found = source.get(part)
+        if type(found).__name__ not in (*names, *(f"{name}Fast" for name in names)):
+            raise UserError(f"this pipeline's {part} is a {type(found).__name__}: expected {' or '.join(names)}")
+        return found.float() if isinstance(found, nn.Module) else found
+    folder, why = source / part, None
+    for name in names:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is missing: get the whole folder of the pipeline again")
+        try:
+            kind = diffusers_class(name) if library == "diffusers" else _transformers_class(name)
+            found = kind.from_pretrained(folder, local_files_only=True)
+            return found.float() if isinstance(found, nn.Module) else found
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds: a damaged file, tensors of other shapes, another class
+            why = error
+    raise UserError(
+        f"{folder} cannot be read as {' or '.join(names)} ({one_line(str(why))}): get the folder again"
+    ) from why
+
+
+def _transformers_class(name: str) -> type:
+    try:
+        return getattr(importlib.import_module("transformers"), name)
+    except ImportError as error:
+        raise UserError(
+            "prompts need transformers, which cannot be imported here: pip install 'rddlib[text]'"
+        ) from error
+
+
+def save_latent(network: DiffusersUNet | PromptedUNet, scheduler, folder: Path) -> None:
+    """Save a network of ours with its space as the pipeline of diffusers that it came from."""
+    space = network.space
+    options = dict.fromkeys(("safety_checker", "feature_extractor")) | {"requires_safety_checker": False}
+    options = options if space.takes_prompts else {}
+    pipeline = diffusers_class(space.kind)(**space.parts, unet=network.unet, scheduler=scheduler, **options)
+    pipeline.save_pretrained(folder)
+
+
+def latent_usage(network: DiffusersUNet | PromptedUNet, name: str, steps: int) -> str:
+    """Lines of Python that draw with a saved latent pipeline."""
+    head = f'from diffusers import {network.space.kind}\n\npipeline = {network.space.kind}.from_pretrained("{name}")\n'
+    if not network.space.takes_prompts:
+        return f"{head}images = pipeline(batch_size=4, num_inference_steps={steps}).images"
+    scale = f", guidance_scale={1 + sum(network.guidance) / 2:g}" if network.guidance else ""
+    return f'{head}images = pipeline("a prompt", num_inference_steps={steps}{scale}).images  # guidance_scale is 1 + w'

@@ -1,0 +1,70 @@
+"""Folders of images with captions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rddlib.data import DataConfig, load_dataset
+from rddlib.utils.errors import UserError
+
+CAPTIONS = {"0.png": "a cat", "1.png": "a dog", "2.png": "a  cat\n", "3.png": "an ox", "4.png": "a dog"}
+
+
+def captioned(folder, captions, form="metadata.csv", size=(4, 4)):
+    """A folder of these files, image k of level k, and their captions in one of the forms."""
+    folder.mkdir(parents=True)
+    for k, name in enumerate(captions):
+        Image.fromarray(np.full((*size, 3), k, np.uint8)).save(folder / name)
+    rows = [{"file_name": name, "text": text} for name, text in captions.items()]
+    if form == "metadata.jsonl":
+        (folder / form).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif form == "metadata.csv":
+        with open(folder / form, "w", newline="") as file:
+            table = csv.DictWriter(file, ["file_name", "text"])
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        for row in rows:
+            (folder / row["file_name"]).with_suffix(".txt").write_text(row["text"])
+    return folder
+
+
+@pytest.mark.parametrize("form", ["metadata.jsonl", "metadata.csv", "txt"])
+def test_every_image_keeps_its_caption(tmp_path, monkeypatch, capsys, form):
+    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+    root = captioned(tmp_path / "images", CAPTIONS, form)
+    found = load_dataset(DataConfig("captions", str(root)))
+    assert found.class_names == ("a cat", "a dog", "an ox") and found.num_classes == 3
+    said = {int(image.max()): found.class_names[label] for image, label in zip(found.images, found.labels, strict=True)}
+    assert said == {k: " ".join(text.split()) for k, text in enumerate(CAPTIONS.values())}
+    assert "passed over" not in capsys.readouterr().err
+
+
+def test_changed_captions_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+    root = captioned(tmp_path / "images", CAPTIONS)
+    load_dataset(DataConfig("captions", str(root)))
+    table = root / "metadata.csv"
+    table.write_text(table.read_text().replace("an ox", "a cow"))
+    assert load_dataset(DataConfig("captions", str(root))).class_names == ("a cat", "a cow", "a dog")
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda root: (root / "metadata.csv").unlink(), "5 of 5 images in .* have no caption, the first 0.png"),
+        (lambda root: (root / "4.png").unlink(), "names 4.png, which is no image there"),
+        (lambda root: (root / "metadata.jsonl").write_text(""), "holds metadata.jsonl and metadata.csv"),
+        (lambda root: (root / "metadata.csv").write_text("name,text\n0.png,a cat\n"), "wants file_name and text"),
+        (lambda root: (root / "metadata.csv").write_text("file_name,text\n0.png,x\n0.png,y\n"), "names a file twice"),
+        (lambda root: (root / "metadata.csv").write_text("file_name,text\n0.png,\n"), "have no caption"),
+    ],
+)
+def test_captions_and_images_that_do_not_fit(tmp_path, spoil, words):
+    root = captioned(tmp_path / "images", CAPTIONS)
+    spoil(root)
+    with pytest.raises(UserError, match=words):
+        load_dataset(DataConfig("captions", str(root)))
