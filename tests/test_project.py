@@ -23,7 +23,8 @@ from rddlib.study.study import GUIDED_COLUMNS, Study
 from rddlib.study.sweep import COLUMNS
 
 TOP = Path(__file__).resolve().parents[1]
-README = (TOP / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (TOP / "README.md", *sorted((TOP / "docs").glob("*.md")))}
+TEXT = "\n".join(PAGES.values())
 RESULTS = TOP / "data/results"
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
 
@@ -55,9 +56,17 @@ def test_citation_names_the_paper():
     assert citation["references"][0]["doi"] == "10.1145/3664647.3680768"
 
 
-def test_readme_links_lead_somewhere():
-    links = [x for x in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in x]
-    assert links and all((TOP / link).exists() for link in links), [x for x in links if not (TOP / x).exists()]
+def test_the_readme_is_short_and_leads_to_every_page():
+    page, *others = PAGES
+    assert len(PAGES[page].splitlines()) <= 150
+    assert not [other.name for other in others if f"]({other.relative_to(TOP)})" not in PAGES[page]]
+
+
+@pytest.mark.parametrize("notebook", sorted((TOP / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_the_readme_names_each_notebook_by_its_title(notebook):
+    title = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0]
+    number, name = re.fullmatch(r"# (\d\d) · (.+)", title).groups()
+    assert f"| [{number}](notebooks/{notebook.name}) {name} |" in PAGES[TOP / "README.md"]
 
 
 @pytest.mark.parametrize("notebook", sorted((TOP / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
@@ -156,29 +165,32 @@ def test_every_function_of_the_equation_table_exists_and_cites_its_equation(equa
         assert re.search(rf"Eq\. {number}\b", documentation) and authors in documentation, (cited, documentation)
 
 
-def test_readmes_numbers_are_the_published_ones():
-    """And the check sees a wrong one, in a table as in a sentence."""
-    numbers = runpy.run_path(str(TOP / "docs/readme_numbers.py"))
-    assert numbers["differences"](README) == []
-    wrong = README.replace("| 3.83 ± 0.21 |", "| 3.82 ± 0.21 |", 1).replace("FID is 1.63 at 0.9", "FID is 1.62 at 0.9")
+def test_the_pages_numbers_are_the_published_ones():
+    """And the check sees a wrong one, in a table as in a sentence, and a table that stands twice."""
+    numbers = runpy.run_path(str(TOP / "docs/fill_numbers.py"))
+    assert numbers["differences"](TEXT) == []
+    wrong = TEXT.replace("| 3.83 ± 0.21 (", "| 3.82 ± 0.21 (", 1).replace("FID is 1.63 at 0.9", "FID is 1.62 at 0.9")
     table, sentence = numbers["differences"](wrong)
-    assert "table digits" in table and "FID is 1.63 at 0.9" in sentence
-    assert numbers["rewritten"](wrong) == wrong.replace("| 3.82 ± 0.21 |", "| 3.83 ± 0.21 |")
+    assert "table summary" in table and "FID is 1.63 at 0.9" in sentence
+    assert numbers["rewritten"](wrong) == wrong.replace("| 3.82 ± 0.21 (", "| 3.83 ± 0.21 (")
+    twice = next(re.finditer(r"<!-- numbers: (\w+) -->.*?<!-- end -->", TEXT, flags=re.S))
+    (table,) = numbers["differences"](TEXT + twice[0])
+    assert f"table {twice[1]}" in table
 
 
-def test_readmes_example_runs(smoke_run, monkeypatch):
-    """The block of Python in the README, on the smoke study instead of digits."""
+def test_the_example_with_a_study_runs(smoke_run, monkeypatch):
+    """The pages' block of Python on a study's models, of the smoke study instead of digits."""
     import rddlib
 
-    code = readme_block("python", "open_study").replace("iterations=150", "iterations=2")
+    code = block("python", "open_study").replace("iterations=150", "iterations=2")
     study = rddlib.open_study("smoke", smoke_run[0])
     monkeypatch.setattr(rddlib, "open_study", lambda name: study)
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "docs", "exec"), names)
     assert names["images"].shape == (16, 1, 8, 8) and names["images"].abs().max() <= 1
 
 
-def test_what_the_readme_says_in_words_of_the_ablations_is_in_the_rows():
+def test_what_the_pages_say_in_words_of_the_ablations_is_in_the_rows():
     rows = ablation_results.published().query("fid == fid")
     first = rows[rows["steps"] == 4].groupby(["ablation", "setting"])[["fid", "pfd"]].mean()
     tau = rows[rows["ablation"] == "cfd_tau"]
@@ -200,7 +212,7 @@ def test_what_the_readme_says_in_words_of_the_ablations_is_in_the_rows():
     assert (shift[["queue_rows", "map after ReLU", "attention"]].mean() < 0).all()
 
 
-def test_what_the_readme_says_in_words_of_guidance_is_in_the_rows():
+def test_what_the_pages_say_in_words_of_guidance_is_in_the_rows():
     table, _ = guidance.published()
     arms = ["method", "sampler", "steps"]
     fid, score = (table.pivot_table(index=arms, columns="guidance", values=name) for name in ("fid", "is"))
@@ -212,21 +224,21 @@ def test_what_the_readme_says_in_words_of_guidance_is_in_the_rows():
         assert (few[method] > few["pd"].reindex(few[method].index)).all()
 
 
-def readme_block(language: str, containing: str) -> str:
-    """The README's block of code in a language that contains these words."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
-    (found,) = (block for block in blocks if containing in block)
+def block(language: str, containing: str) -> str:
+    """The pages' block of code in a language that contains these words."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.S)
+    (found,) = (code for code in blocks if containing in code)
     return found
 
 
 def test_readmes_lines_distil_any_network_through_any_features():
     """The two blocks on one's own model, the stand-ins first, with fewer iterations."""
-    lines = readme_block("python", "as_denoiser(my_network").replace("iterations=150", "iterations=3")
+    lines = block("python", "as_denoiser(my_network").replace("iterations=150", "iterations=3")
     assert "iterations=3" in lines
     names: dict = {}
-    exec(compile(readme_block("python", "class MyNetwork") + lines, "README.md", "exec"), names)
-    student, teacher = names["student"], names["my_network"]
-    assert student.steps == 4 and student(torch.randn(2, 1, 8, 8), 1.0).shape == (2, 1, 8, 8)
+    exec(compile(block("python", "class MyNetwork") + lines, "README.md", "exec"), names)
+    student, teacher, images = (names[name] for name in ("student", "my_network", "images"))
+    assert student.steps == 4 and images.shape == (16, 1, 8, 8) and images.abs().max() <= 1
     assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
 
 

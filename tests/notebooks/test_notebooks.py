@@ -178,7 +178,7 @@ def test_a_fault_in_a_figure_is_found(draw, fault):
 
 # --- links ---
 
-DOCUMENTS = [*sorted(TOP.glob("*.md")), *NOTEBOOKS]
+DOCUMENTS = [*sorted(TOP.glob("*.md")), *sorted(TOP.glob("docs/*.md")), TOP / "data/models/README.md", *NOTEBOOKS]
 
 
 def without_code(text: str) -> str:
@@ -214,7 +214,7 @@ def broken_links(document: Path) -> list[str]:
     return broken
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(TOP)))
 def test_links_lead_somewhere(document):
     assert broken_links(document) == []
 

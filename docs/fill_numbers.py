@@ -1,7 +1,7 @@
-"""The numbers in README.md, computed from data/results.
+"""The numbers in README.md and docs/*.md, computed from data/results.
 
-python docs/readme_numbers.py           # rewrite the tables between <!-- numbers: NAME --> and <!-- end -->
-python docs/readme_numbers.py --check   # say which tables and sentences differ, and exit 1 if any does
+python docs/fill_numbers.py           # rewrite the tables between <!-- numbers: NAME --> and <!-- end -->
+python docs/fill_numbers.py --check   # say which tables and sentences differ, and exit 1 if any does
 """
 
 import json
@@ -17,9 +17,10 @@ from rddlib.report.claims import VERDICTS, verdicts
 from rddlib.study import ablation_results, guidance
 from rddlib.study.ablations import ABLATIONS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-RESULTS = README.parent / "data/results"
-BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n)(.*?)(\n<!-- end -->)", flags=re.S)
+TOP = Path(__file__).resolve().parents[1]
+PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+RESULTS = TOP / "data/results"
+BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n)(.*?)(<!-- end -->)", flags=re.S)
 
 
 LESS = ["CFD, low tau", "CFD + PD, low tau"]  # the sum with relations without others and without relations
@@ -35,6 +36,11 @@ def _json(name: str):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def _scores(profile: str) -> pd.DataFrame:
+    """Every sampler's scores in every seed, as a study of the profile published them."""
+    return pd.read_csv(RESULTS / f"{profile}_seeds.csv")
+
+
 def _spread(values: pd.Series, digits: int = 2) -> str:
     """Mean ± standard deviation; the mean alone of one value, nothing of none."""
     spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
@@ -44,9 +50,21 @@ def _spread(values: pd.Series, digits: int = 2) -> str:
 # tables
 
 
+def summary_table() -> str:
+    """The teacher, and one step of every method: FID and pFD on photographs and digits."""
+    studies, body = ((_scores("photos"), 1), (_scores("digits"), 2)), []
+    for method, steps in (("pd", 8), *((method, 1) for method in ("ddim", *COMPETING, WINNER))):
+        cells = ["teacher, 8 steps" if steps == 8 else LABELS[method]]
+        for rows, digits in studies:
+            found = rows[(rows["method"] == method) & (rows["steps"] == steps)]
+            cells.append(f"{_spread(found['fid'], digits)} ({found['pfd'].mean():.{digits}f})")
+        body.append(cells)
+    return _table(["", "photographs: FID (pFD)", "digits: FID (pFD)"], body)
+
+
 def digits_table(name: str = "digits") -> str:
     """Every method at every number of steps, mean ± standard deviation over seeds."""
-    rows = pd.read_csv(RESULTS / f"{name}_seeds.csv")
+    rows = _scores(name)
     methods, body = ("ddim", *COMPETING, WINNER), []
     for steps in sorted(rows[rows["method"].isin(methods)]["steps"].unique(), reverse=True):
         here = rows[rows["steps"] == steps]
@@ -68,7 +86,7 @@ CLAIMED = {  # of both papers, and ours: (better, worse)
 
 def claims_table(name: str = "photos") -> str:
     """The order of methods at each number of steps: mean FID of the better minus the worse, in how many seeds it is as said."""
-    rows = pd.read_csv(RESULTS / f"{name}_seeds.csv")
+    rows = _scores(name)
     fid, body = rows.pivot_table(index=["steps", "seed"], columns="method", values="fid"), []
     steps = (4, 2, 1)
     for text, (better, worse) in CLAIMED.items():
@@ -133,6 +151,16 @@ def guided_table() -> str:
     return _table(["", "steps", "sampler", *heads], body)
 
 
+def networks_table() -> str:
+    """The networks that score and come with the package."""
+    body = []
+    for name in ("digits", "photos"):
+        facts = json.loads((TOP / f"data/{name}_metric_network.json").read_text(encoding="utf-8"))
+        right = f"{facts['test_accuracy']:.1%} of {facts['test_images']:,}".replace("%", " %")
+        body.append([name, facts["trained on"], right])
+    return _table(["network", "learnt from", "right on test images"], body)
+
+
 def diffusers_table() -> str:
     """The pipeline, undistilled and distilled."""
     names, rows = (
@@ -180,10 +208,12 @@ def losses_table() -> str:
 
 
 TABLES = {
+    "summary": summary_table,
     "digits": digits_table,
     "evidence": evidence_table,
     "ablations": ablations_table,
     "guidance": guided_table,
+    "networks": networks_table,
     "pipeline": diffusers_table,
     "export": export_table,
     "photos": lambda: digits_table("photos"),
@@ -197,7 +227,7 @@ TABLES = {
 
 
 def digits_sentences() -> list[str]:
-    rows, noises = pd.read_csv(RESULTS / "digits_seeds.csv"), pd.read_csv(RESULTS / "digits_noises.csv")
+    rows, noises = _scores("digits"), pd.read_csv(RESULTS / "digits_noises.csv")
     first = rows.drop_duplicates(["method", "steps"]).set_index("method")
     pairs = rows.pivot_table(index=["steps", "seed"], columns="method", values=["fid", "pfd"])
     pairs = pairs.dropna(subset=[("fid", "rdd"), ("fid", "cfd")])
@@ -368,7 +398,7 @@ def share_sentences() -> list[str]:
 
 
 def photos_sentences() -> list[str]:
-    rows = pd.read_csv(RESULTS / "photos_seeds.csv").query("seed == 0")
+    rows = _scores("photos").query("seed == 0")
     fid, pfd = (rows.pivot_table(index="method", columns="steps", values=score) for score in ("fid", "pfd"))
     students = [*COMPETING, WINNER]
     assert all(fid.loc[students, n].idxmin() == WINNER for n in (2, 1))  # "the lowest at 2 steps and at one"
@@ -397,38 +427,67 @@ def label_free_sentences() -> list[str]:
     ]
 
 
+def pipeline_sentences() -> list[str]:
+    rows = [record["row"] for record in _json("digits_diffusers")]
+    fid = {(row["method"], row["steps"]): f"{row['fid']:.2f}" for row in rows}
+    own = [fid["digits-ddpm", steps] for steps in (8, 1)]
+    return [f"{fid['rdd', 1]} (RDD) and {fid['pd', 1]} (PD) against {own[0]} and {own[1]}"]
+
+
+def protocol_sentences() -> list[str]:
+    rows = {record["receipt"]["protocol"]: record["row"] for record in _json("cifar10_jpeg_copy_evaluation")}
+    theirs, released = rows["torch-fidelity"], rows["released"]
+    return [
+        f"an FID of {theirs['fid']:.3f}",
+        f"{theirs['is']:.2f} under `torch-fidelity` and {released['is']:.2f} under `released`",
+    ]
+
+
+SENTENCES = (
+    digits_sentences,
+    ablation_sentences,
+    balance_sentences,
+    evidence_sentences,
+    guided_sentences,
+    guided_sums_sentences,
+    label_free_sentences,
+    photos_sentences,
+    pipeline_sentences,
+    protocol_sentences,
+    share_sentences,
+)
+
+
 def sentences() -> list[str]:
-    """Pieces of README's sentences, with their numbers as they follow from the results."""
-    unguided = digits_sentences() + ablation_sentences() + balance_sentences() + evidence_sentences()
-    return (
-        unguided
-        + guided_sentences()
-        + guided_sums_sentences()
-        + label_free_sentences()
-        + photos_sentences()
-        + share_sentences()
-    )
+    """Pieces of the pages' sentences, with their numbers as they follow from the results."""
+    return [piece for pieces in SENTENCES for piece in pieces()]
 
 
 def rewritten(text: str) -> str:
-    """README with every table computed anew."""
-    return BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], text)
+    """A page with every table computed anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[4]}", text)
 
 
 def differences(text: str) -> list[str]:
-    """What README says otherwise than the results, one line each."""
-    tables = {name: shown for _, name, shown, _ in BLOCK.findall(text)}
-    found = [f"table {name} is not what data/results says" for name in TABLES if tables.get(name) != TABLES[name]()]
+    """What all pages together say otherwise than the results, one line each; every table stands in one place."""
+    shown = [(name, table.strip()) for _, name, table, _ in BLOCK.findall(text)]
+    found = [
+        f"table {name} is not what data/results says, or not there once"
+        for name, table in TABLES.items()
+        if [said for other, said in shown if other == name] != [table()]
+    ]
     words = " ".join(text.split())
     return found + [f"not in the text: {sentence}" for sentence in sentences() if sentence not in words]
 
 
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
+    pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
     if "--check" not in sys.argv[1:]:
-        README.write_text(text := rewritten(text))
-    found = differences(text)
-    print("\n".join(found or ["README.md says what data/results says"]))
+        pages = {page: rewritten(text) for page, text in pages.items()}
+        for page, text in pages.items():
+            page.write_text(text, encoding="utf-8")
+    found = differences("\n".join(pages.values()))
+    print("\n".join(found or ["README.md and docs say what data/results says"]))
     return int(bool(found))
 
 
