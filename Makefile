@@ -1,14 +1,15 @@
-# Two commands for a fresh machine with Python 3.11 or newer: `make study` and `make test`. ARGS passes options on.
+# For a fresh machine with Python 3.11 or newer: `make demo`, `make study` and `make test`. ARGS passes options on.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 GPU = runs/cifar10_small
 
-.PHONY: help study gpu-study test test-all lab check clean
+.PHONY: help demo study gpu-study test test-all lab check clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make demo      install into $(VENV) and draw with the models in the box: runs/demo/photos.png, in seconds"
 	@echo "make study     install into $(VENV) and run the digits study (about 17 minutes on 2 cores)"
 	@echo "make gpu-study the cifar10_small study on a GPU, with ARGS='--set data.download=true'; what to keep is in $(GPU)/home"
 	@echo "make test      install and run the tests, those in a browser too where there is one"
@@ -34,6 +35,9 @@ $(VENV)/browser: | $(VENV)/installed
 			</dev/null >/dev/null 2>&1 || echo "It could not be installed; the browser tests will be skipped."; \
 	fi
 	@touch $@
+
+demo: $(VENV)/installed
+	@$(BIN)/rdd demo $(ARGS)
 
 study: $(VENV)/installed
 	@$(BIN)/rdd study $(ARGS)

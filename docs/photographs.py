@@ -4,11 +4,12 @@ python docs/photographs.py FOLDER    # of a finished study of the profile photos
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from rddlib import open_study
-from rddlib.methods import LABELS, WINNER
-from rddlib.report.figures import image_rows, to_png
+from rddlib.methods import WINNER
+from rddlib.report.figures import same_noise_figure, to_png
 from rddlib.utils.checkpoint import write_atomically
 
 TARGET = Path(__file__).resolve().parents[1] / "data/results/photos_one_step.png"
@@ -16,11 +17,11 @@ TARGET = Path(__file__).resolve().parents[1] / "data/results/photos_one_step.png
 
 def main(folder: Path) -> None:
     study = open_study("photos", folder)
-    noise, teacher = study.noise(12, seed=1), study.profile.progressive.teacher_steps
-    rows = {f"teacher, {teacher} steps": study.images("pd", teacher, noise)}
-    for method in ("ddim", "pd", "cfd", "rdd", WINNER):
-        rows[f"{LABELS[method]}, 1 step"] = study.images(method, 1, noise)
-    write_atomically(TARGET, to_png(image_rows(rows, "One noise a column, CIFAR-10 (JPEG copy) at 16x16", width=9.0)))
+    draw = partial(study.images, noise=study.noise(12, seed=1))
+    arms = [(method, 1) for method in ("ddim", "pd", "cfd", "rdd", WINNER)]
+    title = "One noise a column, CIFAR-10 (JPEG copy) at 16x16"
+    figure = same_noise_figure(draw, study.profile.progressive.teacher_steps, arms, title, width=9.0)
+    write_atomically(TARGET, to_png(figure))
 
 
 if __name__ == "__main__":

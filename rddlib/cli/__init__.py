@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from rddlib.cli import ablate, bench, exchange, images, report, study, training
+from rddlib.cli import ablate, bench, demo, exchange, images, report, study, training
 from rddlib.utils.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Relational Diffusion Distillation: study it, reproduce it, use it.",
 )
 for _command in (
+    demo.demo,
     study.study,
     study.plan,
     training.train,

@@ -3,7 +3,7 @@
 import io
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,6 +86,22 @@ def image_rows(rows: dict[str, Tensor], title: str = "", width: float = 8.0) -> 
     figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
     figure.subplots_adjust(left=left, right=0.99, top=1 - head / height, bottom=0, hspace=0.06)
     return figure
+
+
+def same_noise_figure(
+    draw: Callable[[str, int], Tensor],
+    teacher: int,
+    arms: Iterable[tuple[str, int]],
+    title: str = "A column is one noise",
+    width: float = 8.0,
+) -> Figure:
+    """Rows of images from the same noise: the teacher's in its steps, then those of each (method, steps).
+
+    draw(method, steps) -> images [N, C, H, W] in [-1, 1].
+    """
+    rows = {f"teacher, {counted(teacher)}": draw("pd", teacher)}
+    rows |= {f"{LABELS[method]}, {counted(steps)}": draw(method, steps) for method, steps in arms}
+    return image_rows(rows, title, width)
 
 
 def schedule_figure(schedule: Schedule) -> Figure:

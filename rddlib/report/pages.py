@@ -5,13 +5,14 @@ import html
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from rddlib.evaluation import summarise
 from rddlib.methods import LABELS
-from rddlib.report.figures import image_rows, scores_figure, to_png
+from rddlib.report.figures import same_noise_figure, scores_figure, to_png
 from rddlib.report.guidance import weights_figure
 from rddlib.study.guidance import guided_done, guided_results
 from rddlib.study.stage import Stage
@@ -30,12 +31,10 @@ a{color:#0050a0}nav{line-height:2}
 
 def same_noise_grid(study: Study, count: int = 12):
     """Rows of images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps."""
-    noise, teacher = study.noise(count), study.profile.progressive.teacher_steps
-    rows = {f"teacher, {teacher} steps": study.images("pd", teacher, noise)}
-    for steps in study.profile.student_steps:
-        for method in ("ddim", *study.profile.methods):
-            rows[f"{LABELS[method]}, {steps} step{'s' * (steps > 1)}"] = study.images(method, steps, noise)
-    return image_rows(rows, "A column is one noise")
+    noise, profile = study.noise(count), study.profile
+    arms = [(method, steps) for steps in profile.student_steps for method in ("ddim", *profile.methods)]
+    draw = partial(study.images, noise=noise)
+    return same_noise_figure(draw, profile.progressive.teacher_steps, arms)
 
 
 def _table(frame: pd.DataFrame) -> str:

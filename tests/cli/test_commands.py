@@ -64,7 +64,7 @@ rddlib.report.notebooks.run_study("smoke", CHANGES, Path(OUT), with_notebooks=Fa
     assert {"index.html", "results.csv", "summary.csv", "receipts.json", "grid.png", "scores.png"} <= left
 
 
-@pytest.mark.parametrize("command", ["", "study", "plan", "train", "distill", "sample", "ablate", "bench step"])
+@pytest.mark.parametrize("command", ["", "demo", "study", "plan", "train", "distill", "sample", "ablate", "bench step"])
 def test_help_is_readable(rdd, command):
     status, printed, _ = rdd(*command.split(), *(["--help"] if command else []))
     assert status == 0 and "Usage: rdd" in printed and max(map(len, printed.splitlines())) <= 100
