@@ -1,4 +1,4 @@
-"""What the relational losses cost: extra peak memory and time of reference and chunked form; for `rdd bench losses`.
+"""What the relational losses cost: extra peak memory and time of each form, the fused one on CUDA; for `rdd bench losses`.
 
 Every figure comes from a fresh interpreter that runs one form at one size and nothing else. Memory is that of the first
 forward and backward pass, above what the process held with the maps in place (peak resident memory on a CPU, allocated
@@ -7,7 +7,7 @@ memory on CUDA); time is the median of the later passes. With bf16 maps the refe
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,7 +17,7 @@ from benchmarks.process import MIB, in_child, seconds_of
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 from rddlib.training.hardware import free_memory, peak_memory, reset_peak
 
-IMPLS = ("reference", "chunked")
+IMPLS = {"cpu": ("reference", "chunked"), "cuda": ("reference", "chunked", "fused")}
 LOSSES = ("is_p2p", "m_p2p")
 DTYPES = ("float32", "bfloat16", "float64")
 EMBEDDINGS = 2048  # V, rows of the queue that M_P2P compares with
@@ -42,20 +42,19 @@ SIZES = (
     Size("imagenet64", N=256, A=64),
     *(Size("sweep", N=n, A=16) for n in (32, 64, 128, 256, 512)),
 )
-COLUMNS = (
-    ("size", "name", ""),
-    ("N", "N", "d"),
-    ("A", "A", "d"),
-    ("C", "C", "d"),
-    ("dtype", "dtype", ""),
-    ("ref MiB", "reference_mib", ".0f"),
-    ("chunked MiB", "chunked_mib", ".0f"),
-    ("ratio", "memory_ratio", ".3f"),
-    ("ref s", "reference_s", ".3f"),
-    ("chunked s", "chunked_s", ".3f"),
-    ("ratio", "time_ratio", ".2f"),
-    ("note", "note", ""),
-)
+
+
+def columns(rows: Sequence[dict]) -> list[tuple[str, str, str]]:
+    """The columns of the table of these rows: that of the fused form where it was measured."""
+    fused = any("fused_s" in row for row in rows)
+    return [
+        *(("size", "name", ""), ("N", "N", "d"), ("A", "A", "d"), ("C", "C", "d"), ("dtype", "dtype", "")),
+        *(("ref MiB", "reference_mib", ".0f"), ("chunked MiB", "chunked_mib", ".0f"), ("ratio", "memory_ratio", ".3f")),
+        *[("fused MiB", "fused_mib", ".0f")] * fused,
+        *(("ref s", "reference_s", ".3f"), ("chunked s", "chunked_s", ".3f"), ("ratio", "time_ratio", ".2f")),
+        *[("fused s", "fused_s", ".4f")] * fused,
+        ("note", "note", ""),
+    ]
 
 
 def bench_losses(
@@ -70,11 +69,12 @@ def bench_losses(
     timeout: float = 600.0,
     progress: Callable[[dict], None] = lambda row: None,
 ) -> list[dict]:
-    """Time and extra peak memory of a relational loss, forward and backward, in both forms: one row per size and dtype.
+    """Time and extra peak memory of a relational loss, forward and backward, in its forms: one row per size and dtype.
 
     A row holds the size, dtype, device, threads, torch's version, `reference_mib`, `chunked_mib`, `reference_s`,
-    `chunked_s`, `memory_ratio` and `time_ratio` (chunked over reference; None where either is missing) and `note`,
-    which says why a figure is missing: a reference that would not fit into the free memory is not started.
+    `chunked_s`, on CUDA `fused_mib` and `fused_s`, `memory_ratio` and `time_ratio` (chunked over reference; None where
+    either is missing) and `note`, which says why a figure is missing: a reference that would not fit into the free memory
+    is not started.
 
     Args:
         loss: of LOSSES.
@@ -96,7 +96,8 @@ def bench_losses(
     rows = []
     for size, dtype in itertools.product(sizes, dtypes):
         job = {**asdict(size), "loss": loss, "dtype": dtype, **how}
-        found = {i: in_child(measure, job | {"impl": i}, threads=job["threads"], timeout=timeout) for i in IMPLS}
+        impls, limits = IMPLS[device], {"threads": job["threads"], "timeout": timeout}
+        found = {impl: in_child(measure, job | {"impl": impl}, **limits) for impl in impls}
         rows.append(_row(job, found))
         progress(rows[-1])
     return rows
@@ -105,9 +106,9 @@ def bench_losses(
 def _row(job: dict, found: dict[str, dict]) -> dict:
     row = {**job, "torch": torch.__version__}
     for unit, ratio in (("mib", "memory_ratio"), ("s", "time_ratio")):
-        reference, chunked = (found[impl].get(unit) for impl in IMPLS)
-        row |= {f"reference_{unit}": reference, f"chunked_{unit}": chunked}
-        row[ratio] = chunked / reference if chunked is not None and reference else None
+        figures = {f"{impl}_{unit}": result.get(unit) for impl, result in found.items()}
+        reference, chunked = figures[f"reference_{unit}"], figures[f"chunked_{unit}"]
+        row |= figures | {ratio: chunked / reference if chunked is not None and reference else None}
     notes = [f"{impl}: {result['note']}" for impl, result in found.items() if "note" in result]
     return row | {"note": "; ".join(notes)}
 
@@ -132,7 +133,7 @@ def shortage(job: dict, free: int | None) -> str:
     relations at once."""
     columns = job["N"] * job["A"] if job["loss"] == "is_p2p" else EMBEDDINGS
     needed = 8 * job["N"] * job["A"] * columns * (8 if job["dtype"] == "float64" else 4)
-    if job["impl"] == "chunked" or free is None or needed <= free:
+    if job["impl"] != "reference" or free is None or needed <= free:
         return ""
     return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -25,8 +26,8 @@ def benchmark(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.{name}")
 
 
-def _table(rows: list[dict], measured: ModuleType) -> str:
-    return benchmark("process").format_rows(rows, measured.COLUMNS)
+def _table(rows: list[dict], columns: Sequence) -> str:
+    return benchmark("process").format_rows(rows, columns)
 
 
 def _make_folder(out: Path | None) -> None:
@@ -55,12 +56,15 @@ def bench_losses_command(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: JsonOption = None,
 ) -> None:
-    """Extra peak memory and time of the relational losses' two forms, forward and backward, each in its own process.
+    """Extra peak memory and time of the relational losses' forms, forward and backward, each in its own process.
+
+    The fused form is measured on CUDA.
 
     \b
     Examples:
       rdd bench losses --size cifar10
       rdd bench losses --out data/results/bench_losses.json
+      rdd bench losses --device cuda --loss m_p2p
     """
     import torch
 
@@ -81,7 +85,7 @@ def bench_losses_command(
             rows = losses.bench_losses(sizes, loss=loss, dtypes=dtypes, **options, progress=lambda _: bar.update())
         except ValueError as error:
             raise UserError(str(error)) from error
-    print(_table(rows, losses))
+    print(_table(rows, losses.columns(rows)))
     print("ratio: chunked over reference")
     _write(rows, out)
 
@@ -151,7 +155,7 @@ def bench_export_command(
     options = {"batches": batches, "repetitions": repetitions, "progress": say}
     report = export.bench_export(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
-    print(_table(report["rows"], export))
+    print(_table(report["rows"], export.COLUMNS))
     print(
         f"speed: images/s over the teacher's. The file's images differ from Python's by {report['difference']:.1g} at most."
     )
@@ -176,7 +180,7 @@ def bench_sliders_command(
     _make_folder(out)
     report = sliders.bench_sliders(moves)
     print(f"{report['hardware']}, torch {report['torch']}")
-    print(_table(report["rows"], sliders))
+    print(_table(report["rows"], sliders.COLUMNS))
     print("ratio: the median over that of drawing an empty figure of the same size.")
     _write(report, out)
 

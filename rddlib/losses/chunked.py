@@ -24,23 +24,26 @@ PIXELS_PER_BLOCK_ELSEWHERE = 4096  # large products keep an accelerator busy
 
 def is_p2p(map_student: Tensor, map_teacher: Tensor, tau: float, chunk: int | None) -> Tensor:
     """L_IS_P2P (Eq. 7, Feng et al. 2024) of checked arguments, which are those of `rddlib.losses.is_p2p_loss`."""
-    return _apply(_is_p2p, map_student, map_teacher, tau, chunk)
+    return with_gradient(_is_p2p, map_student, map_teacher, tau, _images(chunk, map_student))
 
 
 def m_p2p(map_student: Tensor, map_teacher: Tensor, embeddings: Tensor, tau: float, chunk: int | None) -> Tensor:
     """L_M_P2P (Eq. 8-9, Feng et al. 2024) of checked arguments, which are those of `rddlib.losses.m_p2p_loss`."""
-    return _apply(_m_p2p, map_student, map_teacher, tau, chunk, embeddings)
+    return with_gradient(_m_p2p, map_student, map_teacher, embeddings, tau, _images(chunk, map_student))
 
 
-def _apply(function, map_S: Tensor, map_T: Tensor, tau: float, chunk: int | None, *more) -> Tensor:
+def _images(chunk: int | None, map_S: Tensor) -> int:
     pixels = PIXELS_PER_BLOCK.get(map_S.device.type, PIXELS_PER_BLOCK_ELSEWHERE)
-    chunk = chunk or max(1, pixels // (map_S.shape[2] * map_S.shape[3]))
-    wants_gradient = torch.is_grad_enabled() and map_S.requires_grad
-    return _WithGradient.apply(map_S, function, map_T, tau, chunk, wants_gradient, *more)
+    return chunk or max(1, pixels // (map_S.shape[2] * map_S.shape[3]))
+
+
+def with_gradient(function, x: Tensor, *arguments) -> Tensor:
+    """The loss that function(x, *arguments, wants_gradient) -> (loss, dloss/dx or None) finds, differentiable once, in x."""
+    return _WithGradient.apply(x, function, *arguments, torch.is_grad_enabled() and x.requires_grad)
 
 
 class _WithGradient(torch.autograd.Function):
-    """Autograd for a function (x, *arguments) -> (loss, dloss/dx or None): differentiable once, in x."""
+    """Autograd for `with_gradient`."""
 
     @staticmethod
     def forward(ctx, x, function, *arguments):
@@ -57,7 +60,8 @@ class _WithGradient(torch.autograd.Function):
         return (grad_loss.to(gradient.dtype) * gradient).to(ctx.dtype), *[None] * ctx.others
 
 
-def _gradient_like(feature_map: Tensor) -> Tensor:
+def gradient_like(feature_map: Tensor) -> Tensor:
+    """Room for the gradient at a map, wider than float16, whose range a loss scale is yet to be taken into."""
     return torch.empty_like(feature_map, dtype=torch.float32 if feature_map.dtype == torch.float16 else None)
 
 
@@ -68,7 +72,7 @@ def _is_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient
     two. A block of dR + dR^T needs R[I, J] only: the softmax along its rows plus the softmax along its columns.
     """
     N, A = len(map_S), map_S[0, 0].numel()
-    U_S, U_T, D, length_S = _scaled_pixels(map_S, map_T, tau)
+    U_S, U_T, D, length_S = scaled_pixels(map_S, map_T, tau)
     dU = torch.zeros_like(U_S, dtype=length_S.dtype) if wants_gradient else None
     loss = torch.zeros((), dtype=torch.float64, device=map_S.device)
     blocks = [slice(n * A, min(n + chunk, N) * A) for n in range(0, N, chunk)]
@@ -85,10 +89,10 @@ def _is_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient
                     dU[J] += G.T @ U_S[I]
     del U_T, D
     rows = N * N * A
-    gradient = _gradient_like(map_S) if wants_gradient else None
+    gradient = gradient_like(map_S) if wants_gradient else None
     for I in blocks if wants_gradient else ():
         images = slice(I.start // A, I.stop // A)
-        gradient[images] = _at_the_map(dU[I] / rows, U_S[I], length_S[I], tau, map_S[images])
+        gradient[images] = at_the_map(dU[I] / rows, U_S[I], length_S[I], tau, map_S[images])
     return (loss / rows).to(length_S.dtype), gradient
 
 
@@ -115,15 +119,15 @@ def _both_softmaxes(R: Tensor, tau: float):
     return e * (1 / Z_rows + 1 / Z_columns), torch.cat([Z_rows.flatten(), Z_columns.flatten()]).log()
 
 
-def _m_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient: bool, embeddings: Tensor):
+def _m_p2p(map_S: Tensor, map_T: Tensor, embeddings: Tensor, tau: float, chunk: int, wants_gradient: bool):
     """M_P2P and its gradient, a few images at a time: P / tau = U E^T, with E the embeddings over sqrt(tau)."""
     N, A = len(map_S), map_S[0, 0].numel()
     loss = torch.zeros((), dtype=torch.float64, device=map_S.device)
-    gradient = _gradient_like(map_S) if wants_gradient else None
+    gradient = gradient_like(map_S) if wants_gradient else None
     E = None
     for n in range(0, N, chunk):
         images = slice(n, n + chunk)
-        U_S, U_T, D, length_S = _scaled_pixels(map_S[images], map_T[images], tau)
+        U_S, U_T, D, length_S = scaled_pixels(map_S[images], map_T[images], tau)
         if E is None:
             E = (at_least_float32(embeddings) / math.sqrt(tau)).to(U_S.dtype)  # [V, C]
         P_T = (U_T @ E.T).to(length_S.dtype)  # [b A, V], over tau
@@ -133,11 +137,11 @@ def _m_p2p(map_S: Tensor, map_T: Tensor, tau: float, chunk: int, wants_gradient:
         loss += (p_T * (log_p_T - log_p_S)).sum(dtype=torch.float64)
         if wants_gradient:
             dU = (log_p_S.exp() - p_T).to(E.dtype) @ E
-            gradient[images] = _at_the_map(dU / (N * A), U_S, length_S, tau, map_S[images])
+            gradient[images] = at_the_map(dU / (N * A), U_S, length_S, tau, map_S[images])
     return (loss / (N * A)).to(length_S.dtype), gradient
 
 
-def _scaled_pixels(map_S: Tensor, map_T: Tensor, tau: float):
+def scaled_pixels(map_S: Tensor, map_T: Tensor, tau: float):
     """U = F / (|F| sqrt(tau)) of all pixels F [N A, C] of both maps, D = U_S - U_T or None, and |F_S| [N A, 1].
 
     D is used for bf16 products only, and needs maps of equal width.
@@ -151,7 +155,7 @@ def _scaled_pixels(map_S: Tensor, map_T: Tensor, tau: float):
     return U_S, U_T, None, length_S
 
 
-def _at_the_map(dU: Tensor, U: Tensor, length_F: Tensor, tau: float, feature_map: Tensor) -> Tensor:
+def at_the_map(dU: Tensor, U: Tensor, length_F: Tensor, tau: float, feature_map: Tensor) -> Tensor:
     """The gradient at the feature map from that at U: dF = (dU - tau U (U . dU)) / (|F| sqrt(tau))."""
     dU = dU.to(length_F.dtype)
     dF = (dU - tau * U * (U * dU).sum(1, keepdim=True)) / (length_F * math.sqrt(tau))  # [N A, C]

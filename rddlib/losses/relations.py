@@ -1,16 +1,20 @@
 """Losses on relations between pixels: II_P2P, IS_P2P and M_P2P, as the paper writes them.
 
-The `reference` forms follow the equations line by line; `rddlib.losses.chunked` computes the same values without holding
-the whole relation matrix. Symbols: N images, A = H W pixels, C channels, V embeddings; F features, R relations
-within the batch, M within an image, P to the memory; _S student, _T teacher.
+The `reference` forms follow the equations line by line; `rddlib.losses.chunked` and, on CUDA, `rddlib.losses.fused` compute
+the same values without holding the whole relation matrix. Symbols: N images, A = H W pixels, C channels, V embeddings; F
+features, R relations within the batch, M within an image, P to the memory; _S student, _T teacher.
 """
 
+from types import ModuleType
+
+import torch
 from torch import Tensor
 
 from rddlib.losses import chunked
 from rddlib.losses.checks import check_maps, check_same, check_tensor, kl, no_autocast, unit
+from rddlib.utils.errors import UserError
 
-IMPLEMENTATIONS = ("auto", "reference", "chunked")
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "fused")
 SMALL = 2**18  # entries of a relation matrix up to which the reference form is as fast and small enough
 
 
@@ -40,17 +44,22 @@ def is_p2p_loss(
     Each row softmax runs over the A pixels of one image j; the loss is the mean over all N^2 A rows.
     map_student, map_teacher: feature maps [N, C, H, W], normalised here; channel counts may differ.
     impl: "reference" holds all (N A)^2 relations, in float32 or better; "chunked" is as exact, in memory linear in N,
-    with products in the maps' own precision and sums in float32 or better; "auto" picks by size.
+    with products in the maps' own precision and sums in float32 or better; "fused" is the same in Triton, for CUDA, holding no
+    block of relations either; "auto" picks one of the first two by size, on every device: whether the third is faster on a
+    GPU, `rdd bench losses --device cuda` tells.
     chunk: images per block of the chunked form, None for a size that suits the device; changes memory, not the result.
-    The chunked form has a first derivative only.
+    All but the reference form have a first derivative only.
     Raises TypeError for integer tensors, ValueError for shapes or devices that do not match, temperature <= 0, an
-    unknown impl and chunk < 1.
+    unknown impl and chunk < 1, UserError for "fused" without CUDA or without triton.
     """
     check_maps(map_student, map_teacher, temperature)
     N, _, H, W = map_student.shape
     with no_autocast(map_student):
-        if _pick(impl, chunk, entries=(N * H * W) ** 2) == "reference":
+        form = _pick(impl, chunk, entries=(N * H * W) ** 2)
+        if form == "reference":
             return _is_p2p_reference(map_student, map_teacher.detach(), temperature)
+        if form == "fused":
+            return _fused(map_student.device).is_p2p(map_student, map_teacher.detach(), temperature)
         return chunked.is_p2p(map_student, map_teacher.detach(), temperature, chunk)
 
 
@@ -68,15 +77,18 @@ def m_p2p_loss(
     [V, C], rows drawn from the pixel queue, unit vectors already, used as they are, without gradient. Mean over the
     N A rows. impl and chunk as in `is_p2p_loss`.
     Raises TypeError for integer tensors, ValueError for shapes or devices that do not match, no embeddings,
-    temperature <= 0, an unknown impl and chunk < 1.
+    temperature <= 0, an unknown impl and chunk < 1, UserError for "fused" without CUDA or without triton.
     """
     check_maps(map_student, map_teacher, temperature, same_channels=True)
     check_tensor("embeddings", embeddings, "[V, C]")
     check_same("embeddings", embeddings, "map_student", map_student, (1,))
     N, _, H, W = map_student.shape
     with no_autocast(map_student):
-        if _pick(impl, chunk, entries=N * H * W * len(embeddings)) == "reference":
+        form = _pick(impl, chunk, entries=N * H * W * len(embeddings))
+        if form == "reference":
             return _m_p2p_reference(map_student, map_teacher.detach(), embeddings.detach(), temperature)
+        if form == "fused":
+            return _fused(map_student.device).m_p2p(map_student, map_teacher.detach(), embeddings.detach(), temperature)
         return chunked.m_p2p(map_student, map_teacher.detach(), embeddings.detach(), temperature, chunk)
 
 
@@ -104,3 +116,22 @@ def _pick(impl: str, chunk: int | None, entries: int) -> str:
     if impl == "auto":
         return "reference" if entries <= SMALL and chunk is None else "chunked"
     return impl
+
+
+def check_form(impl: str, device: torch.device) -> None:
+    """Raise UserError where this form of the relational losses does not run on this device."""
+    if impl != "fused":
+        return
+    try:
+        from rddlib.losses import fused  # triton comes with PyTorch for CUDA, not with every PyTorch
+    except ImportError as error:
+        raise UserError(f"impl=fused needs the package triton ({error}): install it, or choose auto") from error
+    if device.type != "cuda" and not fused.INTERPRETED:
+        raise UserError(f"impl=fused runs on CUDA, not on {device}: choose auto")
+
+
+def _fused(device: torch.device) -> ModuleType:
+    check_form("fused", device)
+    from rddlib.losses import fused
+
+    return fused

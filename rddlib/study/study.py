@@ -39,6 +39,7 @@ from rddlib.evaluation import (
     write_record,
 )
 from rddlib.interop import load_classifier, load_model
+from rddlib.losses.relations import check_form
 from rddlib.methods import LABELS, METHODS, build_objective, find_method
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.graph import (
@@ -475,6 +476,8 @@ class Study:
         extractor (an untrained one, by default the profile's) cannot give it."""
         p, method = self.profile, self.profile.method(name, option)
         method.needs()
+        if method.looks:
+            check_form(p.loss.impl, self.device)
         schedule = make_schedule(p.base.schedule, p.base.schedule_offset)
         seen = (extractor or extractor_to_check(p, self.dataset.num_classes)) if method.looks else None
         try:

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import losses, sliders
-from benchmarks.losses import COLUMNS, Size, bench_losses, shortage
+from benchmarks.losses import Size, bench_losses, columns, shortage
 from benchmarks.process import format_rows, in_child
 from rddlib.utils.errors import UserError
 
@@ -39,8 +39,18 @@ def test_a_reference_that_would_not_fit_is_not_started(monkeypatch):
 def test_missing_figures_are_dashes_with_a_note(monkeypatch):
     found = {"reference": {"note": "too big"}, "chunked": {"mib": 5.0, "s": 0.5}}
     monkeypatch.setattr(losses, "in_child", lambda function, job, **_: found[job["impl"]])
-    line = format_rows(bench_losses([TINY], dtypes=["float32"]), COLUMNS).splitlines()[1]
+    rows = bench_losses([TINY], dtypes=["float32"])
+    line = format_rows(rows, columns(rows)).splitlines()[1]
     assert " ".join(line.split()) == "tiny 24 16 8 float32 - 5 - - 0.500 - reference: too big"
+
+
+def test_on_cuda_the_fused_form_stands_beside_the_others(monkeypatch):
+    found = {"reference": {"mib": 8.0, "s": 1.0}, "chunked": {"mib": 4.0, "s": 0.5}, "fused": {"mib": 2.0, "s": 0.25}}
+    monkeypatch.setattr(losses, "in_child", lambda function, job, **_: found[job["impl"]])
+    rows = bench_losses([TINY], dtypes=["float32"], device="cuda")
+    heads, line = format_rows(rows, columns(rows)).splitlines()
+    assert " ".join(heads.split()).count("fused") == 2 and (rows[0]["fused_mib"], rows[0]["fused_s"]) == (2.0, 0.25)
+    assert " ".join(line.split()) == "tiny 24 16 8 float32 8 4 0.500 2 1.000 0.500 0.50 0.2500"
 
 
 def test_a_process_that_fails_or_hangs_leaves_a_note():

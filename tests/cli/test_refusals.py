@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
 
@@ -33,6 +34,10 @@ def refused(result, words):
         ("study --set methods=[pdd]", "methods has 'pdd' (did you mean 'pd'?)"),
         ("study --set evaluation.samples=10", "10 images cannot fill a covariance of 64"),  # could not be scored
         ("study --set guidance.samples=20", "guidance.samples=20: 20 images cannot fill a covariance"),
+        pytest.param(
+            *("study --set loss.impl=fused", "impl=fused"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="runs where there is CUDA"),
+        ),
         ("study --only 03 --from 02", "exclude each other"),
         ("study --only 17", "no notebook 17"),
         ("study --jobs 0", "--jobs 0: give at least 1"),
