@@ -50,7 +50,7 @@ def bench_export(
     denoiser = build_denoiser(loaded).eval().requires_grad_(False)
     for parameter in denoiser.parameters():  # the last layers start at zero, and would show no difference
         parameter += 0.02 * torch.randn_like(parameter)
-    steps, size = loaded.progressive.teacher_steps, loaded.unet.image_size
+    steps = loaded.progressive.teacher_steps
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.ts"
         difference = export_torchscript(denoiser, path, 1)
@@ -62,7 +62,7 @@ def bench_export(
     }
     rows = []
     for batch in batches:
-        inputs = [torch.randn(batch, loaded.unet.image_channels, size, size)]
+        inputs = [torch.randn(batch, *loaded.unet.image_shape)]
         if denoiser.num_classes:
             inputs.append(torch.arange(batch) % denoiser.num_classes)
         baseline = None

@@ -24,10 +24,9 @@ def diffusers_class(name: str) -> type:
 
 @dataclass(frozen=True)
 class DiffusersConfig:
-    """The fields of UNetConfig that a Denoiser reads, for a UNet2DModel."""
+    """What a Denoiser reads of a UNetConfig, for a UNet2DModel."""
 
-    image_size: int
-    image_channels: int
+    image_shape: tuple[int, int, int]  # (C, H, W)
     num_classes: int = 0
     label_dropout: float = 0.0
     guidance: tuple[float, ...] = ()
@@ -39,7 +38,7 @@ class DiffusersUNet(nn.Module):
     unet: a UNet2DModel; grid: the number T of times it was trained with, so that t enters as the index T t - 1, which may
     lie between two of them; null_class: its last class embedding means "no class" and is used where y is NO_CLASS; space: of a
     latent model, where it draws.
-    Raises UserError for a UNet2DModel that is no denoiser of square images on such a grid.
+    Raises UserError for a UNet2DModel that is no denoiser of images on such a grid.
     """
 
     def __init__(self, unet: nn.Module, grid: int, null_class: bool = False, space: LatentSpace | None = None):
@@ -82,9 +81,9 @@ class DiffusersUNet(nn.Module):
 
 def _config_of(config, null_class: bool) -> DiffusersConfig:
     size, classes = config.sample_size, config.num_class_embeds or 0
-    size = size[0] if isinstance(size, (tuple, list)) and len(set(size)) == 1 else size
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(f"this UNet2DModel has sample_size {size}: set it to the height and width of its square images")
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise UserError(f"this UNet2DModel has sample_size {size}: set it to the height and width of its images")
     if config.in_channels != config.out_channels:
         raise UserError(
             f"this UNet2DModel makes {config.out_channels} channels of {config.in_channels}: only networks that predict "
@@ -101,4 +100,5 @@ def _config_of(config, null_class: bool) -> DiffusersConfig:
         )
     if null_class and classes < 2:
         raise UserError("this UNet2DModel has no class embedding to stand for no class: leave null_class out")
-    return DiffusersConfig(size, config.in_channels, classes - null_class, LABEL_DROPOUT if null_class else 0.0)
+    shape = (config.in_channels, *sides)
+    return DiffusersConfig(shape, classes - null_class, LABEL_DROPOUT if null_class else 0.0)

@@ -16,9 +16,9 @@ NO_CLASS = -1  # the label for "no class" in classifier-free guidance
 class UNetConfig:
     """Sizes and options of a `UNet`.
 
-    image_size: height and width in pixels; image_channels: 1 or 3; channels: width at full resolution;
-    multipliers: width of each resolution in units of `channels`, full resolution first; blocks: residual blocks per
-    resolution; attention: the resolutions (in pixels) with self-attention; dropout: inside residual blocks;
+    image_size: the side of square images in pixels, or (height, width); image_channels: 1 or 3; channels: width at full
+    resolution; multipliers: width of each resolution in units of `channels`, full resolution first; blocks: residual blocks
+    per resolution; attention: the resolutions (their heights) with self-attention; dropout: inside residual blocks;
     groups: of GroupNorm; num_classes: 0 for an unconditional network; label_dropout: the share of labels that base
     training replaces by NO_CLASS, above 0 for classifier-free guidance, 0 for a network without NO_CLASS;
     guidance: range (w_min, w_max) of the weights that a network distilled from a guided one takes as an input, or empty;
@@ -27,7 +27,7 @@ class UNetConfig:
     Raises ValueError for numbers out of range or that do not fit together.
     """
 
-    image_size: int = 32
+    image_size: int | tuple[int, int] = 32
     image_channels: int = 3
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -41,18 +41,27 @@ class UNetConfig:
     time_grid: int = 0
 
     def __post_init__(self):
-        for name in ("image_size", "image_channels", "channels", "blocks", "groups"):
+        size = self.image_size
+        if isinstance(size, tuple):
+            if len(size) != 2:
+                raise ValueError(f"image_size is {list(size)}, expected a number, or height and width")
+            if size[0] == size[1]:  # one shape has one configuration, and so one key
+                object.__setattr__(self, "image_size", size[0])
+        _, *sides = self.image_shape
+        if min(sides) < 1:
+            raise ValueError(f"image_size is {self.image_size}, expected at least 1")
+        for name in ("image_channels", "channels", "blocks", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("num_classes", "time_grid"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         halvings = len(self.multipliers) - 1
-        if halvings < 0 or self.image_size % 2**halvings:
+        if halvings < 0 or any(side % 2**halvings for side in sides):
             raise ValueError(
                 f"image_size {self.image_size} cannot be halved {halvings} times for {len(self.multipliers)} multipliers"
             )
-        unknown = set(self.attention) - {self.image_size >> i for i in range(len(self.multipliers))}
+        unknown = set(self.attention) - {sides[0] >> i for i in range(len(self.multipliers))}
         if unknown:
             raise ValueError(f"attention names resolutions {sorted(unknown)} that a {self.image_size} px U-Net lacks")
         if any((self.channels * m) % self.groups for m in self.multipliers):
@@ -64,6 +73,18 @@ class UNetConfig:
         check_guidance_range(self.guidance)
         if (self.label_dropout or self.guidance) and not self.num_classes:
             raise ValueError("label_dropout and guidance are for class-conditional networks: set num_classes")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        size = self.image_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return self.image_channels, height, width
+
+    @property
+    def attends(self) -> list[bool]:
+        """Which resolutions have self-attention, full resolution first."""
+        return [(self.image_shape[1] >> level) in self.attention for level in range(len(self.multipliers))]
 
 
 def check_guidance_range(guidance: tuple[float, ...]) -> None:
@@ -161,12 +182,11 @@ class UNet(nn.Module):
             return ResidualBlock(inputs, outputs, embedding, c.dropout, c.groups, attention)
 
         widths = [c.channels * m for m in c.multipliers]
-        attends = [(c.image_size >> level) in c.attention for level in range(len(widths))]
         width, skips = c.channels, [c.channels]
         self.down = nn.ModuleList()
         for level, target in enumerate(widths):
             for _ in range(c.blocks):
-                self.down.append(block(width, target, attends[level]))
+                self.down.append(block(width, target, c.attends[level]))
                 width = target
                 skips.append(width)
             if level < len(widths) - 1:
@@ -176,7 +196,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for level, target in reversed(list(enumerate(widths))):
             for _ in range(c.blocks + 1):
-                self.up.append(block(width + skips.pop(), target, attends[level]))
+                self.up.append(block(width + skips.pop(), target, c.attends[level]))
                 width = target
             if level:
                 self.up.append(Upsample(width))
@@ -222,8 +242,8 @@ class UNet(nn.Module):
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         """The prediction, of z's shape; whether it is x, eps or v is known to the Denoiser.
 
-        z: [N, image_channels, image_size, image_size]; t: [N] in [0, 1]; y: [N] class labels or NO_CLASS (which adds only
-        the label embedding's bias), for a conditional network; w: [N] guidance weights, for a network that takes them.
+        z: [N, *image_shape]; t: [N] in [0, 1]; y: [N] class labels or NO_CLASS (which adds only the label embedding's bias),
+        for a conditional network; w: [N] guidance weights, for a network that takes them.
         Raises ValueError where y or w is missing or not wanted.
         """
         embedding = self.embed(t, y, w)

@@ -100,8 +100,8 @@ class TeacherFeatures(Extractor):
 class TorchvisionFeatures(Extractor):
     """A classifier of torchvision with its ImageNet weights (RCFD's Table 3 used ResNet50's), as an extractor.
 
-    Images are brought to its own size and normalisation; grey ones are shown in all three channels. The map is what stands
-    before its global pooling, with logits of ImageNet's 1000 classes.
+    Images are brought to its own size, stretched where they are not square, and normalisation; grey ones are shown in all
+    three channels. The map is what stands before its global pooling, with logits of ImageNet's 1000 classes.
 
     network: of torchvision, untrained or not; size: pixels it was trained at; mean, std: of its normalisation, [3] each.
     """

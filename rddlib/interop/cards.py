@@ -107,7 +107,7 @@ def _data(lineage: Sequence[dict]) -> str:
 
 def _images(denoiser: Denoiser, lineage: Sequence[dict]) -> str:
     config = getattr(denoiser.network, "config", None)
-    if not hasattr(config, "image_size"):
+    if not hasattr(config, "image_shape"):
         return UNKNOWN
     if denoiser.space:
         channels, height, width = denoiser.space.image_shape
@@ -117,7 +117,7 @@ def _images(denoiser: Denoiser, lineage: Sequence[dict]) -> str:
     classes = f", of {denoiser.num_classes} classes" if denoiser.num_classes else ""
     names = next((info["class_names"] for info in lineage if info.get("class_names")), []) if classes else []
     named = f" ({', '.join(names)})" if names else ""
-    return f"{config.image_channels} x {config.image_size} x {config.image_size}, in [-1, 1]{classes}{named}"
+    return f"{' x '.join(map(str, config.image_shape))}, in [-1, 1]{classes}{named}"
 
 
 def _schedule(denoiser: Denoiser) -> str:

@@ -75,22 +75,20 @@ def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) ->
 def dry_run(denoiser: Denoiser) -> None:
     """Denoise one blank image of the size that the network's configuration says. Raises UserError where it cannot."""
     config = denoiser.network.config
-    size, channels = config.image_size, config.image_channels
+    shape = config.image_shape
+    said = "x".join(map(str, shape))
     device = next(denoiser.parameters()).device
     y = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
     w = denoiser.guidance[0] if denoiser.guidance else None
     try:
-        found = denoiser(torch.zeros(1, channels, size, size, device=device), 1.0, y, w)
+        found = denoiser(torch.zeros(1, *shape, device=device), 1.0, y, w)
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(
-            f"this network cannot take images of {channels}x{size}x{size}, the size that its configuration says "
+            f"this network cannot take images of {said}, the size that its configuration says "
             f"({one_line(error)}): correct its sample_size, mostly to a multiple of what its levels halve"
         ) from error
-    if found.shape != (1, channels, size, size) or not found.isfinite().all():
-        shape = list(found.shape)
-        raise UserError(
-            f"this network makes {shape} of an image of {channels}x{size}x{size}, or no numbers: get it again"
-        )
+    if found.shape != (1, *shape) or not found.isfinite().all():
+        raise UserError(f"this network makes {list(found.shape)} of an image of {said}, or no numbers: get it again")
 
 
 def _parts(source) -> tuple:
@@ -393,15 +391,14 @@ def _scheduler(denoiser: Denoiser, clip: bool):
 def _config(network: UNet) -> dict:
     """The arguments of the UNet2DModel that our U-Net becomes."""
     c = network.config
-    attends = [(c.image_size >> level) in c.attention for level in range(len(c.multipliers))]
     return {
         "sample_size": c.image_size,
         "in_channels": c.image_channels,
         "out_channels": c.image_channels,
         "block_out_channels": tuple(c.channels * m for m in c.multipliers),
         "layers_per_block": c.blocks,
-        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in c.attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(c.attends)),
         "attention_head_dim": None,
         "norm_num_groups": c.groups,
         "dropout": c.dropout,

@@ -96,9 +96,9 @@ def _quiet():
 def shape_of(denoiser: Denoiser, image_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
     """(C, H, W) of a denoiser's images, from its config or image_shape. Raises UserError if neither gives it."""
     config = getattr(denoiser.network, "config", None)
-    if image_shape is None and not hasattr(config, "image_size"):
+    if image_shape is None and not hasattr(config, "image_shape"):
         raise UserError("this network does not say its images' shape: pass image_shape, (C, H, W)")
-    return image_shape or (config.image_channels, config.image_size, config.image_size)
+    return image_shape or config.image_shape
 
 
 def check_guidance(denoiser: Denoiser, guidance: float | None) -> None:

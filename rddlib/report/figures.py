@@ -77,7 +77,8 @@ def show_images(ax, images: Tensor, columns: int, title: str = "") -> None:
 def image_rows(rows: dict[str, Tensor], title: str = "", width: float = 8.0) -> Figure:
     """One labelled row of images for each entry of {label: [N, C, H, W]}; the same column is the same noise or image."""
     count, left, head = max(len(images) for images in rows.values()), 0.17, 0.35
-    row_height = width * (0.99 - left) / count * 1.06  # square images and a little air
+    tall, wide = next(iter(rows.values())).shape[2:]
+    row_height = width * (0.99 - left) / count * 1.06 * tall / wide  # and a little air
     height = row_height * len(rows) + head
     figure, axes = plt.subplots(len(rows), 1, figsize=(width, height), squeeze=False)
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):

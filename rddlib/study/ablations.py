@@ -219,7 +219,7 @@ def _entropies(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
 
 RELEASED_BESIDE_SWITCHES = {
     "map after ReLU": {"extractor.map_at": "relu"},
-    "attention": lambda p: {"unet.attention": tuple(min(2 * size, p.unet.image_size) for size in p.unet.attention)},
+    "attention": lambda p: {"unet.attention": tuple(min(2 * size, p.unet.image_shape[1]) for size in p.unet.attention)},
     "discrete schedule": {"base.schedule": "discrete"},
 }
 SCORED_OTHERWISE = {

@@ -153,9 +153,10 @@ def fitted(profile: Profile, teacher: Denoiser) -> Profile:
         )
     config = teacher.network.config
     if not isinstance(config, UNetConfig):
+        channels, *size = config.image_shape
         config = UNetConfig(
-            config.image_size,
-            config.image_channels,
+            tuple(size),
+            channels,
             channels=1,
             multipliers=(1,),
             blocks=1,

@@ -240,9 +240,8 @@ def check_classes_to_learn(images: ImageDataset, chosen: Sequence[int] = ()) -> 
 
 
 def _features_of(denoiser: Denoiser, profile: Profile) -> TeacherFeatures:
-    config, unet = profile.extractor, profile.unet
-    shape = (unet.image_channels, unet.image_size, unet.image_size)
-    return TeacherFeatures(denoiser, shape, config.level, config.time).eval().requires_grad_(False)
+    config = profile.extractor
+    return TeacherFeatures(denoiser, profile.unet.image_shape, config.level, config.time).eval().requires_grad_(False)
 
 
 def _teacher_features_stage(inputs: Inputs, base: Stage) -> Stage:

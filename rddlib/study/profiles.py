@@ -536,6 +536,8 @@ def _parsed(text: str, kind, key: str):
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+    if isinstance(kind, types.UnionType):  # int | tuple[int, int]
+        kind = typing.get_args(kind)[isinstance(value, list)]
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
         items = value if isinstance(value, list) else [value]
         return tuple(_typed(item, typing.get_args(kind)[0], key) for item in items)

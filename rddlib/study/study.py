@@ -181,8 +181,7 @@ class Study:
     @property
     def drawn_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what its models draw: images, or latents."""
-        unet = self.profile.unet
-        return (unet.image_channels, unet.image_size, unet.image_size)
+        return self.profile.unet.image_shape
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
         """The same standard normal [count, C, H, W] for every method."""

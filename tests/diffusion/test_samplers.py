@@ -60,6 +60,18 @@ def test_the_grid_has_the_papers_size_where_the_steps_divide_it():
     assert grid_size(DiscreteCosineSchedule(64), 8) == 64
 
 
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[needs_diffusers] * (n in BORROWED)) for n in SAMPLERS])
+def test_what_is_drawn_does_not_depend_on_how_pixels_lie(name):
+    """Of a denoiser that treats each pixel alone."""
+    denoiser, noise = as_denoiser(lambda z, t: 0.3 * z.tanh(), CONTINUOUS), draw(6).reshape(2, 2, 2, 3)
+
+    def drawn(start):
+        options = {"fresh": lambda k: torch.ones_like(start)} if name == "stochastic" else {}
+        return find_sampler(name)(denoiser, start, 12, **options).flatten(2)
+
+    torch.testing.assert_close(drawn(noise.reshape(2, 2, 1, 6)), drawn(noise))
+
+
 @needs_diffusers
 @pytest.mark.parametrize("dtype, clip", [(torch.float32, True), (torch.float64, False)])
 @pytest.mark.parametrize("schedule", [CONTINUOUS, DISCRETE])

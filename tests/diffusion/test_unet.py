@@ -17,7 +17,7 @@ def test_every_profile_maps_images_to_their_shape(name):
     config = PROFILES[name]().unet
     with torch.device("meta"):
         net = UNet(config)
-        z = torch.empty(2, config.image_channels, config.image_size, config.image_size)
+        z = torch.empty(2, *config.image_shape)
         y = torch.zeros(2, dtype=torch.long) if config.num_classes else None
         assert net(z, torch.empty(2), y).shape == z.shape
     count = sum(p.numel() for p in net.parameters())
@@ -42,6 +42,23 @@ def test_attention_sits_at_the_named_resolutions_and_in_the_middle():
             )
     net(torch.randn(1, 1, 16, 16), torch.rand(1))
     assert seen == {"down": [8], "middle": [4], "up": [8, 8]}
+
+
+def test_a_square_image_size_has_one_form_and_any_other_names_height_and_width():
+    """So a square network's key, file and configuration are what they were before there were others."""
+    assert UNetConfig((8, 8), 1, multipliers=(1, 2)) == UNetConfig(8, 1, multipliers=(1, 2))
+    assert dataclasses.asdict(UNetConfig((32, 32)))["image_size"] == 32 and UNetConfig(32).image_shape == (3, 32, 32)
+    assert UNetConfig((8, 16), 1).image_shape == (1, 8, 16)
+
+
+def test_a_turned_network_makes_turned_images_of_turned_noise():
+    """Height and width are alike but for the heights that say where attention sits."""
+    wide = randomised(UNetConfig((8, 12), 2, 8, (1, 2), 1, attention=(8,), groups=4)).double()
+    tall = UNet(dataclasses.replace(wide.config, image_size=(12, 8), attention=(12,))).double()
+    turned = {name: w.transpose(2, 3) if w.ndim == 4 else w for name, w in wide.state_dict().items()}
+    tall.load_state_dict(turned)
+    z, t = torch.randn(2, 2, 8, 12, dtype=torch.float64), torch.rand(2)
+    torch.testing.assert_close(tall(z.transpose(2, 3), t), wide(z, t).transpose(2, 3))
 
 
 def randomised(config):
@@ -143,6 +160,9 @@ def test_sinusoids_interleave_sine_and_cosine():
         (dict(channels=0), "channels is 0"),
         (dict(num_classes=-1), "num_classes is -1"),
         (dict(image_size=10), "halved"),
+        (dict(image_size=(32, 20)), r"image_size \(32, 20\) cannot be halved 3 times"),
+        (dict(image_size=(32,)), r"image_size is \[32\], expected a number, or height and width"),
+        (dict(image_size=(32, 0)), r"image_size is \(32, 0\), expected at least 1"),
         (dict(attention=(5,)), "attention"),
         (dict(groups=7), "groups"),
         (dict(dropout=1.0), "dropout"),

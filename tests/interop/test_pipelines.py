@@ -163,6 +163,8 @@ def test_a_network_that_cannot_take_its_own_images_is_refused_at_the_door():
     )
     said = refused(from_diffusers, unet2d(sample_size=28, **levels), ddim())
     assert re.search(r"cannot take images of 1x28x28, .*: correct its sample_size", said)
+    said = refused(from_diffusers, unet2d(sample_size=(32, 28), **levels), ddim())
+    assert "cannot take images of 1x32x28, " in said
 
 
 def test_the_dry_run_is_made_where_the_network_lies():
@@ -331,7 +333,8 @@ def test_folders_of_other_models_and_damaged_ones_are_refused(name, folder):
     "changes, said",
     [
         ({"out_channels": 2}, "makes 2 channels of 1: .*without a variance"),
-        ({"sample_size": (8, 4)}, "has sample_size .8, 4.: set it to"),
+        ({"sample_size": (8, 4, 2)}, "has sample_size .8, 4, 2.: set it to"),
+        ({"sample_size": (8, 0)}, "has sample_size .8, 0.: set it to"),
         ({"sample_size": None}, "has sample_size None: set it to"),
         ({"time_embedding_type": "fourier"}, "takes fourier times"),
         ({"class_embed_type": "timestep"}, "classes are of the type timestep"),

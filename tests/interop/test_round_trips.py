@@ -79,6 +79,7 @@ KINDS = {
     "v": Kind(ours),
     "x without attention, unclipped": Kind(lambda: ours("x", attention=(), blocks=3), PLAIN, {"clip": False}),
     "colours and three levels": Kind(lambda: ours("x", **COLOURS)),
+    "wider than tall": Kind(lambda: ours(image_size=(8, 12))),
     "one level": Kind(lambda: ours(multipliers=(1,), attention=())),
     "uneven widths": Kind(lambda: ours(channels=24, multipliers=(1, 3, 2), attention=(8, 2), groups=3)),
     "the released grid": Kind(lambda: ours("x", GRID, time_grid=1024)),
@@ -102,6 +103,8 @@ KINDS = {
     "theirs, epsilon": Kind(lambda: theirs("epsilon")),
     "theirs, sample": Kind(lambda: theirs("sample")),
     "theirs, v": Kind(theirs),
+    "theirs, taller than wide": Kind(lambda: theirs(sample_size=(12, 8))),
+    "theirs, not square, classes": Kind(lambda: theirs(sample_size=(4, 8), num_class_embeds=4), CLASSES),
     "theirs, learned times": Kind(lambda: theirs(size=50, time_embedding_type="learned"), PLAIN, {}, 5),
     "theirs, classes": Kind(lambda: theirs(num_class_embeds=4), CLASSES),
     "theirs, classes and none": Kind(lambda: theirs(num_class_embeds=4, null_class=True), CLASSES),
@@ -179,7 +182,7 @@ def test_a_saved_pipeline_comes_back(name, tmp_path):
     size = back.schedule.steps
     t = torch.tensor([0, 1, 2, size // 3, size - 1]).double().add(1) / size
     y, w, c = labels_of(denoiser, len(t)), kind.options.get("guidance"), denoiser.network.config
-    z = noise_of(len(t), (c.image_channels, c.image_size, c.image_size))
+    z = noise_of(len(t), c.image_shape)
     for labels in [y, torch.full_like(y, NO_CLASS)] if denoiser.unconditional else [y]:
         given = [] if labels is None else [labels]
         guidance = [] if w is None else [torch.full((len(t),), w, dtype=torch.float64)]
