@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 ProfileOption = Annotated[
     str,
-    typer.Option("--profile", "-p", help="Whose numbers to use: smoke, digits, photos, cifar10_small, cifar10, .."),
+    typer.Option(
+        "--profile", "-p", help="Whose numbers to use: smoke, digits, photos, own (your images), cifar10_small, .."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -87,7 +87,7 @@ def plan(
       rdd plan
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
-      rdd plan --profile cifar10_small --teacher ddpm-folder --extractor teacher
+      rdd plan --profile own --teacher ddpm-folder
     """
     from rddlib.study.costs import make_plan
     from rddlib.study.folder import default_out
@@ -104,5 +104,7 @@ def plan(
     )
     memory = f", free memory {human_size(found.free_memory)}" if found.free_memory is not None else ""
     print(f"Free disk for {folder}: {human_size(found.free_disk)}{memory}")
+    if found.largest_batch is not None:
+        print(f"Memory allows every stage a batch of {found.largest_batch:,} images (its field train.batch_size)")
     for line in found.warnings():
         print(line)

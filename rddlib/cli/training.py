@@ -162,7 +162,7 @@ def distill(
       rdd distill --from 64 --to 8 --objective pd
       rdd distill --guided --objective rdd --to 2 --stochastic
       rdd distill --teacher ddpm-folder --profile cifar10_small --out runs/mine
-      rdd distill --teacher ddpm-folder --extractor teacher --set data.name=folder --set data.root=my
+      rdd distill --teacher ddpm-folder --profile own --set data.root=photos
       rdd distill --teacher google/ddpm-cifar10-32 --download --profile cifar10 --out runs/hub
       rdd distill --teacher ckpt.pt --extractor dense.pt --profile cifar10 --out runs/theirs
       torchrun --nproc_per_node 4 -m rddlib.cli distill --profile cifar10 --objective rdd

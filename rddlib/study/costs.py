@@ -59,13 +59,16 @@ class Point(NamedTuple):
 @dataclass(frozen=True)
 class Cost:
     """Of one iteration of a kind of stage: seconds; memory: peak, bytes; model: bytes of its checkpoint; resume: bytes of
-    all states that a killed run goes on from; note: at which batch it was measured, where that is not its own."""
+    all states that a killed run goes on from; note: at which batch it was measured, where that is not its own; batch: images
+    worked through at a time; per_image: memory of one more, 0 where that does not show."""
 
     seconds: float
     memory: float
     model: int = 0
     resume: int = 0
     note: str = ""
+    batch: int = 0
+    per_image: float = 0.0
 
 
 SHIPS = Cost(0.0, 0.0, note="comes with rddlib")
@@ -78,8 +81,8 @@ def classes_of(profile: Profile) -> int:
 
 def random_images(profile: Profile, count: int = 256) -> ImageDataset:
     """Noise in the shape of the profile's images, with labels."""
-    unet, generator = profile.unet, torch.Generator().manual_seed(0)
-    shape, classes = (count, unet.image_channels, unet.image_size, unet.image_size), classes_of(profile)
+    generator = torch.Generator().manual_seed(0)
+    shape, classes = (count, *profile.unet.image_shape), classes_of(profile)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     return ImageDataset("noise", images, torch.randint(classes, (count,), generator=generator), classes)
 
@@ -128,34 +131,33 @@ class Prober:
             return Point(batch, batch / statistics.median(speeds), peak_memory(training_device()))
 
         parts = stage.config.accumulate
-        point, note = _probed(timed, stage.config.batch_size // parts, seconds)
+        cost = _probed(timed, stage.config.batch_size // parts, seconds)
         model = sum(tensor.nbytes for tensor in seen["network"].state_dict().values())
         kept = seen["state"] * (self.profile.run.keep + 1)  # the oldest goes once the newest is written
-        return Cost(point.seconds * parts, point.memory, model, kept, note)
+        return replace(cost, seconds=cost.seconds * parts, model=model, resume=kept)
 
     def sampling_cost(self, seconds: float) -> Cost:
         """Of a step of DDIM on a batch, as scores' samples are drawn."""
         denoiser, device = self.network(self.plain.base).to(training_device()), training_device()
-        evaluation, unet = self.profile.evaluation, self.profile.unet
+        evaluation, shape = self.profile.evaluation, self.profile.unet.image_shape
 
         def timed(batch: int, steps: int) -> Point:
-            noise = torch.randn(batch, unet.image_channels, unet.image_size, unet.image_size, device=device)
+            noise = torch.randn(batch, *shape, device=device)
             y = torch.zeros(batch, dtype=torch.long, device=device) if denoiser.num_classes else None
             ddim_sample(denoiser, noise, WARM_UP, y=y)
             began = _now()
             ddim_sample(denoiser, noise, steps, y=y)
             return Point(batch, (_now() - began) / steps, peak_memory(device))
 
-        point, note = _probed(timed, min(evaluation.batch_size, evaluation.samples), seconds)
-        return Cost(point.seconds, point.memory, note=note)
+        return _probed(timed, min(evaluation.batch_size, evaluation.samples), seconds)
 
 
 def _short(config: TrainConfig, iterations: int, batch: int) -> TrainConfig:
     return replace(config, iterations=iterations, batch_size=batch, accumulate=1)
 
 
-def _probed(timed: Callable[[int, int], Point], full: int, seconds: float) -> tuple[Point, str]:
-    """(what a full batch costs, a note where it was not reached); timed(batch, iterations) measures."""
+def _probed(timed: Callable[[int, int], Point], full: int, seconds: float) -> Cost:
+    """What a full batch costs; timed(batch, iterations) measures."""
     device, points, began = training_device().type, [], time.monotonic()
     batch, limit = min(FIRST, full), (free_memory(device) or math.inf) / 2
     while batch:
@@ -165,7 +167,9 @@ def _probed(timed: Callable[[int, int], Point], full: int, seconds: float) -> tu
         points.append(timed(batch, 1 if guess is None else min(10, max(1, round(0.5 / guess)))))
         batch = next_batch(points, full, seconds - (time.monotonic() - began), limit)
     measured = " and ".join(str(point.batch) for point in points[-2:])
-    return extrapolated(points, full), "" if points[-1].batch == full else f"measured at batch {measured}"
+    note = "" if points[-1].batch == full else f"measured at batch {measured}"
+    _, took, held = extrapolated(points, full)
+    return Cost(took, held, note=note, batch=full, per_image=extrapolated(points, full + 1).memory - held)
 
 
 def extrapolated(points: Sequence[Point], batch: int) -> Point:
@@ -240,6 +244,15 @@ class Plan:
     def disk(self) -> float:
         """What all leave, and the largest resume states while one of them runs."""
         return sum(row.cost.model * row.files for row in self.rows) + max(r.cost.resume * r.at_once for r in self.rows)
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Images at a time that every stage has memory for, None where that is not known."""
+        if self.free_memory is None:
+            return None
+        trained = [(row.cost, self.free_memory / row.at_once) for row in self.rows if row.kind != SAMPLING]
+        most = [cost.batch + int((free - cost.memory) // cost.per_image) for cost, free in trained if cost.per_image]
+        return max(0, min(most)) if most else None
 
     def warnings(self) -> list[str]:
         """A line for each thing that this machine has too little of."""

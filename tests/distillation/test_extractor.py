@@ -25,14 +25,14 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", [name for name in PROFILES if name != "own"])  # which looks through its teacher
 def test_every_profile_builds_its_extractor(name):
     profile, (channels, side) = PROFILES[name](), SHAPES[name]
-    u = profile.unet
+    channels_in = profile.unet.image_channels
     with torch.device("meta"):
-        extractor = build_extractor(profile.extractor.name, u.image_channels, 10).eval()
-        features = extractor(torch.empty(2, u.image_channels, u.image_size, u.image_size))
-    assert features.map.shape == (2, channels, side, side) and extractor.image_channels == u.image_channels
+        extractor = build_extractor(profile.extractor.name, channels_in, 10).eval()
+        features = extractor(torch.empty(2, *profile.unet.image_shape))
+    assert features.map.shape == (2, channels, side, side) and extractor.image_channels == channels_in
     assert features.pooled.shape == (2, channels) and features.logits.shape == (2, 10)
 
 

@@ -73,12 +73,13 @@ def test_a_batch_grows_until_time_or_memory_would_not_do(monkeypatch):
         asked.append((batch, iterations))
         return Point(batch, 0.1 * batch, 100.0 * batch)
 
-    point, note = costs._probed(timed, 256, seconds=60.0)
+    cost = costs._probed(timed, 256, seconds=60.0)
     assert [batch for batch, _ in asked] == [2, 4, 8, 16, 32]  # 64 would take more than half of the memory
-    assert point == Point(256, pytest.approx(25.6), pytest.approx(25_600)) and note == "measured at batch 16 and 32"
+    assert (cost.seconds, cost.memory, cost.batch, cost.per_image) == pytest.approx((25.6, 25_600, 256, 100))
+    assert cost.note == "measured at batch 16 and 32"
     assert asked[0][1] == 1 and asked[-1][1] == 1
     asked.clear()
-    assert costs._probed(timed, 8, seconds=60.0) == (Point(8, 0.8, 800.0), "")
+    assert costs._probed(timed, 8, seconds=60.0) == Cost(0.8, 800.0, batch=8, per_image=100.0)
 
 
 # the plan of a study
@@ -148,6 +149,16 @@ def test_warnings_of_what_is_too_little():
     assert PLAN.warnings() == replace(PLAN, free_memory=None).warnings() == []
     disk, memory = replace(PLAN, free_disk=6 * GIB, free_memory=3 * GIB).warnings()
     assert "needs 7.0 GiB of disk, 6.0 GiB are free" in disk and "needs 4.0 GiB of memory, 3.0 GiB" in memory
+
+
+def test_the_largest_batch_is_what_the_neediest_stage_has_memory_for():
+    rows = [replace(row, cost=replace(row.cost, batch=16, per_image=GIB / 8)) for row in PLAN.rows]
+    assert replace(PLAN, rows=rows).largest_batch == 16  # 2 at a time fill 4 GiB
+    assert replace(PLAN, rows=rows, free_memory=8 * GIB).largest_batch == 16 + 2 * 8
+    assert replace(PLAN, rows=rows[:1]).largest_batch == 16 + 2 * 8
+    assert replace(PLAN, rows=rows, free_memory=GIB // 2).largest_batch == 2  # of the 2 GiB, 16 images are all
+    assert replace(PLAN, rows=rows, free_memory=GIB // 16).largest_batch == 0
+    assert PLAN.largest_batch is replace(PLAN, rows=rows, free_memory=None).largest_batch is None
 
 
 def test_the_command_prints_the_table_and_what_is_free(rdd, tmp_path, monkeypatch):
@@ -254,6 +265,7 @@ def test_the_catalogue_names_every_ablation_with_its_paper_and_its_costs():
         "18, 72",
         "18, 2.7k",
         "18, 7.2k",
+        "18, 3.6k",
         "18, 18k",
         "18, 360k",
         "18, 900k",

@@ -1,0 +1,124 @@
+"""A folder of one's own images that are not square, with a pipeline of one's own: from the profile `own` to what is exported."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rddlib.diffusion.sampling import ddim_sample
+from rddlib.interop import from_diffusers, load_model
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # in diffusers
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+]
+FEW = ("pretrained.convert.iterations=2", "progressive.train.iterations=1", "distill.iterations=[1,1,1]")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """The folder of a DDPM with random weights for images 20 wide and 12 high."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=(12, 20),
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownBlock2D",) * 2 + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    return tmp_path / "ddpm"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """photos(width, height): a folder of 20 unlabelled images of that size."""
+    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+
+    def photos(width, height):
+        root, rng = tmp_path / f"photos{width}x{height}", np.random.default_rng(0)
+        root.mkdir()
+        for number in range(20):
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(root / f"{number}.png")
+        return root
+
+    return photos
+
+
+def settings(root, *more):
+    return [word for text in (f"data.root={root}", *FEW, *more) for word in ("--set", text)]
+
+
+def test_from_a_folder_and_a_pipeline_to_a_pipeline_and_a_file(rdd, tmp_path, teacher, folder):
+    out = tmp_path / "run"
+    given = ["--profile", "own", "--teacher", str(teacher), "--out", str(out), *settings(folder(20, 12))]
+    status, _, errors = rdd("distill", "--objective", "cfd_is_pd", *given)
+    assert status == 0, errors
+    (checkpoint,) = (out / "checkpoints").glob("cfd_is_pd-1-*.safetensors")
+    student, info = load_model(checkpoint)
+    assert student.network.config.image_shape == (3, 12, 20)
+    record = json.loads(next((out / "checkpoints").glob("extractor-*.json")).read_text())
+    assert record["facts"]["extractor"] == {"name": "teacher", "level": 2, "time": 0.3}
+
+    drawn = ["--checkpoint", str(checkpoint), "--steps", "1", "--count", "9", "--out", str(tmp_path / "drawn")]
+    assert rdd("sample", *drawn)[0] == 0
+    (npz,), (picture,) = ((tmp_path / "drawn/samples").glob(f"*.{kind}") for kind in ("npz", "png"))
+    assert np.load(npz)["arr_0"].shape == (9, 12, 20, 3)
+    zoom = 64 // 20
+    assert Image.open(picture).size == (3 * (20 + 1) * zoom + zoom, 3 * (12 + 1) * zoom + zoom)
+
+    pipeline, script = tmp_path / "pipeline", tmp_path / "student.ts"
+    assert rdd("export", "diffusers", str(checkpoint), "--to", str(pipeline))[0] == 0
+    assert rdd("export", "torchscript", str(checkpoint), "--to", str(script))[0] == 0
+    card = (pipeline / "README.md").read_text()
+    assert (
+        "| images | 3 x 12 x 20, in [-1, 1] |" in card
+        and "torch.randn(4, 3, 12, 20)" in script.with_suffix(".md").read_text()
+    )
+    noise = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    expected = ddim_sample(student, noise, 1)
+    assert torch.equal(ddim_sample(from_diffusers(pipeline), noise, 1), expected)
+    torch.testing.assert_close(torch.jit.load(script)(noise), expected, rtol=0, atol=1e-4)
+    from diffusers import DiffusionPipeline
+
+    theirs = DiffusionPipeline.from_pretrained(pipeline, local_files_only=True)
+    images = theirs(
+        batch_size=2,
+        num_inference_steps=1,
+        use_clipped_model_output=True,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    assert np.abs(2 * images.transpose(0, 3, 1, 2) - 1 - expected.numpy()).max() < 1e-4
+
+
+def test_images_of_another_size_are_refused_or_resized(rdd, tmp_path, teacher, folder):
+    given = ["--profile", "own", "--teacher", str(teacher), "--out", str(tmp_path / "run")]
+    root = folder(12, 20)
+    status, printed, errors = rdd("distill", *given, *settings(root))
+    assert (status, printed) == (2, "") and errors.count("\n") == 1
+    assert (
+        "images (3, 20, 12), wanted are (3, 12, 20) by pretrained.teacher: " in errors and "data.resize=true" in errors
+    )
+    status, printed, errors = rdd("train", "--profile", "own", "--out", str(tmp_path / "run"), *settings(root))
+    assert (status, printed) == (2, "") and errors.count("\n") == 1
+    assert "wanted are (3, 64, 64): change unet.image_size" in errors and "--set data.resize=true" in errors
+    assert not (tmp_path / "run").exists() and not (tmp_path / "data").exists()
+    status, _, errors = rdd("distill", "--objective", "pd", *given, *settings(root, "data.resize=true"))
+    assert status == 0, errors
+
+
+def test_a_side_that_the_teachers_levels_cannot_halve_is_refused(rdd, tmp_path, teacher, folder):
+    config = teacher / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": [12, 18]}))
+    given = ["--profile", "own", "--teacher", str(teacher), "--out", str(tmp_path / "run")]
+    status, printed, errors = rdd("distill", *given, *settings(folder(18, 12)))
+    assert (status, printed) == (2, "") and errors.count("\n") == 1
+    assert "cannot take images of 3x12x18" in errors and "correct its sample_size" in errors
+    assert not (tmp_path / "run").exists() and not (tmp_path / "data").exists()
