@@ -105,6 +105,7 @@ def plan(
     memory = f", free memory {human_size(found.free_memory)}" if found.free_memory is not None else ""
     print(f"Free disk for {folder}: {human_size(found.free_disk)}{memory}")
     if found.largest_batch is not None:
-        print(f"Memory allows every stage a batch of {found.largest_batch:,} images (its field train.batch_size)")
+        fields = "pretrained.convert.batch_size, distill.train.batch_size, .."
+        print(f"Memory allows every stage a batch of {found.largest_batch:,} images ({fields})")
     for line in found.warnings():
         print(line)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_study import TINY
 
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.interop import from_diffusers, load_model
 
+needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # in diffusers
     pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
 ]
@@ -38,14 +39,15 @@ def teacher(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """photos(width, height): a folder of 20 unlabelled images of that size."""
+    """photos(width, height, classes, each): a folder of images of that size, unlabelled by default."""
     monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
 
-    def photos(width, height):
+    def photos(width, height, classes=("",), each=20):
         root, rng = tmp_path / f"photos{width}x{height}", np.random.default_rng(0)
-        root.mkdir()
-        for number in range(20):
-            Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(root / f"{number}.png")
+        for name in classes:
+            (root / name).mkdir(parents=True)
+            for number in range(each):
+                Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(root / name / f"{number}.png")
         return root
 
     return photos
@@ -55,6 +57,22 @@ def settings(root, *more):
     return [word for text in (f"data.root={root}", *FEW, *more) for word in ("--set", text)]
 
 
+def test_a_whole_study_with_a_classifier_of_its_own(rdd, tmp_path, folder):
+    """Base model, classifier, students, samples, scores and report, of images 20 wide and 12 high."""
+    numbers = TINY | {"evaluation.samples": "100", "evaluation.network": "extractor", "evaluation.baselines": "[]"}
+    numbers |= {"unet.image_size": "[12, 20]", "unet.image_channels": "3", "unet.attention": "6", "data.name": "folder"}
+    numbers |= {"base.steps": "8", "methods": "[rdd]"}
+    root, out = folder(20, 12, ("a", "b"), each=50), tmp_path / "run"
+    words = [word for key, text in numbers.items() for word in ("--set", f"{key}={text}")]
+    given = ["--profile", "smoke", "--out", str(out), "--set", f"data.root={root}", *words]
+    status, _, errors = rdd("study", "--no-notebooks", *given)
+    assert status == 0, errors
+    scores = [line.split(",") for line in (out / "results.csv").read_text().splitlines()[1:]]
+    assert {(row[0], row[1]) for row in scores} >= {("ddim", "8"), ("rdd", "1")}
+    assert all(float(row[3]) > 0 for row in scores) and (out / "index.html").exists()
+
+
+@needs_diffusers
 def test_from_a_folder_and_a_pipeline_to_a_pipeline_and_a_file(rdd, tmp_path, teacher, folder):
     out = tmp_path / "run"
     given = ["--profile", "own", "--teacher", str(teacher), "--out", str(out), *settings(folder(20, 12))]
@@ -98,6 +116,7 @@ def test_from_a_folder_and_a_pipeline_to_a_pipeline_and_a_file(rdd, tmp_path, te
     assert np.abs(2 * images.transpose(0, 3, 1, 2) - 1 - expected.numpy()).max() < 1e-4
 
 
+@needs_diffusers
 def test_images_of_another_size_are_refused_or_resized(rdd, tmp_path, teacher, folder):
     given = ["--profile", "own", "--teacher", str(teacher), "--out", str(tmp_path / "run")]
     root = folder(12, 20)
@@ -114,6 +133,7 @@ def test_images_of_another_size_are_refused_or_resized(rdd, tmp_path, teacher, f
     assert status == 0, errors
 
 
+@needs_diffusers
 def test_a_side_that_the_teachers_levels_cannot_halve_is_refused(rdd, tmp_path, teacher, folder):
     config = teacher / "unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": [12, 18]}))
