@@ -44,7 +44,7 @@ class DiffusersUNet(nn.Module):
     def __init__(self, unet: nn.Module, grid: int, null_class: bool = False, space: LatentSpace | None = None):
         super().__init__()
         self.unet, self.grid, self.null_class, self.space = unet, grid, null_class, space
-        self.config = _config_of(unet.config, null_class)
+        self.config = _config_of(unet, null_class)
         if unet.config.time_embedding_type == "learned" and unet.config.num_train_timesteps != grid:
             raise UserError(
                 f"this UNet2DModel knows {unet.config.num_train_timesteps} times, its scheduler has {grid}: give "
@@ -79,11 +79,19 @@ class DiffusersUNet(nn.Module):
         return cls(unet, facts["grid"], facts["null_class"])
 
 
-def _config_of(config, null_class: bool) -> DiffusersConfig:
-    size, classes = config.sample_size, config.num_class_embeds or 0
+def sides_of(unet: nn.Module) -> tuple[int, int]:
+    """(height, width) that a network of diffusers was made for. Raises UserError where it does not say them."""
+    size = unet.config.sample_size
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise UserError(f"this UNet2DModel has sample_size {size}: set it to the height and width of its images")
+        kind = type(unet).__name__
+        raise UserError(f"this {kind} has sample_size {size}: set it to the height and width of its images")
+    return sides
+
+
+def _config_of(unet: nn.Module, null_class: bool) -> DiffusersConfig:
+    config = unet.config
+    sides, classes = sides_of(unet), config.num_class_embeds or 0
     if config.in_channels != config.out_channels:
         raise UserError(
             f"this UNet2DModel makes {config.out_channels} channels of {config.in_channels}: only networks that predict "

@@ -1,28 +1,15 @@
 """A UNet2DConditionModel of diffusers as the network of a Denoiser: its labels are prompts, and it may take a weight w."""
 
 import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from rddlib.diffusion.diffusers_unet import LABEL_DROPOUT, diffusers_class
+from rddlib.diffusion.diffusers_unet import LABEL_DROPOUT, DiffusersConfig, diffusers_class, sides_of
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.utils.errors import UserError
 
 GUIDANCE_CHANNELS = 256  # of the sinusoids of w, as diffusers' own distilled models have them
 GUIDANCE_SCALE = 1000.0  # w enters them times this: StableDiffusionPipeline's, with w = guidance_scale - 1
-
-
-@dataclass(frozen=True)
-class PromptedConfig:
-    """The fields of UNetConfig that a Denoiser reads; classes are prompts, numbered as in its latent space's table."""
-
-    image_size: int
-    image_channels: int
-    num_classes: int
-    guidance: tuple[float, ...] = ()
-    label_dropout: float = LABEL_DROPOUT  # the empty prompt in the place of others, as training shows it
 
 
 def weight_sinusoids(w: Tensor, channels: int) -> Tensor:
@@ -58,14 +45,13 @@ class PromptedUNet(nn.Module):
             raise UserError(
                 "this UNet2DConditionModel wants more than a prompt (size, image, class): it cannot be taken"
             )
-        if not isinstance(config.sample_size, int):
-            raise UserError(f"this UNet2DConditionModel has sample_size {config.sample_size}: square ones can be taken")
 
     @property
-    def config(self) -> PromptedConfig:
-        """What a Denoiser asks."""
+    def config(self) -> DiffusersConfig:
+        """What a Denoiser asks; classes are prompts, numbered as in the space's table."""
         known = len(self.space.prompts) if self.space else 0
-        return PromptedConfig(self.unet.config.sample_size, self.unet.config.in_channels, known, self.guidance)
+        shape = (self.unet.config.in_channels, *sides_of(self.unet))
+        return DiffusersConfig(shape, known, LABEL_DROPOUT, self.guidance)
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         """The network's output, of z's shape.

@@ -42,8 +42,8 @@ def latent_network(name: str, source: Path | Mapping[str, object], grid: int) ->
     network = (
         DiffusersUNet(unet, grid) if unet_class == "UNet2DModel" else PromptedUNet(unet, grid, guidance=_range(unet))
     )
-    size, origin = network.config.image_size, str(source.resolve()) if isinstance(source, Path) else ""
-    network.space = LatentSpace(kind, parts, (network.config.image_channels, size, size), origin)
+    origin = str(source.resolve()) if isinstance(source, Path) else ""
+    network.space = LatentSpace(kind, parts, network.config.image_shape, origin)
     return network
 
 

@@ -487,9 +487,7 @@ def own() -> Profile:
     )
 
 
-PROFILES = {
-    make.__name__: make for make in (smoke, digits, photos, own, text, cifar10_small, cifar10, imagenet64)
-}
+PROFILES = {make.__name__: make for make in (smoke, digits, photos, own, text, cifar10_small, cifar10, imagenet64)}
 
 
 def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
