@@ -1,6 +1,11 @@
-"""Networks small enough to be trained in a test."""
+"""Networks small enough to be trained in a test, and folders to train them on."""
 
+import csv
+import json
+
+import numpy as np
 import torch
+from PIL import Image
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.schedule import CosineSchedule
@@ -26,3 +31,22 @@ def conditional_denoiser(**options):
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
         denoiser.network.label_embedding.weight.normal_()
     return denoiser.eval().requires_grad_(False)
+
+
+def captioned(folder, captions, form="metadata.csv", size=(4, 4)):
+    """A folder of these files, image k of level k, and their captions in one of the forms."""
+    folder.mkdir(parents=True)
+    for k, name in enumerate(captions):
+        Image.fromarray(np.full((*size, 3), k, np.uint8)).save(folder / name)
+    rows = [{"file_name": name, "text": text} for name, text in captions.items()]
+    if form == "metadata.jsonl":
+        (folder / form).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif form == "metadata.csv":
+        with open(folder / form, "w", newline="") as file:
+            table = csv.DictWriter(file, ["file_name", "text"])
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        for row in rows:
+            (folder / row["file_name"]).with_suffix(".txt").write_text(row["text"])
+    return folder

@@ -52,8 +52,9 @@ def _drawn_by(
     clip: bool,
     guidance: float | None,
     words: Sequence[str] = (),
+    prompts: Sequence[str] = (),
 ) -> tuple["DrawnImages", list[str]]:
-    """(images of a checkpoint's model, names of its classes where it records them); words: the classes to draw."""
+    """(images of a checkpoint's model, names of its classes where it records them); words, prompts: what to draw in turn."""
     from rddlib.data.dataset import class_number
     from rddlib.diffusion.model_file import provenance
     from rddlib.evaluation import DrawnImages
@@ -61,7 +62,17 @@ def _drawn_by(
     from rddlib.training import training_device
 
     denoiser, info = load_model(checkpoint)
-    device, names, known = training_device(), info.get("class_names", []), denoiser.num_classes
+    space = denoiser.space
+    if bool(space and space.takes_prompts) != bool(prompts):
+        raise UserError(
+            f"{checkpoint} knows no prompts: leave --prompt out"
+            if prompts
+            else f"{checkpoint} draws what it is told: give rdd sample --prompt 'a red three on blue', once or more"
+        )
+    if prompts:
+        denoiser, words = denoiser.within(space.with_prompts(prompts)), [str(k) for k in range(len(prompts))]
+    device, known = training_device(), denoiser.num_classes
+    names = list(prompts) or info.get("class_names", [])
     images = DrawnImages(
         denoiser.to(device),
         samples,
@@ -122,6 +133,9 @@ def sample(
     sampler: SamplerOption = "ddim",
     guidance: GuidanceOption = None,
     classes: ClassesOption = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What a text-guided --checkpoint draws; repeatable, in turn.")
+    ] = None,
     png: Annotated[bool, typer.Option("--png", help="Also write each image as a PNG file, for other tools.")] = False,
     batch: BatchOption = 500,
     profile: ProfileOption = "digits",
@@ -138,6 +152,7 @@ def sample(
       rdd sample --method rdd --steps 1
       rdd sample --method dpm-solver --steps 12 --count 10000
       rdd sample --checkpoint runs/digits/checkpoints/rdd-1-*.safetensors --steps 1 --out somewhere
+      rdd sample --checkpoint sd-folder --prompt "a red three on blue" --guidance 2 --steps 16
       rdd sample --guidance 2 --classes 3,7 --method pd --steps 4 --sampler stochastic
     """
     from rddlib.evaluation import NpzImages, draw_to_file, write_pngs
@@ -146,9 +161,13 @@ def sample(
 
     _check_sampler(checkpoint, sampler, guidance)
     words = _listed("--classes", classes) if classes else []
+    if prompt and (checkpoint is None or words):
+        raise UserError("--prompt is for a --checkpoint, and in the place of --classes: give one of them")
     if checkpoint is not None:
         clip = _loaded(profile, settings).evaluation.clip
-        images, names = _drawn_by(checkpoint, sampler, steps, count, noise, clip, guidance=guidance, words=words)
+        images, names = _drawn_by(
+            checkpoint, sampler, steps, count, noise, clip, guidance=guidance, words=words, prompts=prompt or ()
+        )
         chosen, folder, model = images.classes, out or default_out("samples"), f"{checkpoint.stem}-{sampler}"
     else:
         asked = (method, steps, guidance, sampler, words)

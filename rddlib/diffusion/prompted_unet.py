@@ -1,6 +1,7 @@
 """A UNet2DConditionModel of diffusers as the network of a Denoiser: its labels are prompts, and it may take a weight w."""
 
 import math
+
 import torch
 from torch import Tensor, nn
 

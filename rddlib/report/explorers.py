@@ -325,6 +325,35 @@ def guidance_view(guided: Study, count: int = 12) -> Callable[..., Figure]:
     return guidance
 
 
+def prompt_view(guided: Study, count: int = 8) -> Callable[..., Figure]:
+    """What a text-guided model and its students make of a prompt.
+
+    Returns told(prompt, w, steps, seed): images of the prompt guided by w, a column for each of `count` noises of that seed;
+    the teacher above, the students below in `steps` steps. Its default prompt is the data set's first caption.
+    """
+    profile, space = guided.profile, guided.space
+    models = {f"teacher, 2 x {profile.base.steps}": ("teacher", profile.base.steps)}
+    names = {method: LABELS[method] for method in profile.guidance.objectives}
+
+    @lru_cache(maxsize=256)
+    def drawn(method: str, steps: int, prompt: str, w: float, seed: int) -> Tensor:
+        model = guided.denoiser(method, steps).within(space.with_prompts([prompt]))
+        noise = guided.noise(count, seed)
+        y = torch.zeros(count, dtype=torch.long, device=noise.device)
+        return guided.sample(model, noise, steps, w, y).cpu()
+
+    near_one = min(profile.guidance.at, key=lambda w: abs(w - 1))
+
+    def told(
+        prompt: str = space.prompts[0], w: float = near_one, steps: int = profile.student_steps[0], seed: int = 0
+    ) -> Figure:
+        shown = models | {f"{label}, {steps}": (method, steps) for method, label in names.items()}
+        rows = {label: drawn(*model, prompt, w, seed) for label, model in shown.items()}
+        return plots.image_rows(rows, f"“{prompt}”, w = {w:g}; a column is one noise")
+
+    return told
+
+
 def ablation_view(found: Mapping[str, Measured]) -> Callable[..., Figure]:
     """Ablations as they were measured, {name: measured(...)}; returns ablation(name), one's figure."""
 

@@ -25,6 +25,7 @@ from rddlib.diffusion.schedule import Schedule
 from rddlib.methods import COMPETING, LABELS, STYLES
 
 SCORE_NAMES = {"fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall"}
+SCORE_NAMES |= {"agree": "agreement (share of images)"}
 _IN_TURN = [STYLES[name] for name in ("ddim", *COMPETING, "pndm", "dpm-solver")]  # of curves that are no method's
 
 

@@ -35,6 +35,7 @@ from rddlib.utils.text import say
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
+LATENT = "09"  # the notebook of latent models, which are given; all others show a base model of pixels that they train
 BAR_EVERY = 30.0  # seconds between lines about a bar, where several notebooks share the terminal
 
 
@@ -366,11 +367,11 @@ def selected(only: str = "", start: str = "") -> list[Path]:
     """The notebooks of the series whose numbers are in `only` ("03,04"), or from `start` ("04") on."""
     files = notebook_files()
     numbers = [file.name[:2] for file in files]
-    wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or numbers
+    wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or [n for n in numbers if n != LATENT]
     if start and only:
         raise UserError("--only and --from exclude each other: give one of them")
     if start:
-        wanted = [n for n in numbers if n >= start.zfill(2)]
+        wanted = [n for n in numbers if n >= start.zfill(2) and n != LATENT]
     unknown = [n for n in wanted if n not in numbers]
     if unknown or not wanted:
         raise UserError(f"no notebook {', '.join(unknown) or start}: there are {', '.join(numbers)}")
@@ -411,13 +412,17 @@ def run_study(
         overrides = {
             "run.shipped": "start"
         } | overrides  # what a study is about it trains, whoever opened the folder first
-    check = _check_notebooks if with_notebooks else _check_scoring
+    latent = [notebook.name[:2] for notebook in notebooks] == [LATENT]
+    check = _check_latent if latent else _check_notebooks if with_notebooks else _check_scoring
     study = continue_study(profile_name, overrides, out, seed, update, check=check)
     if study.profile.run.shipped == "none" and (
         foreign := [stage.label for stage in study.lineage() if stage.noted().get("shipped")]
     ):
         raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
     with _alone_in(out):
+        if latent:
+            run_notebook(notebooks[0], out, parameters)
+            return out / "notebooks" / notebooks[0].name
         if not with_notebooks:
             study.train_all()
             return write_report(study, executed_notebooks(out))
@@ -437,6 +442,17 @@ def _check_scoring(study: Study) -> None:
     if any(study.profile.method(name).looks for name in study.profile.methods):
         study.check_extractor()
     study.check_scoring()
+
+
+def _check_latent(study: Study) -> None:
+    """Raise UserError where there is no text-guided model to show."""
+    if not (study.space and study.space.takes_prompts):
+        raise UserError(
+            f"notebook {LATENT} shows a text-guided model: python examples/text_guided.py FOLDER makes one, then rdd study "
+            f"--profile text --only {LATENT} --set pretrained.teacher=FOLDER/pipeline --set data.root=FOLDER/images --set "
+            "evaluation.network=FOLDER/metric.safetensors"
+        )
+    guided_study(study).check_scoring()
 
 
 def _check_notebooks(study: Study) -> None:

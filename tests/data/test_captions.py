@@ -1,35 +1,12 @@
 """Folders of images with captions."""
 
-import csv
-import json
-
-import numpy as np
 import pytest
-from PIL import Image
+from tiny import captioned
 
 from rddlib.data import DataConfig, load_dataset
 from rddlib.utils.errors import UserError
 
 CAPTIONS = {"0.png": "a cat", "1.png": "a dog", "2.png": "a  cat\n", "3.png": "an ox", "4.png": "a dog"}
-
-
-def captioned(folder, captions, form="metadata.csv", size=(4, 4)):
-    """A folder of these files, image k of level k, and their captions in one of the forms."""
-    folder.mkdir(parents=True)
-    for k, name in enumerate(captions):
-        Image.fromarray(np.full((*size, 3), k, np.uint8)).save(folder / name)
-    rows = [{"file_name": name, "text": text} for name, text in captions.items()]
-    if form == "metadata.jsonl":
-        (folder / form).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif form == "metadata.csv":
-        with open(folder / form, "w", newline="") as file:
-            table = csv.DictWriter(file, ["file_name", "text"])
-            table.writeheader()
-            table.writerows(rows)
-    else:
-        for row in rows:
-            (folder / row["file_name"]).with_suffix(".txt").write_text(row["text"])
-    return folder
 
 
 @pytest.mark.parametrize("form", ["metadata.jsonl", "metadata.csv", "txt"])

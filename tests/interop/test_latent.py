@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from small_models import edit, needs_diffusers, quiet, refused
+from tiny import captioned
 
 from examples.text_guided import make_tokenizer
 from rddlib.data import ImageDataset
@@ -273,8 +274,6 @@ def test_what_cannot_be_taken_says_so_in_one_line(folder, teacher, student, late
 
 def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder, tmp_path, monkeypatch):
     """Both stages by the code that models of pixels use, from a folder of captions to scores of decoded images."""
-    from test_captions import captioned
-
     from rddlib.study.folder import continue_study
     from rddlib.study.study import Arm, guided_study
 
