@@ -79,6 +79,7 @@ def _part(source: Path | Mapping[str, object], part: str, library: str, names: s
 
 def _transformers_class(name: str) -> type:
     try:
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
         return getattr(importlib.import_module("transformers"), name)
     except ImportError as error:
         raise UserError(

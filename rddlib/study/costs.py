@@ -5,6 +5,7 @@ A batch grows from 2 images on until the stage's own is reached, or time or memo
 reached is extrapolated on the line through the two largest batches measured.
 """
 
+import contextlib
 import json
 import math
 import shutil
@@ -20,12 +21,22 @@ import torch
 from torch import nn
 
 from rddlib.data import ImageDataset
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.distillation.label_free import TEACHER
 from rddlib.methods import COMPETING, WINNER
 from rddlib.study.ablations import ABLATIONS, Ablation
 from rddlib.study.folder import STUDY_FILE, study_profile
-from rddlib.study.graph import Graph, Inputs, conditional_profile, extractor_to_check, guided_graph, plain_graph
+from rddlib.study.graph import (
+    Graph,
+    Inputs,
+    check_takes_weight,
+    conditional_profile,
+    extractor_to_check,
+    given_model,
+    guided_graph,
+    plain_graph,
+)
 from rddlib.study.profiles import PROFILES, Profile, changed
 from rddlib.study.stage import Stage, Workplace
 from rddlib.study.study import Arm, Study, guided_arms, plain_arms
@@ -80,11 +91,21 @@ def classes_of(profile: Profile) -> int:
 
 
 def random_images(profile: Profile, count: int = 256) -> ImageDataset:
-    """Noise in the shape of the profile's images, with labels."""
+    """Noise in the shape of what the profile's models draw, images or latents, with labels."""
     generator = torch.Generator().manual_seed(0)
     shape, classes = (count, *profile.unet.image_shape), classes_of(profile)
-    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    if _space_of(profile):
+        images = torch.randn(shape, generator=generator)
+    else:
+        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     return ImageDataset("noise", images, torch.randint(classes, (count,), generator=generator), classes)
+
+
+def _space_of(profile: Profile) -> LatentSpace | None:
+    """Where a given latent model draws, with a prompt for each class."""
+    space = given_model(profile.pretrained)[0].space if profile.pretrained.teacher else None
+    prompts = [f"prompt {k}" for k in range(classes_of(profile))]
+    return space.with_prompts(prompts) if space and space.takes_prompts else space
 
 
 class Prober:
@@ -99,10 +120,10 @@ class Prober:
         # torch.compile would take longer than a measurement may
         run = replace(run, compile="never") if run.compile == "auto" else run
         place = Workplace(Path("nowhere"), run)
-        self.profile = profile
-        self.plain = plain_graph(Inputs(profile, 0, lambda split: images, place))
+        self.profile, space = profile, _space_of(profile)
+        self.plain = plain_graph(Inputs(profile, 0, lambda split: images, place, space))
         guided = conditional_profile(profile, images.num_classes)
-        self.guided = guided_graph(Inputs(guided, 0, lambda split: images, place))
+        self.guided = guided_graph(Inputs(guided, 0, lambda split: images, place, space))
         self._networks: dict[Stage, nn.Module] = {}
 
     def network(self, stage: Stage) -> nn.Module:
@@ -309,7 +330,7 @@ def make_plan(
     memory, prober, seeds = free_memory(training_device().type), Prober(p), len(p.seeds)
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
     guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
-    if not p.pretrained.teacher:  # guidance has a base model of its own
+    if not p.pretrained.teacher or _takes_weight(p):
         groups += _groups(prober.guided, guided, "guided: ", seeds)
     kinds: dict[tuple, Cost] = {}
     for name, stages, _ in groups:
@@ -323,6 +344,14 @@ def make_plan(
     return Plan(
         [row for row in rows if row.iterations or row.cost is SHIPS], shutil.disk_usage(_existing(out)).free, memory
     )
+
+
+def _takes_weight(p: Profile) -> bool:
+    """Whether guidance can be distilled from the given teacher."""
+    with contextlib.suppress(UserError):
+        check_takes_weight(p)
+        return True
+    return False
 
 
 def _check_extractor(p: Profile) -> None:

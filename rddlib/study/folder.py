@@ -10,7 +10,8 @@ from pathlib import Path
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.unet import UNetConfig
 from rddlib.distillation.label_free import TEACHER, TORCHVISION
-from rddlib.interop import load_classifier, load_model
+from rddlib.interop import load_classifier
+from rddlib.study.graph import given_model
 from rddlib.study.profiles import Profile, as_dict, load_profile
 from rddlib.study.study import Study
 from rddlib.utils.checkpoint import write_atomically
@@ -124,7 +125,7 @@ def study_profile(name: str, overrides: dict[str, str]) -> Profile:
         _check_brought(
             "pretrained.teacher", overrides, ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")
         )
-        profile = fitted(profile, load_model(profile.pretrained.teacher, download=profile.pretrained.download)[0])
+        profile = fitted(profile, given_model(profile.pretrained)[0])
     if profile.pretrained.extractor:
         _check_brought(
             "pretrained.extractor",

@@ -6,7 +6,7 @@ everything below is the same code. Nothing is trained or read before a stage is 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ from rddlib.distillation.train import (
 )
 from rddlib.interop import load_classifier, load_model
 from rddlib.methods import build_objective
-from rddlib.study.profiles import Profile, as_dict
+from rddlib.study.profiles import PretrainedConfig, Profile, as_dict
 from rddlib.study.stage import Stage, Workplace
 from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.utils.errors import UserError
@@ -105,6 +105,18 @@ def ready(denoiser: Denoiser, run: RunConfig) -> Denoiser:
     return prepared(denoiser, replace(run, compile="never"), "float32")
 
 
+def given_model(pretrained: PretrainedConfig) -> tuple[Denoiser, dict]:
+    """pretrained.teacher and its record, read once: nobody may change it. Raises UserError as `load_model` does."""
+    path = Path(pretrained.teacher).expanduser()
+    files = [path, *path.rglob("*")] if path.exists() else []
+    return _given_model(pretrained.teacher, pretrained.download, max((f.stat().st_ctime_ns for f in files), default=0))
+
+
+@lru_cache(maxsize=1)
+def _given_model(teacher: str, download: bool, changed: int) -> tuple[Denoiser, dict]:
+    return load_model(teacher, download=download)
+
+
 def build_denoiser(profile: Profile) -> Denoiser:
     """The profile's U-Net, untrained, with its parametrisation and schedule."""
     base = profile.base
@@ -121,9 +133,7 @@ def new_extractor(profile: Profile, num_classes: int) -> Extractor:
         if not profile.pretrained.teacher:
             return _features_of(build_denoiser(profile), profile)
         with torch.device("cpu"):
-            return _features_of(
-                load_model(profile.pretrained.teacher, download=profile.pretrained.download)[0], profile
-            )
+            return _features_of(given_model(profile.pretrained)[0], profile)
     if config.name.startswith(TORCHVISION):
         return untrained_torchvision_features(config.name.removeprefix(TORCHVISION))
     return build_extractor(config.name, profile.unet.image_channels, num_classes, config.map_at)
@@ -174,7 +184,7 @@ def pretrained_stage(inputs: Inputs) -> Stage:
     """The model of pretrained.teacher as base model; one that predicts eps learns to predict v first, or few-step students
     would learn nothing."""
     p = inputs.profile
-    denoiser, info = load_model(p.pretrained.teacher, download=p.pretrained.download)
+    denoiser, info = given_model(p.pretrained)
     denoiser, converts = denoiser.within(inputs.space), denoiser.prediction == "eps"
 
     def facts() -> dict:
@@ -203,7 +213,7 @@ def check_takes_weight(profile: Profile) -> None:
     """Raise UserError for a given teacher from which stage one cannot start."""
     if not profile.pretrained.teacher:
         return
-    teacher = load_model(profile.pretrained.teacher, download=profile.pretrained.download)[0]
+    teacher = given_model(profile.pretrained)[0]
     if not hasattr(teacher.network, "with_guidance"):
         raise UserError(
             f"pretrained.teacher is a {type(teacher.network).__name__}, which has no place for a guidance weight: its network "

@@ -38,7 +38,7 @@ from rddlib.evaluation import (
     row_of,
     write_record,
 )
-from rddlib.interop import load_classifier, load_model
+from rddlib.interop import load_classifier
 from rddlib.losses.relations import check_form
 from rddlib.methods import LABELS, METHODS, build_objective, find_method
 from rddlib.study.engines import Outcome, on_this_machine
@@ -50,6 +50,7 @@ from rddlib.study.graph import (
     check_takes_weight,
     conditional_profile,
     extractor_to_check,
+    given_model,
     guided_graph,
     plain_graph,
     temperature_of,
@@ -154,8 +155,8 @@ class Study:
 
     @cached_property
     def _given_space(self) -> LatentSpace | None:
-        p = self.profile.pretrained
-        return load_model(p.teacher, download=p.download)[0].space if p.teacher else None
+        given = self.profile.pretrained
+        return given_model(given)[0].space if given.teacher else None
 
     def split(self, name: str) -> ImageDataset:
         """What models learn from of a split, "train", "extractor" or "test": its images, or their latents."""
@@ -451,7 +452,7 @@ class Study:
 
     def _check_class_names(self) -> None:
         """Raise UserError where the given teacher's classes are others, or in another order, than the data set's."""
-        _, info = load_model(self.profile.pretrained.teacher, download=self.profile.pretrained.download)
+        _, info = given_model(self.profile.pretrained)
         theirs, own = info.get("class_names"), list(self.dataset.class_names)
         if theirs and own and theirs != own:
             k = next(k for k in range(len(own)) if theirs[k : k + 1] != own[k : k + 1])

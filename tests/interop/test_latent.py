@@ -295,3 +295,14 @@ def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder,
     assert images.shape == (3, 8, 8) and images.batch(0, 3).shape == (3, 3, 8, 8)
     assert images.provenance["evaluations"] == 1 and images.provenance["clip"] is False
     assert guided.stage_of(arm).recorded()["space"]["origin"] == str(folder.resolve())
+
+
+def test_a_latent_teacher_is_planned_with_its_own_network(folder, tmp_path):
+    from rddlib.study.costs import make_plan
+
+    plan = make_plan(
+        "text", {"pretrained.teacher": str(folder), "guidance.objectives": "[pd]"}, out=tmp_path, seconds=0.1
+    )
+    names = [row.name for row in plan.rows]
+    assert "guided: guidance, stage one" in names and "PD, 3 students" in names, names
+    assert not [name for name in names if "base model" in name]
