@@ -21,7 +21,7 @@ from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, locked, rank, wait
 from rddlib.utils.errors import UserError
 
-WORTH_KEEPING = 10_000  # statistics of more images than this are kept, whatever the network
+WORTH_KEEPING = 2_000  # statistics of more images than this are kept, whatever the network
 
 
 class Reference:

@@ -365,7 +365,7 @@ def text() -> Profile:
             at=(0.0, 1.0, 2.0, 4.0),
             samples=600,
         ),
-        evaluation=replace(full.evaluation, metrics=("fid", "is", "pfd", "agree"), baselines=()),
+        evaluation=replace(full.evaluation, metrics=("fid", "is", "agree"), baselines=()),
         methods=("pd", "cfd", "rdd", WINNER),
     )
 
