@@ -41,7 +41,7 @@ def ablate(
     seed: SeedOption = 0,
     update: UpdateOption = False,
 ) -> None:
-    """Repeat an ablation of the papers, or one of your own, with several seeds.
+    """Repeat an ablation of the papers, or one of your own.
 
     Runs, tables with receipts and figures lie in the study's folder, in ablations/. What is done is not done again; the
     same command goes on where it was stopped.

@@ -56,9 +56,10 @@ def bench_losses_command(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: JsonOption = None,
 ) -> None:
-    """Extra peak memory and time of the relational losses' forms, forward and backward, each in its own process.
+    """Memory and time of the relational losses' three forms.
 
-    The fused form is measured on CUDA.
+    Memory is the extra peak, time that of forward and backward, each in its own process. The fused form is measured on
+    CUDA.
 
     \b
     Examples:
@@ -101,10 +102,10 @@ def bench_step_command(
     steps: Annotated[int, typer.Option(help="Timed steps, after a warm-up.")] = 2,
     out: JsonOption = None,
 ) -> None:
-    """Where the time of one training step goes, in float32, in what "auto" chooses here, and in bf16.
+    """Where the time of one training step goes.
 
-    It trains on random images on the GPU if there is one; no data set is needed. A cifar10 step
-    takes seconds on a CPU: try --batch 4 first, or another profile.
+    In float32, in what "auto" chooses here, and in bf16. It trains on random images on the GPU if there is one; no
+    data set is needed. A cifar10 step takes seconds on a CPU: try --batch 4 first, or another profile.
 
     \b
     Examples:
@@ -137,7 +138,9 @@ def bench_export_command(
     repetitions: Annotated[int, typer.Option(min=1, help="Timed calls; the median counts.")] = 5,
     out: JsonOption = None,
 ) -> None:
-    """Images a second on the CPU: the teacher in all its steps, a one-step student, and the student's TorchScript file.
+    """Images a second on the CPU, of exported students too.
+
+    The teacher draws in all its steps, the student in one, in Python and from its TorchScript file.
 
     The networks are untrained, which changes no time; no data set is needed.
 
@@ -167,7 +170,9 @@ def bench_sliders_command(
     moves: Annotated[int, typer.Option(help="Of each control, at most; the median counts.")] = 6,
     out: JsonOption = None,
 ) -> None:
-    """How soon the notebooks' sliders show a picture that was not drawn before, on one thread.
+    """How soon the notebooks' sliders show a new picture.
+
+    New is one that was not drawn before; on one thread.
 
     The networks are untrained, which changes no time; no data set is needed.
 
@@ -192,7 +197,9 @@ def metric_network(
         Path | None, typer.Option(help="Checkpoint to write; default, of those that ship, where they lie.")
     ] = None,
 ) -> None:
-    """Train a network that scores (those that are shipped were made by this command; a new one changes every FID).
+    """Train a network that scores.
+
+    Those that are shipped were made by this command; a new one changes every FID.
 
     \b
     Examples:

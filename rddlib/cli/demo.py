@@ -13,9 +13,10 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="The picture's folder; default runs/demo.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the picture too.")] = False,
 ) -> None:
-    """Draw with the models that come with rddlib, from one noise: the teacher's steps, and one step of its students.
+    """Draw with the models that come with rddlib.
 
-    Nothing is trained and no data set is needed; profiles with models are photos and digits.
+    From one noise: the teacher in its steps, base model and students in one. Nothing is trained and no data set is needed;
+    profiles with models are photos and digits.
 
     \b
     Examples:

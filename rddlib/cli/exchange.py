@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rddlib.diffusion.denoiser import Denoiser
 
 importing = typer.Typer(help="Models from elsewhere as checkpoints of ours.", no_args_is_help=True)
-exporting = typer.Typer(help="Checkpoints as what other programs load, each with a model card.", no_args_is_help=True)
+exporting = typer.Typer(help="Checkpoints as what other programs load, with a card.", no_args_is_help=True)
 
 ImportTo = Annotated[Path | None, typer.Option("--to", help="File to write; default NAME.safetensors in this folder.")]
 SourceArgument = Annotated[Path, typer.Argument(help="A checkpoint, a published file, or a diffusers folder.")]
@@ -26,7 +26,9 @@ def released(
     to: ImportTo = None,
     image_size: Annotated[int, typer.Option(min=0, help="In pixels, for a U-Net's file that does not say it.")] = 0,
 ) -> None:
-    """Read a file published with RCFD or RDD, without running anything in it, and write a checkpoint.
+    """Read a file published with RCFD or RDD.
+
+    Nothing in it is run; its tensors become a checkpoint.
 
     \b
     Examples:
@@ -57,7 +59,9 @@ def diffusers(
         bool, typer.Option("--null-class", help="Its last class means no class, so that it can be guided.")
     ] = False,
 ) -> None:
-    """Read the UNet2DModel and the betas of a diffusers pipeline, without running code of its folder, and write a checkpoint.
+    """Read the model of a diffusers pipeline.
+
+    No code of its folder is run; its UNet2DModel and its betas become a checkpoint.
 
     \b
     Example:
@@ -101,7 +105,9 @@ def to_pipeline(
     guidance: GuidanceOption = None,
     unclipped: UnclippedOption = False,
 ) -> None:
-    """Save a model as a pipeline that diffusers loads without rddlib, with a model card (README.md).
+    """Save a model as a pipeline of diffusers.
+
+    It loads without rddlib, and has a model card (README.md).
 
     \b
     Examples:
@@ -129,7 +135,9 @@ def torchscript(
     guidance: GuidanceOption = None,
     unclipped: UnclippedOption = False,
 ) -> None:
-    """Save a few-step sampler, noise in and images out, as one TorchScript file for CPUs, with a model card (.md).
+    """Save a few-step sampler as one TorchScript file.
+
+    Noise in, images out, on CPUs; with a model card (.md).
 
     \b
     Example:

@@ -143,9 +143,10 @@ def sample(
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Draw images into OUT/samples: an .npz (arr_0 [N, H, W, C] uint8, arr_1 labels) and a picture of the first 64.
+    """Draw images with a study's model, or any other.
 
-    Batches that are drawn stay drawn: the same command goes on where another was stopped.
+    OUT/samples then has an .npz (arr_0 [N, H, W, C] uint8, arr_1 labels) and a picture of the first 64. Batches that
+    are drawn stay drawn: the same command goes on where another was stopped.
 
     \b
     Examples:
@@ -221,10 +222,11 @@ def evaluate(
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Score images, with a receipt that says how: FID, inception score, KID, precision and recall.
+    """Score images, with a receipt that says how.
 
-    Results go to OUT/evaluations, one JSON file for each protocol and seed; a result that is there is shown, not measured
-    again, and a stopped run goes on. Under torchrun the images are shared out among the processes.
+    Scores are FID, inception score, KID, precision and recall. Results go to OUT/evaluations, one JSON file for each
+    protocol and seed; a result that is there is shown, not measured again, and a stopped run goes on. Under torchrun
+    the images are shared out among the processes.
 
     \b
     Examples:

@@ -17,7 +17,9 @@ def report(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Where files go; default report/ in the first folder.")] = None,
 ) -> None:
-    """The papers' tables, peers' scores and what was measured here, kept apart; and FID against steps as a figure.
+    """The papers' tables, peers' scores, what was measured here.
+
+    They are kept apart, in tables and in a figure of FID against steps.
 
     Numbers that were measured differently do not share a table: the receipts in FOLDER/scores and FOLDER/evaluations
     decide. Writes comparison.csv, comparison.md and fid_against_steps.png.

@@ -38,7 +38,7 @@ def study(
     ] = False,
     update: UpdateOption = False,
 ) -> None:
-    """Run the whole study: notebooks in order, models, scores, figures and index.html.
+    """Run the whole study: models, scores, notebooks, report.
 
     What is done is not done again: a second run takes seconds, a killed one goes on where it stopped.
 
@@ -77,10 +77,10 @@ def plan(
     extractor: ExtractorOption = None,
     download: DownloadOption = False,
 ) -> None:
-    """What the study would take here: time, memory and disk of each stage, from a short measurement.
+    """What the study would take here: time, memory, disk.
 
-    It trains for a few iterations on random images, on the GPU if there is one; nothing is written and no
-    data set is needed. --out: the folder whose free disk counts.
+    Of each stage, from a short measurement. It trains for a few iterations on random images, on the GPU if there is
+    one; nothing is written and no data set is needed. --out: the folder whose free disk counts.
 
     \b
     Examples:

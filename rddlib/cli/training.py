@@ -71,7 +71,9 @@ def extractor(
     seed: SeedOption = 0,
     update: UpdateOption = False,
 ) -> None:
-    """Train the classifier whose features are distilled, and say how many test images it gets right.
+    """Train the classifier whose features are distilled.
+
+    Its last line says how many test images it gets right.
 
     \b
     Examples:
@@ -97,10 +99,11 @@ def guide(
     extractor: ExtractorOption = None,
     download: DownloadOption = False,
 ) -> None:
-    """Distil classifier-free guidance into one network that takes its weight w: one evaluation a step instead of two.
+    """Distil guidance into one network that takes its weight.
 
-    Its teacher, a class-conditional base model trained with label dropout, is trained first; or it is given, such as a
-    text-guided latent pipeline with captioned images. rdd distill --guided halves the result, rdd sample --guidance 2 draws.
+    Classifier-free guidance of weight w then costs one evaluation a step instead of two. Its teacher, a class-
+    conditional base model trained with label dropout, is trained first; or it is given, such as a text-guided latent
+    pipeline with captioned images. rdd distill --guided halves the result, rdd sample --guidance 2 draws with it.
 
     \b
     Examples:
@@ -150,11 +153,11 @@ def distill(
     extractor: ExtractorOption = None,
     download: DownloadOption = False,
 ) -> None:
-    """Halve the number of sampling steps again and again, from a teacher to a student.
+    """Halve the sampling steps, from a teacher to a student.
 
-    The profile's teacher_steps divide the work: down to them everyone halves by pd, below them by the objective.
-    A --teacher brings its network, schedule and (if it was distilled) steps; one that predicts epsilon first learns to predict
-    v, for pretrained.convert.iterations.
+    Again and again, down to --to. The profile's teacher_steps divide the work: down to them everyone halves by pd,
+    below them by the objective. A --teacher brings its network, schedule and (if it was distilled) steps; one that
+    predicts epsilon first learns to predict v, for pretrained.convert.iterations.
 
     \b
     Examples:

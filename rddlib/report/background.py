@@ -244,7 +244,10 @@ def _line(name: str, now: dict) -> str:
     """Progress in one line."""
     if now["state"] == "done":
         return f"{name}: done"
-    parts = [f"{now['stage']} ({now['number']} of {now['stages']}), iteration {now['iteration']} of {now['total']}"]
+    stage = f"{now['stage']} ({now['number']} of {now['stages']})"
+    if now["state"] == "idle":
+        return f"{name}: no training in the background; next is {stage}"
+    parts = [f"{stage}, iteration {now['iteration']} of {now['total']}"]
     if now["loss"] is not None:
         parts.append(f"loss {now['loss']:.4g}")
     if now["state"] == "running" and now["images_per_second"]:

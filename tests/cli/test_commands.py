@@ -1,6 +1,7 @@
 """What the commands do, print and write: in the tiny study's folder, and started as people start them."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -64,10 +65,14 @@ rddlib.report.notebooks.run_study("smoke", CHANGES, Path(OUT), with_notebooks=Fa
     assert {"index.html", "results.csv", "summary.csv", "receipts.json", "grid.png", "scores.png"} <= left
 
 
-@pytest.mark.parametrize("command", ["", "demo", "study", "plan", "train", "distill", "sample", "ablate", "bench step"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "demo", "study", "plan", "train", "distill", "sample", "ablate", "bench", "bench step", "import", "export"],
+)
 def test_help_is_readable(rdd, command):
     status, printed, _ = rdd(*command.split(), *(["--help"] if command else []))
     assert status == 0 and "Usage: rdd" in printed and max(map(len, printed.splitlines())) <= 100
+    assert not re.search(r"[\w,]\.\.\.$", printed, flags=re.M)  # no command's line is cut off
 
 
 # training
