@@ -24,14 +24,14 @@ def demo(
       rdd demo --open
       rdd demo --profile digits --out somewhere
     """
-    from rddlib.report.demo import demo_figure
+    from rddlib.report.demo import demo_view
     from rddlib.report.figures import to_png
     from rddlib.study.folder import default_out
     from rddlib.utils.checkpoint import write_atomically
     from rddlib.utils.text import say
 
     picture = (out or default_out("demo")) / f"{profile}.png"
-    write_atomically(picture, to_png(demo_figure(profile)))
+    write_atomically(picture, to_png(demo_view(profile)()))
     print(f"{picture}: a row is a model, a column one noise")
     if show and typer.launch(str(picture)):
         say("nothing here opens pictures: open it yourself")

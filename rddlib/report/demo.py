@@ -1,13 +1,16 @@
 """What the models that come with the package draw from one noise: a picture without training and without a data set."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import load_denoiser
 from rddlib.diffusion.sampling import ddim_sample
-from rddlib.methods import METHODS
+from rddlib.methods import LABELS, METHODS
 from rddlib.report.figures import same_noise_figure
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.study.stage import MODELS
@@ -15,30 +18,37 @@ from rddlib.study.study import Study
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import shipped
 
-Arms = dict[tuple[str, int], Denoiser]  # by method and steps
 
+def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:
+    """Rows of images by the models of a profile that come with the package.
 
-def demo_figure(name: str = "photos", count: int = 12) -> Figure:
-    """A row of images by the teacher of a profile, and one by its base model and by each of its students in one step.
-
-    Raises UserError where no model of this profile comes with the package.
+    Returns demo(noise, steps): the teacher's, the undistilled base model's in so many steps, and each student's in one, all
+    from the noise of that seed. Raises UserError where no model of this profile comes with the package.
     """
     profile = load_profile(name)
     study, teacher = Study(profile, Path()), profile.progressive.teacher_steps
-    models, noise = _models(profile, shipped(MODELS)), study.noise(count, seed=1)
+    models = _models(profile, shipped(MODELS))
     if ("pd", teacher) not in models:
         raise UserError(f"no teacher of the profile {name} comes with rddlib: rdd study --profile {name} trains one")
 
-    def draw(method: str, steps: int):
-        return ddim_sample(models[method, steps].to(study.device), noise, steps, clip=profile.evaluation.clip)
+    @lru_cache(maxsize=512)
+    def drawn(method: str, steps: int, noise: int) -> Tensor:
+        denoiser = models[method, 1 if method == "ddim" else steps].to(study.device)
+        return ddim_sample(denoiser, study.noise(count, noise), steps, clip=profile.evaluation.clip).cpu()
 
-    one_step = [arm for arm in models if arm[1] == 1]
-    return same_noise_figure(draw, teacher, one_step, f"The models of {name} that come with rddlib, one noise a column")
+    def demo(noise: int = 1, steps: int = 1) -> Figure:
+        arms = [(method, steps if method == "ddim" else 1) for method, one in models if one == 1]
+        theirs = drawn("pd", teacher, noise)
+        apart = [f"{LABELS[m]} {(drawn(m, n, noise) - theirs).square().mean().sqrt():.2f}" for m, n in arms]
+        title = f"RMS distance from the teacher: {', '.join(apart)}"
+        return same_noise_figure(lambda method, n: drawn(method, n, noise), teacher, arms, title)
+
+    return demo
 
 
-def _models(profile: Profile, folder: Path) -> Arms:
-    """Its teacher and what draws in one step, in the order of the table of methods."""
-    found: Arms = {}
+def _models(profile: Profile, folder: Path) -> dict[tuple[str, int], Denoiser]:
+    """Its teacher and what draws in one step, by method and steps, in the order of the table of methods."""
+    found = {}
     for method, steps in (("pd", profile.progressive.teacher_steps), *((method, 1) for method in METHODS)):
         name = "base" if method == "ddim" else f"{method}-{steps}"
         for path in folder.glob(f"{name}-*.safetensors"):

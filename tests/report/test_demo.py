@@ -26,7 +26,7 @@ from rddlib.report import demo
 )
 def test_students_draw_in_one_step_what_the_teacher_draws(profile, labels):
     """Nearer to its images of the same noise than to those of any other, which undistilled DDIM's single step is not."""
-    axes = demo.demo_figure(profile, count=8).axes
+    axes = demo.demo_view(profile, count=8)().axes
     assert [ax.texts[0].get_text() for ax in axes] == labels
     size = 8 if profile == "digits" else 16
     shown = np.stack([ax.images[0].get_array() for ax in axes])  # rows of 8 images with a pixel between them
