@@ -82,7 +82,7 @@ class ImageDataset:
 
     def floats(self, rows: Tensor) -> Tensor:
         """The given rows as float32 images in [-1, 1] (latents as they are), [len(rows), C, H, W], on the labels' device."""
-        batch, device = self.images[rows.to(self.images.device)], self.labels.device
+        batch, device = self.images[_sent(rows, self.images.device)], self.labels.device
         if batch.device != device:
             batch = batch.pin_memory() if device.type == "cuda" else batch
             batch = batch.to(device, non_blocking=True)
@@ -104,6 +104,10 @@ class ImageDataset:
             return images
         mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=generator.device) < 0.5
         return torch.where(mirrored.to(images.device), images.flip(3), images)
+
+    def labels_of(self, rows: Tensor) -> Tensor:
+        """The given rows' labels [len(rows)], on their device."""
+        return self.labels[_sent(rows, self.labels.device)]
 
     def to(self, device) -> "ImageDataset":
         """Move the labels to a device, and the images too unless they take more than RESIDENT_BYTES."""
@@ -149,6 +153,11 @@ class ImageDataset:
     def labels_sha256(self) -> str:
         """The sha256 of the labels."""
         return _sha256(self.labels)
+
+
+def _sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Row numbers on a device; from the CPU on they go without waiting for what the device does."""
+    return rows.to(device, non_blocking=rows.device.type == "cpu")
 
 
 def _halved(images: Tensor) -> Tensor:

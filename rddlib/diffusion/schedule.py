@@ -87,7 +87,7 @@ class DiscreteCosineSchedule(_TableSchedule):
 
     def _at(self, t: Tensor | float) -> Tensor:
         k = self.index(t)
-        return self._alpha_bar.to(k.device)[k]
+        return self._alpha_bar.to(k.device, non_blocking=True)[k]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class BetaSchedule(_TableSchedule):
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k/n * T can miss i + 1 by an ulp
         low = position.floor().long().clamp(max=self.steps - 1)
-        alpha_bar = self._alpha_bar.to(position.device)
+        alpha_bar = self._alpha_bar.to(position.device, non_blocking=True)
         return torch.lerp(alpha_bar[low], alpha_bar[low + 1], position - low)
 
 

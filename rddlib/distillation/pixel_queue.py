@@ -119,7 +119,7 @@ class PixelQueue(nn.Module):
             raise ValueError("the queue is empty: push a teacher's map first")
         device = generator.device if generator is not None else "cpu"
         if "queue_draw" in self.released:
-            chosen = torch.arange(count) * max(held // count, 1) % held
+            chosen = torch.arange(count, device=self.rows.device) * max(held // count, 1) % held
         elif count <= held:
             chosen = torch.randperm(held, generator=generator, device=device)[:count]
         else:

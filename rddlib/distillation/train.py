@@ -26,7 +26,7 @@ from rddlib.utils.errors import UserError
 
 def labels_of(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
     """Labels [len(rows)] of these rows, None where the denoiser takes none."""
-    return dataset.labels[rows.to(dataset.labels.device)] if denoiser.num_classes else None
+    return dataset.labels_of(rows) if denoiser.num_classes else None
 
 
 def drop_labels(y: Tensor | None, denoiser: Denoiser, generator: torch.Generator) -> Tensor | None:
@@ -229,7 +229,7 @@ def train_classifier(
 
     def loss(model: nn.Module, step: Step):
         images = augment(dataset.batch(step.rows, step.generator), step.generator, shift)
-        return F.cross_entropy(logits(model(images)), dataset.labels[step.rows.to(images.device)]), {}
+        return F.cross_entropy(logits(model(images)), dataset.labels_of(step.rows)), {}
 
     return trainer.fit(network, loss, len(dataset))
 
