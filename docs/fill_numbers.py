@@ -124,6 +124,18 @@ def evidence_table() -> str:
     return _table(["", *heads], body)
 
 
+def text_table() -> str:
+    """The text-guided example: at each weight FID and, in brackets, the share of images that show their prompt."""
+    rows, body = pd.read_csv(RESULTS / "text_guided.csv"), []
+    weights = sorted(rows["guidance"].unique())
+    for (method, sampler, steps), found in rows.groupby(["method", "sampler", "steps"], sort=False):
+        at = found.set_index("guidance")
+        cells = [f"{at['fid'][w]:.1f} ({at['agree'][w]:.0%})" for w in weights]
+        name = LABELS[method] + ", stochastic" * (sampler == "stochastic")
+        body.append([name, str(steps), str(steps * (2 if method == "teacher" else 1)), *cells])
+    return _table(["", "steps", "evaluations", *(f"w = {w:g}" for w in weights)], body)
+
+
 def ablations_table() -> str:
     """What became of each ablation's claims."""
     table, body = ablation_results.published(), []
@@ -218,6 +230,7 @@ TABLES = {
     "export": export_table,
     "photos": lambda: digits_table("photos"),
     "claims": claims_table,
+    "text": text_table,
     "step": step_table,
     "losses": losses_table,
 }
