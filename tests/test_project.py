@@ -135,6 +135,16 @@ def test_published_guidance_is_whole_and_has_receipts():
     assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
 
 
+def test_the_text_guided_example_has_receipts_of_one_network():
+    rows, receipts = pd.read_csv(RESULTS / "text_guided.csv"), receipts_of("text_guided")
+    assert len(rows) == len(receipts) and rows["agree"].between(0, 1).all()
+    assert len({(receipt["network_sha256"], receipt["samples"]) for receipt in receipts.values()}) == 1
+    drawn = {(r["sampler"], r["steps"], r["guidance"], r["evaluations"]) for r in receipts.values()}
+    arms = rows[["method", "steps", "guidance", "sampler"]].itertuples(index=False, name=None)
+    assert drawn == {(s, n, w, (2 if m == "teacher" else 1) * n) for m, n, w, s in arms}
+    assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
+
+
 def test_the_published_pipeline_has_receipts_of_one_commit():
     records = json.loads((RESULTS / "digits_diffusers.json").read_text())
     receipts = [record["receipt"] for record in records]
