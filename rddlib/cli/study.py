@@ -1,5 +1,6 @@
 """`rdd study`: everything, in order; `rdd plan`: what it would cost."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from rddlib.cli.options import (
     parse_overrides,
     with_models,
 )
+from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
 
@@ -76,6 +78,9 @@ def plan(
     teacher: TeacherOption = None,
     extractor: ExtractorOption = None,
     download: DownloadOption = False,
+    computed: Annotated[
+        bool, typer.Option("--computed", help="Of --teacher: parameters, FLOPs, memory from its configuration alone.")
+    ] = False,
 ) -> None:
     """What the study would take here: time, memory, disk.
 
@@ -88,11 +93,15 @@ def plan(
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
       rdd plan --profile own --teacher ddpm-folder
+      rdd plan --profile text --computed --teacher stable-diffusion-folder --set distill.train.batch_size=8
     """
     from rddlib.study.costs import make_plan
     from rddlib.study.folder import default_out
     from rddlib.utils.text import human_size
 
+    if computed:
+        _say_computed(profile, parse_overrides(settings), teacher)
+        return
     folder = out or default_out(profile)
     settings = with_models(settings, teacher, extractor, download)
     found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, say=say)
@@ -109,3 +118,14 @@ def plan(
         print(f"Memory allows every stage a batch of {found.largest_batch:,} images ({fields})")
     for line in found.warnings():
         print(line)
+
+
+def _say_computed(profile: str, overrides: dict[str, str], teacher: str | None) -> None:
+    from rddlib.study.computed import computed
+    from rddlib.study.profiles import load_profile
+
+    if teacher is None:
+        raise UserError("--computed is of a given model: name its folder with --teacher")
+    train = load_profile(profile, overrides).distill.train
+    found = computed(Path(teacher).expanduser(), "bf16" if train.precision == "bf16" else "float32")
+    print("\n".join(found.lines(train.batch_size)))

@@ -1,0 +1,119 @@
+"""What a network of any size would take to distil, computed on the meta device: nothing is measured, and nothing is read but
+the network's configuration."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rddlib.diffusion.diffusers_unet import diffusers_class, sides_of
+from rddlib.utils.errors import UserError
+from rddlib.utils.text import human_size
+
+UNETS = ("UNet2DConditionModel", "UNet2DModel")
+TOKENS = 77  # of a prompt, CLIP's
+TRAINED = 16  # bytes of a trained parameter: it, its gradient and Adam's two moments, all in float32
+EVALUATIONS = (
+    5  # an iteration of either stage: two of the teacher, one of the student, and a backward pass twice as dear
+)
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Of one network: parameters; flops: of evaluating one image once; kept: bytes that its backward pass needs of one image."""
+
+    name: str
+    shape: tuple[int, int, int]
+    precision: str
+    parameters: int
+    flops: int
+    kept: int
+
+    def memory(self, batch: int) -> int:
+        """Bytes of a student in training at this batch, its teacher beside it in float32; buffers of kernels come on top."""
+        return self.parameters * (TRAINED + 4) + self.kept * batch
+
+    def lines(self, batch: int) -> list[str]:
+        """As `rdd plan --computed` says it."""
+        shape, fixed = "x".join(map(str, self.shape)), self.memory(0)
+        return [
+            f"{self.name}: {self.parameters / 1e6:.1f}M parameters, latents or images of {shape}",
+            f"one evaluation of one image: {self.flops / 1e9:.1f} GFLOP; an iteration of batch {batch}, in either stage: "
+            f"{EVALUATIONS * batch * self.flops / 1e12:.2f} TFLOP",
+            f"memory in {self.precision}: {human_size(fixed)} of student, Adam and teacher, and {human_size(self.kept)} of "
+            f"activations an image: {human_size(self.memory(batch))} at batch {batch}",
+            "Computed on the meta device, not measured: attention as fused kernels keep it, without buffers, extractor, autoencoder.",
+        ]
+
+
+def computed(folder: Path, precision: str = "float32") -> Computed:
+    """What the U-Net of a diffusers pipeline's folder would take; it needs unet/config.json and no weights.
+
+    precision: of the activations, "float32" or "bf16". Raises UserError where there is no such configuration.
+    """
+    place = folder / "unet" / "config.json" if (folder / "unet").is_dir() else folder / "config.json"
+    try:
+        config = json.loads(place.read_text(encoding="utf-8"))
+        kind = config["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place} describes no network: name the folder of a pipeline with unet/config.json") from error
+    if kind not in UNETS:
+        raise UserError(f"{place} describes a {kind}: only {' and '.join(UNETS)} can be computed")
+    with torch.device("meta"):
+        unet = diffusers_class(kind).from_config(config)
+    return of_network(unet, precision)
+
+
+def of_network(unet: nn.Module, precision: str = "float32") -> Computed:
+    """`computed` of a network of diffusers, on whichever device it is."""
+    like = next(unet.parameters())
+    dtype, shape = DTYPES[precision], (unet.config.in_channels, *sides_of(unet))
+    count = sum(parameter.numel() for parameter in unet.parameters())
+    unet = unet.to(dtype)
+    own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if (storage := tensor.untyped_storage()._cdata) not in own:
+            kept[storage] = tensor  # each storage once, however many layers keep it
+        return tensor
+
+    z = torch.zeros(1, *shape, device=like.device, dtype=dtype)
+    options = {}
+    if hasattr(unet.config, "cross_attention_dim"):
+        width = unet.config.cross_attention_dim
+        options["encoder_hidden_states"] = torch.zeros(1, TOKENS, width, device=like.device, dtype=dtype)
+    t = torch.zeros(1, device=like.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(z, t, return_dict=False, **options)
+    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        unet(z, t, return_dict=False, **options)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return Computed(type(unet).__name__, shape, precision, count, counter.get_total_flops(), size)
+
+
+class _Attention(torch.autograd.Function):
+    """What a fused attention keeps for its backward pass: its inputs and its output, never the matrix of weights."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain

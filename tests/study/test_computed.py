@@ -1,0 +1,50 @@
+"""What a network would take, computed: against published and counted numbers."""
+
+import pytest
+import torch
+
+from rddlib.cli import main
+from rddlib.study.computed import of_network
+
+diffusers = pytest.importorskip("diffusers", reason="networks of diffusers: pip install 'rddlib[baselines]'")
+
+
+def stable_diffusion():
+    """The U-Net of Stable Diffusion 1.5's configuration."""
+    return diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+
+
+def test_stable_diffusions_parameters_are_the_published_number():
+    with torch.device("meta"):
+        found = of_network(stable_diffusion())
+    assert found.parameters == 859_520_964 and found.shape == (4, 64, 64)
+    assert found.memory(0) == 20 * found.parameters and found.memory(3) - found.memory(2) == found.kept
+
+
+def test_the_meta_device_says_what_a_cpu_keeps():
+    """One network on both; a layer of known size beside it adds what it keeps by hand."""
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 8}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    networks = []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            networks.append(diffusers.UNet2DModel(**sizes, **kinds, in_channels=2, out_channels=2))
+    meta, cpu = map(of_network, networks)
+    assert meta == cpu and meta.kept > 0
+    with torch.device("meta"):
+        wider = of_network(diffusers.UNet2DModel(**sizes | {"sample_size": 16}, **kinds, in_channels=2, out_channels=2))
+    assert wider.flops / meta.flops == pytest.approx(
+        4, rel=0.02
+    )  # all but the time's layers, and attention, grow fourfold
+
+
+def test_the_command_reads_a_configuration_alone(tmp_path, capsys):
+    with torch.device("meta"):
+        network = stable_diffusion()
+    network.save_config(tmp_path / "unet")
+    main(["plan", "--profile", "text", "--computed", "--teacher", str(tmp_path), "--set", "distill.train.batch_size=2"])
+    said = capsys.readouterr().out
+    assert "859.5M parameters" in said and "at batch 2" in said and "not measured" in said
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--profile", "text", "--computed", "--teacher", str(tmp_path / "nowhere")])
+    assert stop.value.code == 2
