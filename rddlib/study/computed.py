@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Computed:
-    """Of one network: parameters; flops: of evaluating one image once; kept: bytes that its backward pass needs of one image."""
+    """Of one network: parameters; flops: of evaluating one image; kept: bytes that its backward pass needs of one image."""
 
     name: str
     shape: tuple[int, int, int]
@@ -49,7 +49,7 @@ class Computed:
             f"{EVALUATIONS * batch * self.flops / 1e12:.2f} TFLOP",
             f"memory in {self.precision}: {human_size(fixed)} of student, Adam and teacher, and {human_size(self.kept)} of "
             f"activations an image: {human_size(self.memory(batch))} at batch {batch}",
-            "Computed on the meta device, not measured: attention as fused kernels keep it, without buffers, extractor, autoencoder.",
+            "Computed on the meta device, not measured: with fused attention, without buffers, extractor and autoencoder.",
         ]
 
 
@@ -76,7 +76,7 @@ def of_network(unet: nn.Module, precision: str = "float32") -> Computed:
     like = next(unet.parameters())
     dtype, shape = DTYPES[precision], (unet.config.in_channels, *sides_of(unet))
     count = sum(parameter.numel() for parameter in unet.parameters())
-    unet = unet.to(dtype)
+    unet = nn.Module.to(unet, dtype)  # past a warning that is for models in use
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     kept: dict[int, Tensor] = {}
 
