@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 ARGS ?=
 GPU = runs/cifar10_small
 
-.PHONY: help demo study gpu-study test test-all lab check clean
+.PHONY: help demo study gpu-study test test-all test-gpu lab check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make gpu-study the cifar10_small study on a GPU, with ARGS='--set data.download=true'; what to keep is in $(GPU)/home"
 	@echo "make test      install and run the tests, those in a browser too where there is one"
 	@echo "make test-all  the same, long tests included"
+	@echo "make test-gpu  the tests that need CUDA, alone"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make check     formatting, lint and notebooks without outputs"
 
@@ -53,6 +54,9 @@ test: $(VENV)/installed $(VENV)/browser
 
 test-all: $(VENV)/installed $(VENV)/browser
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(VENV)/installed
+	@$(BIN)/python -m pytest -m gpu -n 0 $(ARGS)
 
 lab: $(VENV)/installed
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks

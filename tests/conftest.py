@@ -20,6 +20,15 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+DEVICES = ["cpu", *[pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """The CPU, and CUDA where there is some; `-m gpu` is the second alone."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

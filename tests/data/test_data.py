@@ -56,6 +56,7 @@ def test_large_sets_stay_where_they_are(monkeypatch):
     assert torch.equal(data.to("cpu").floats(rows), data.floats(rows))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_streamed_and_resident_images_are_equal_on_cuda(monkeypatch):
     data, rows = load_dataset("digits"), torch.tensor([5, 0, 1796])

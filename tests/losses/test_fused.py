@@ -28,6 +28,12 @@ def test_equals_the_reference_in_tritons_interpreter():
     assert "passed" in run_form(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_equals_the_reference_on_a_gpu():
+    assert "passed" in run_form(TRITON_INTERPRET="0")
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
