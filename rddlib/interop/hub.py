@@ -8,7 +8,9 @@ from rddlib.utils.text import say
 
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 TIMEOUT = 30.0  # seconds without an answer after which to give up
-DESCRIBING = ("*.json", "README.md")  # what is fetched first: a pipeline that cannot be taken is refused by it
+PARTS = ("unet", "vae", "vqvae", "text_encoder")  # folders of networks
+WHOLE = re.compile(r"[\w-]+(-\d+-of-\d+)?")  # a file of weights, or one of its parts; variants have a dot more
+DESCRIBING = ("*.json", "*/merges.txt", "README.md")  # what is fetched first, and may refuse the rest
 
 
 def is_hub_name(text: str) -> bool:
@@ -60,14 +62,14 @@ def _cached(snapshot_download, repository: str, options: dict) -> Path | None:
 
 
 def _weights(names: list[str]) -> list[str]:
-    """Which of a repository's files hold the network's weights, in full precision."""
-    own = [name for name in names if name.rpartition("/")[0] in ("", "unet")]
-    for suffix in (".safetensors", ".bin"):
-        if found := [
-            name for name in own if re.fullmatch(r"[\w-]+(-\d+-of-\d+)?", Path(name).stem) and name.endswith(suffix)
-        ]:
-            return found
-    return []
+    """Which of a repository's files hold its networks' weights, in full precision: those of its parts, or else at its top."""
+    there = {name.rpartition("/")[0] for name in names}
+    found = []
+    for part in [part for part in PARTS if part in there] or [""]:
+        own = [name for name in names if name.rpartition("/")[0] == part and WHOLE.fullmatch(Path(name).stem)]
+        kinds = ([name for name in own if name.endswith(suffix)] for suffix in (".safetensors", ".bin"))
+        found += next(filter(None, kinds), [])
+    return found
 
 
 def licence(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Latent pipelines of diffusers in and out: text-guided and unconditional latent diffusion, as networks in a LatentSpace."""
 
+import copy
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ def _part(source: Path | Mapping[str, object], part: str, library: str, names: s
         found = source.get(part)
         if type(found).__name__ not in (*names, *(f"{name}Fast" for name in names)):
             raise UserError(f"this pipeline's {part} is a {type(found).__name__}: expected {' or '.join(names)}")
-        return found.float() if isinstance(found, nn.Module) else found
+        return copy.deepcopy(found).float() if isinstance(found, nn.Module) else found
     folder, why = source / part, None
     for name in names:
         if not folder.is_dir():

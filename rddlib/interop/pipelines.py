@@ -52,7 +52,7 @@ def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) ->
     if latent := _latent_source(source):
         schedule, prediction = _schedule_of(scheduler or latent[2])
         network = latent_network(*latent[:2], schedule.steps)
-        denoiser = Denoiser(copy.deepcopy(network), schedule, prediction).eval().requires_grad_(False)
+        denoiser = Denoiser(network, schedule, prediction).eval().requires_grad_(False)
         dry_run(denoiser)
         return denoiser
     unet, own_scheduler, has_null = _parts(source)

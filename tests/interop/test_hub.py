@@ -10,7 +10,7 @@ from small_models import edit, needs_diffusers, quiet, refused, unet2d
 
 from rddlib.interop import from_diffusers, load_model
 from rddlib.interop.cards import model_card
-from rddlib.interop.hub import _weights, is_hub_name
+from rddlib.interop.hub import DESCRIBING, _weights, is_hub_name
 
 pytestmark = [needs_diffusers, *quiet]
 REVISION = "a" * 40
@@ -78,16 +78,21 @@ def test_a_download_begins_with_what_may_refuse_the_rest(cache, pipeline, monkey
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(siblings=files))
     load_model("me/ddpm", download=True)
     load_model("me/kept", download=True)  # which the cache holds: nobody is asked
-    assert asked == [["*.json", "README.md"], ["*.json", "README.md", "unet/diffusion_pytorch_model.safetensors"]]
+    assert asked == [[*DESCRIBING], [*DESCRIBING, "unet/diffusion_pytorch_model.safetensors"]]
     edit(pipeline / "model_index.json", vae=["diffusers", "AutoencoderKL"])
     assert "has a vae" in refused(load_model, "me/ddpm", download=True) and len(asked) == 3  # no weights were fetched
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
     assert "me/ddpm cannot be fetched (division by zero): try again" in refused(load_model, "me/ddpm", download=True)
 
 
-def test_safetensors_in_full_precision_go_first():
-    names = ["unet/a.safetensors", "unet/a.fp16.safetensors", "unet/a.bin", "vae/a.safetensors", "b.non_ema.bin"]
-    assert _weights(names) == ["unet/a.safetensors"] and _weights(names[2:]) == ["unet/a.bin"]
-    assert (
-        _weights(["a-00001-of-00002.safetensors", "a.bin"]) == ["a-00001-of-00002.safetensors"] and _weights([]) == []
-    )
+def test_of_a_text_guided_repository_only_its_parts_whole_weights_are_fetched():
+    stem = "diffusion_pytorch_model"
+    wanted = [f"unet/{stem}.safetensors", f"vae/{stem}.safetensors", "text_encoder/model-00001-of-00002.bin"]
+    others = [
+        "v1-5-pruned.safetensors",
+        f"unet/{stem}.fp16.safetensors",
+        f"unet/{stem}.bin",
+        "safety_checker/model.bin",
+    ]
+    assert _weights([*others, *wanted, "model_index.json", "tokenizer/vocab.json"]) == wanted
+    assert _weights([f"{stem}.bin", "config.json"]) == [f"{stem}.bin"]
