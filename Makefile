@@ -5,12 +5,13 @@ BIN = $(VENV)/bin
 ARGS ?=
 GPU = runs/cifar10_small
 
-.PHONY: help demo study gpu-study test test-all test-gpu lab check clean
+.PHONY: help demo study gpu gpu-study test test-all test-gpu lab check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      install into $(VENV) and draw with the models in the box: runs/demo/photos.png, in seconds"
 	@echo "make study     install into $(VENV) and run the digits study (about 17 minutes on 2 cores)"
+	@echo "make gpu       all that is to be measured on a GPU, IMAGES=a folder with CIFAR-10; what to keep is in runs/gpu/home"
 	@echo "make gpu-study the cifar10_small study on a GPU, with ARGS='--set data.download=true'; what to keep is in $(GPU)/home"
 	@echo "make test      install and run the tests, those in a browser too where there is one"
 	@echo "make test-all  the same, long tests included"
@@ -42,6 +43,12 @@ demo: $(VENV)/installed
 
 study: $(VENV)/installed
 	@$(BIN)/rdd study $(ARGS)
+
+# With what Python there is, where nothing can be installed: a machine lent for an hour, without network, WHEELS=a folder
+# that docs/wheels.sh filled.
+gpu:
+	@python="$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))"; \
+		$$python docs/gpu_day.py --images "$(IMAGES)" $(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
 
 gpu-study: $(VENV)/installed
 	@test -f $(GPU)-metric.safetensors || $(BIN)/rdd metric-network cifar10_small --out $(GPU)-metric.safetensors $(ARGS)

@@ -1,0 +1,200 @@
+"""All that is to be measured once a GPU is at hand, step by step; what is to be taken home lies in one small folder.
+
+python docs/gpu_day.py --images CIFAR10_FOLDER [--out runs/gpu] [--wheels wheels]     # make gpu IMAGES=CIFAR10_FOLDER
+python docs/gpu_day.py --tiny                                                         # the same on a CPU, in minutes
+
+Each step has a time limit, and what it left is kept whatever becomes of the others: JSON, CSV, PNG in OUT/home, with
+steps.json, which says what ran, when, on what and how it ended. Run again, it goes on with the steps that are not done.
+Nothing is fetched. `docs/wheels.sh` puts what a bare machine with PyTorch lacks into a folder, for --wheels.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+KEPT = (".json", ".jsonl", ".csv", ".png", ".txt", ".xml", ".html")
+LARGEST = 16 * 2**20  # bytes of what is taken home, all together
+FAREWELL = 60  # seconds between asking a step to stop, and so to save, and stopping it
+METHODS = "pd,pd_stages,cfd,rcfd,rdd,cfd_is,cfd_pd,cfd_is_pd"
+TINY = ("base.train.iterations=2", "progressive.train.iterations=1", "extractor.train.iterations=2")
+TINY += ("distill.iterations=[1,1,1]", "evaluation.samples=80", "evaluation.batch_size=80", "evaluation.baselines=[]")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, run in the checkout; limit: seconds; results: files and folders of which a copy is taken home."""
+
+    name: str
+    command: tuple[str, ...]
+    limit: float
+    results: tuple[Path, ...] = ()
+
+
+def steps_of(out: Path, images: str, tiny: bool) -> list[Step]:
+    """What there is to do, in order; tiny: in minutes, on a CPU."""
+    python, rdd = sys.executable, (sys.executable, "-m", "rddlib.cli")
+    device, work, steps = ("cpu" if tiny else "cuda"), out / "work", []
+
+    def bench(name: str, limit: float, *options: str) -> None:
+        path = work / f"bench_{name}.json"
+        steps.append(Step(f"bench_{name}", (*rdd, "bench", *options, "--out", str(path)), limit, (path,)))
+
+    def study(name: str, limit: float, profile: str, *settings: str) -> None:
+        folder = work / name
+        chosen = [word for setting in settings for word in ("--set", setting)]
+        command = (*rdd, "study", "--profile", profile, "--no-notebooks", "--out", str(folder), *chosen)
+        steps.append(Step(name, command, limit, (folder,)))
+
+    study("smoke", 300, "smoke", *TINY * tiny)
+    chosen = ("tests/test_on_device.py", "-k", "queue") if tiny else ("-m", "gpu", "-n0")
+    report = work / "test_gpu.xml"
+    pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, f"--junitxml={report}")
+    steps.append(Step("test_gpu", pytest, 900, (report,)))
+    quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32") if tiny else ()
+    for loss in ("is_p2p", "m_p2p"):
+        bench(f"losses_{loss}", 900, "losses", "--device", device, "--loss", loss, *quick)
+    quick = ("--what", "pd", "--batch", "2", "--steps", "1") if tiny else ("--steps", "10")
+    for profile in ("smoke",) if tiny else ("cifar10", "imagenet64"):
+        bench(f"step_{profile}", 1200, "step", "--profile", profile, *quick)
+    if tiny:
+        study("study", 600, "smoke", "methods=[pd,rdd]", *TINY)
+    else:
+        metric, data = work / "metric.safetensors", f"data.root={images}"
+        command = (*rdd, "metric-network", "cifar10_small", "--out", str(metric), "--set", data)
+        steps.append(Step("metric_network", command, 900, (metric.with_suffix(".json"),)))
+        settings = (data, f"methods=[{METHODS}]", f"evaluation.network={metric.resolve()}")
+        study("study", 4 * 3600, "cifar10_small", *settings)
+    return steps
+
+
+def run_steps(steps: Sequence[Step], home: Path) -> bool:
+    """Run those that are not done, in order; returns whether all are. home: where steps.json and copies of results go."""
+    home.mkdir(parents=True, exist_ok=True)
+    notes = home / "steps.json"
+    done = json.loads(notes.read_text()) if notes.exists() else {}
+    for step in steps:
+        before = done.get(step.name, {})
+        if before.get("status") == 0 and before["command"] == list(step.command):
+            print(f"{step.name}: done before, in {before['seconds']} s", flush=True)
+            continue
+        print(f"{step.name}: at most {step.limit:.0f} s", flush=True)
+        began, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+        status = _run(step, home / f"{step.name}.txt")
+        left_out = [name for result in step.results for name in _take_home(result, home / step.name, home)]
+        done[step.name] = {"command": list(step.command), "status": status, "began": began, "limit": step.limit}
+        done[step.name] |= {"seconds": round(time.monotonic() - clock, 1), "left_out": left_out, **_facts()}
+        _write(notes, json.dumps(done, indent=1) + "\n")
+        print(f"{step.name}: {'done' if status == 0 else status}, {done[step.name]['seconds']} s", flush=True)
+    return all(done.get(step.name, {}).get("status") == 0 for step in steps)
+
+
+def _run(step: Step, log: Path) -> int | str:
+    """0, or why it is not done; what it says goes into the log."""
+    place = {"PYTHONPATH": os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))}
+    place |= {"RDD_PROGRESS": "line", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    for result in step.results:
+        result.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as said:
+        process = subprocess.Popen(
+            step.command, cwd=TOP, env=os.environ | place, stdout=said, stderr=said, start_new_session=True
+        )
+        try:
+            code = process.wait(step.limit)
+            return code if code == 0 else f"ended with {code}, see {log.name}"
+        except subprocess.TimeoutExpired:
+            return f"not done in {step.limit:.0f} s"
+        finally:  # on Ctrl-C too
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ask a step and all that it started to stop, which lets a training save, then stop what is left."""
+    for number, wait in ((signal.SIGTERM, FAREWELL), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _take_home(result: Path, to: Path, home: Path) -> list[str]:
+    """Copy the small files of a result; returns the names of those that did not fit."""
+    left_out, files = [], sorted(result.rglob("*")) if result.is_dir() else [result] * result.exists()
+    for path in sorted(
+        (path for path in files if path.suffix in KEPT and path.is_file()), key=lambda p: p.stat().st_size
+    ):
+        target = to / (path.relative_to(result) if result.is_dir() else path.name)
+        old = target.stat().st_size if target.exists() else 0
+        if _size(home) - old + path.stat().st_size > LARGEST:
+            left_out.append(str(target.relative_to(home)))
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        if path.name.startswith("bench_") and path.suffix == ".json":
+            _as_csv(path, target.with_suffix(".csv"))
+    return left_out
+
+
+def _as_csv(report: Path, path: Path) -> None:
+    import pandas as pd
+
+    found = json.loads(report.read_text())
+    pd.json_normalize(found if isinstance(found, list) else found["rows"]).to_csv(path, index=False)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _facts() -> dict:
+    sys.path.insert(0, str(TOP))
+    from benchmarks.process import machine
+
+    return {name: value for name, value in machine().items() if name != "written"}
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def main() -> int:
+    """0 where all is done, 1 where a step is not, 2 for wrong input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="CIFAR-10 in a folder: torchvision's files, or images in folders")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to install torch-fidelity and papermill from")
+    parser.add_argument("--tiny", action="store_true", help="try it on a CPU, in minutes")
+    given = parser.parse_args()
+    if not given.tiny and not (given.images and Path(given.images).is_dir()):
+        parser.error(f"--images {given.images}: no such folder; name one that holds CIFAR-10, or add --tiny")
+    if given.wheels:
+        if not given.wheels.is_dir():
+            parser.error(f"--wheels {given.wheels}: no such folder; docs/wheels.sh makes one")
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(given.wheels))
+        subprocess.run([*pip, "torch-fidelity", "papermill"], check=True)
+    import torch
+
+    if not given.tiny and not torch.cuda.is_available():
+        parser.error("this machine has no GPU that PyTorch sees: add --tiny to try it on the CPU")
+    out = given.out.resolve()
+    whole = run_steps(steps_of(out, str(Path(given.images or ".").resolve()), given.tiny), out / "home")
+    print(f"{out / 'home'}: {_size(out / 'home') / 2**20:.1f} MiB to take home")
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
