@@ -26,7 +26,13 @@ LARGEST = 16 * 2**20  # bytes of what is taken home, all together
 FAREWELL = 60  # seconds between asking a step to stop, and so to save, and stopping it
 METHODS = "pd,pd_stages,cfd,rcfd,rdd,cfd_is,cfd_pd,cfd_is_pd"
 TINY = ("base.train.iterations=2", "progressive.train.iterations=1", "extractor.train.iterations=2")
-TINY += ("distill.iterations=[1,1,1]", "evaluation.samples=80", "evaluation.batch_size=80", "evaluation.baselines=[]")
+TINY += (
+    "distill.iterations=[1,1,1]",
+    "evaluation.samples=80",
+    "evaluation.batch_size=80",
+    "evaluation.baselines=[]",
+    "jobs=1",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def steps_of(out: Path, images: str, tiny: bool) -> list[Step]:
         command = (*rdd, "study", "--profile", profile, "--no-notebooks", "--out", str(folder), *chosen)
         steps.append(Step(name, command, limit, (folder,)))
 
-    study("smoke", 300, "smoke", *TINY * tiny)
+    study("smoke", 300, "smoke", *(*TINY, "methods=[pd]") * tiny)
     chosen = ("tests/test_on_device.py", "-k", "queue") if tiny else ("-m", "gpu", "-n0")
     report = work / "test_gpu.xml"
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, f"--junitxml={report}")
@@ -186,6 +192,7 @@ def main() -> int:
             parser.error(f"--wheels {given.wheels}: no such folder; docs/wheels.sh makes one")
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(given.wheels))
         subprocess.run([*pip, "torch-fidelity", "papermill"], check=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which stops the step that runs, as Ctrl-C does
     import torch
 
     if not given.tiny and not torch.cuda.is_available():
