@@ -93,7 +93,7 @@ def plan(
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
       rdd plan --profile own --teacher ddpm-folder
-      rdd plan --profile text --computed --teacher stable-diffusion-folder --set distill.train.batch_size=8
+      rdd plan --computed --teacher sd-folder --set distill.train.batch_size=8
     """
     from rddlib.study.costs import make_plan
     from rddlib.study.folder import default_out
