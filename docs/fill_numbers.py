@@ -430,6 +430,22 @@ def photos_sentences() -> list[str]:
     ]
 
 
+def text_sentences() -> list[str]:
+    rows = pd.read_csv(RESULTS / "text_guided.csv").query("sampler == 'ddim'")
+    fid, agree = (
+        rows.pivot_table(index=["method", "steps"], columns="guidance", values=name) for name in ("fid", "agree")
+    )
+    one = fid.xs(1, level="steps")
+    assert (one.idxmin() == "pd").all() and (agree.loc["teacher", 32].loc[1:] == 1).all()
+    assert fid.loc["teacher", 32].is_monotonic_increasing  # "FID only grows with w"
+    pd_, teacher = (["pd", 1], ["teacher", 32])
+    return [
+        f"an FID of {fid.loc[*pd_][0]:.1f} and an agreement of {agree.loc[*pd_][0]:.0%}, where the teacher has "
+        f"{fid.loc[*teacher][0]:.1f} and {agree.loc[*teacher][0]:.0%}".replace("%", " %"),
+        f"far behind ({one.loc['cfd'][0]:.1f})",
+    ]
+
+
 def label_free_sentences() -> list[str]:
     rows = ablation_results.published("data/results/digits_label_free.csv")
     fid = {name: _spread(group["fid"]) for name, group in rows.groupby("setting")}
@@ -468,6 +484,7 @@ SENTENCES = (
     pipeline_sentences,
     protocol_sentences,
     share_sentences,
+    text_sentences,
 )
 
 
