@@ -158,6 +158,7 @@ def sample(
     """
     from rddlib.evaluation import NpzImages, draw_to_file, write_pngs
     from rddlib.study.folder import default_out
+    from rddlib.study.stage import key_of
     from rddlib.utils.distributed import rank
 
     _check_sampler(checkpoint, sampler, guidance)
@@ -179,8 +180,10 @@ def sample(
         model = method if guidance is None else f"guided-{method}-{sampler}"
     drawn = images.provenance
     conditions = ("" if guidance is None else f"-w{guidance:g}") + "".join(
-        f"-{word}" for word in chosen and ("class", *chosen)
+        f"-{word}" for word in not prompt and chosen and ("class", *chosen) or ()
     )
+    if prompt:
+        conditions += f"-prompts-{key_of(prompt)}"
     clipped = "" if drawn["clip"] else "-unclipped"
     name = f"{model}-{drawn['weights_sha256'][:8]}-{steps}steps{conditions}-{count}-noise{noise}{clipped}"
     path = folder / "samples" / f"{name}.npz"

@@ -50,7 +50,7 @@ def model_card(
     rows = {
         "network": summary(denoiser),
         "images": _images(denoiser, lineage),
-        "sampling": f"DDIM, {_counted(steps)}, x {'held in [-1, 1]' if clip else 'not clipped'}",
+        "sampling": f"DDIM, {_counted(steps)}, x {'held in [-1, 1]' if clip and denoiser.space is None else 'not clipped'}",
         **({} if guidance is None else {"guidance": f"w = {guidance:g}, fixed"}),
         "noise schedule": _schedule(denoiser),
         "data": _data(lineage),

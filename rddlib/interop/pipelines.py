@@ -273,7 +273,7 @@ def to_diffusers(
             else:
                 _save_scripted(denoiser, steps, guidance, clip, image_shape, made)
             usage = _usage(denoiser, folder.name, steps, {path.stem for path in made.glob("*.py")})
-            drawn = {"steps": steps, "guidance": guidance, "clip": clip and not denoiser.space}
+            drawn = {"steps": steps, "guidance": guidance, "clip": clip}
             text = card(usage) if card else model_card(denoiser, title=folder.name, usage=usage, **drawn)
             (made / "README.md").write_text(f"{FRONT_MATTER}{text}")
             made.replace(folder)

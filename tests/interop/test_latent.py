@@ -132,7 +132,8 @@ def test_a_student_that_takes_w_is_drawn_by_plain_diffusers(student, tmp_path):
     for steps in (1, 2, 4, 8, 16):
         assert (drawn(student, noise, steps, 2.5) - theirs(pipeline, noise, steps, 2.5)).abs().max() < 1e-4
     assert (drawn(student, noise, 2, 0.0) - drawn(student, noise, 2, 5.0)).abs().max() > 1e-3  # and it heeds w
-    assert "guidance_scale=5)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "guidance_scale=5)" in card and "drawn as latents 4 x 4 x 4" in card and "x not clipped" in card
 
 
 def test_all_three_tasks_run_where_rddlib_cannot_be_imported(student, tmp_path):
@@ -306,3 +307,16 @@ def test_a_latent_teacher_is_planned_with_its_own_network(folder, tmp_path):
     names = [row.name for row in plan.rows]
     assert "guided: guidance, stage one" in names and "PD, 3 students" in names, names
     assert not [name for name in names if "base model" in name]
+
+
+def test_a_command_draws_prompts_and_keeps_those_of_others_apart(folder, tmp_path, capsys):
+    from rddlib.cli import main
+
+    drawn = ["sample", "--checkpoint", str(folder), "--steps", "1", "--count", "2", "--out", str(tmp_path)]
+    for prompt in PROMPTS:
+        main([*drawn, "--prompt", prompt, "--guidance", "1"])
+    first, second = sorted((tmp_path / "samples").glob("*.npz"))
+    assert first.read_bytes() != second.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(drawn)
+    assert stop.value.code == 2 and "give rdd sample --prompt" in capsys.readouterr().err
