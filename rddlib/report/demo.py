@@ -12,6 +12,7 @@ from rddlib.diffusion.model_file import load_denoiser
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.methods import LABELS, METHODS
 from rddlib.report.figures import same_noise_figure
+from rddlib.study.folder import show_figures
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.study.stage import MODELS
 from rddlib.study.study import Study
@@ -25,6 +26,7 @@ def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:
     Returns demo(noise, steps): the teacher's, the undistilled base model's in so many steps, and each student's in one, all
     from the noise of that seed. Raises UserError where no model of this profile comes with the package.
     """
+    show_figures()
     profile = load_profile(name)
     study, teacher = Study(profile, Path()), profile.progressive.teacher_steps
     models = _models(profile, shipped(MODELS))

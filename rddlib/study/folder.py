@@ -192,7 +192,7 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
 
     Raises UserError where the folder belongs to another profile or seed.
     """
-    _show_figures()
+    show_figures()
     folder = Path(out) if out else default_out(profile)
     record = folder / STUDY_FILE
     overrides = recorded_overrides(folder) if record.exists() else {"run.shipped": "all"}
@@ -201,7 +201,7 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
     return Study(loaded, folder, seed)
 
 
-def _show_figures() -> None:
+def show_figures() -> None:
     """In a Jupyter kernel, figures appear below their cells, also where MPLBACKEND names a backend that shows none."""
     if "ipykernel" not in sys.modules or os.environ.get("MPLBACKEND", "").lower() not in SILENT_BACKENDS:
         return

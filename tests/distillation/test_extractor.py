@@ -15,7 +15,7 @@ from rddlib.evaluation import load_metric_network, shipped_network_file
 from rddlib.study.profiles import PROFILES
 from rddlib.utils.installation import shipped
 
-SHAPES = {
+SHAPES = {  # own and text look through their teachers
     "smoke": (96, 4),
     "digits": (96, 4),
     "photos": (128, 4),
@@ -25,7 +25,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in PROFILES if name != "own"])  # which looks through its teacher
+@pytest.mark.parametrize("name", SHAPES)
 def test_every_profile_builds_its_extractor(name):
     profile, (channels, side) = PROFILES[name](), SHAPES[name]
     channels_in = profile.unet.image_channels

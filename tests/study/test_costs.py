@@ -266,6 +266,7 @@ def test_the_catalogue_names_every_ablation_with_its_paper_and_its_costs():
         "18, 2.7k",
         "18, 7.2k",
         "18, 3.6k",
+        "18, 3.6k",
         "18, 18k",
         "18, 360k",
         "18, 900k",
