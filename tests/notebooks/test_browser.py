@@ -284,7 +284,7 @@ def test_report_opens_from_a_file_and_its_pictures_load(browser, smoke_run, tmp_
         assert [file.stem for file in pages] == [file.stem for file in sorted((out / "notebooks").glob("*.ipynb"))]
         for file in pages:
             page.goto(file.as_uri())
-            assert_fits_and_shows_pictures(page, at_least=3)
+            assert_fits_and_shows_pictures(page, at_least=2)  # notebook 00 has two, all others more
             hidden = page.locator("details").all_text_contents()
             assert hidden and all(len(text) > 30 for text in hidden), f"{file.name} shows its solutions to all"
             page.screenshot(path=tmp_path / f"{file.stem}.png", full_page=True)
