@@ -179,11 +179,8 @@ def sample(
         images, folder = owner.drawn(arm, samples=count, noise=noise, classes=chosen), study.out
         model = method if guidance is None else f"guided-{method}-{sampler}"
     drawn = images.provenance
-    conditions = ("" if guidance is None else f"-w{guidance:g}") + "".join(
-        f"-{word}" for word in not prompt and chosen and ("class", *chosen) or ()
-    )
-    if prompt:
-        conditions += f"-prompts-{key_of(prompt)}"
+    told = ("prompts", key_of(prompt)) if prompt else chosen and ("class", *chosen)
+    conditions = ("" if guidance is None else f"-w{guidance:g}") + "".join(f"-{word}" for word in told)
     clipped = "" if drawn["clip"] else "-unclipped"
     name = f"{model}-{drawn['weights_sha256'][:8]}-{steps}steps{conditions}-{count}-noise{noise}{clipped}"
     path = folder / "samples" / f"{name}.npz"

@@ -67,7 +67,7 @@ def study(
         jobs=jobs,
         with_notebooks=notebooks,
     )
-    print(f"Open {page} in a browser.")
+    print(f"Open {page} in {'a browser' if page.suffix == '.html' else 'JupyterLab'}.")
 
 
 def plan(

@@ -367,11 +367,12 @@ def selected(only: str = "", start: str = "") -> list[Path]:
     """The notebooks of the series whose numbers are in `only` ("03,04"), or from `start` ("04") on."""
     files = notebook_files()
     numbers = [file.name[:2] for file in files]
-    wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or [n for n in numbers if n != LATENT]
+    usual = [number for number in numbers if number != LATENT]
+    wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or usual
     if start and only:
         raise UserError("--only and --from exclude each other: give one of them")
     if start:
-        wanted = [n for n in numbers if n >= start.zfill(2) and n != LATENT]
+        wanted = [n for n in usual if n >= start.zfill(2)]
     unknown = [n for n in wanted if n not in numbers]
     if unknown or not wanted:
         raise UserError(f"no notebook {', '.join(unknown) or start}: there are {', '.join(numbers)}")

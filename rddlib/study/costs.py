@@ -90,11 +90,11 @@ def classes_of(profile: Profile) -> int:
     return profile.unet.num_classes or (1000 if profile.data.name == "imagenet64" else 10)
 
 
-def random_images(profile: Profile, count: int = 256) -> ImageDataset:
+def random_images(profile: Profile, count: int = 256, latent: bool = False) -> ImageDataset:
     """Noise in the shape of what the profile's models draw, images or latents, with labels."""
     generator = torch.Generator().manual_seed(0)
     shape, classes = (count, *profile.unet.image_shape), classes_of(profile)
-    if _space_of(profile):
+    if latent:
         images = torch.randn(shape, generator=generator)
     else:
         images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
@@ -115,12 +115,13 @@ class Prober:
     """
 
     def __init__(self, profile: Profile):
-        images = random_images(profile)
+        space = _space_of(profile)
+        images = random_images(profile, latent=space is not None)
         run = replace(profile.run, log_every=1, sample_every=0, tensorboard=False)
         # torch.compile would take longer than a measurement may
         run = replace(run, compile="never") if run.compile == "auto" else run
         place = Workplace(Path("nowhere"), run)
-        self.profile, space = profile, _space_of(profile)
+        self.profile = profile
         self.plain = plain_graph(Inputs(profile, 0, lambda split: images, place, space))
         guided = conditional_profile(profile, images.num_classes)
         self.guided = guided_graph(Inputs(guided, 0, lambda split: images, place, space))

@@ -105,7 +105,7 @@ def test_a_dead_kernel_is_named(series):
 
 @pytest.mark.slow
 def test_notebooks_run_at_the_same_time_on_their_share_of_the_cores(series, capfd, monkeypatch):
-    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     meet = """import os, pathlib, time
     pathlib.Path(out, "{}").touch()
     while not pathlib.Path(out, "{}").exists(): time.sleep(0.05)
