@@ -35,7 +35,6 @@ def ablate(
     listed: Annotated[bool, typer.Option("--list", help="Say what there is and what it costs, and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is to do and about how long, and stop.")] = False,
     shard: Annotated[str, typer.Option(help="A part of the runs, e.g. 2/4 in the second of four batch jobs.")] = "1/1",
-    scheduler: Annotated[str, typer.Option(help="Address of a dask scheduler whose workers do the runs.")] = "",
     out: OutOption = None,
     settings: SetOption = None,
     seed: SeedOption = 0,
@@ -54,11 +53,10 @@ def ablate(
       rdd ablate alpha --axis loss.alpha=1,10,100 --whole
       rdd ablate custom --axis loss.alpha=1,100 --axis loss.tau_is=0.1,1 --method rdd
       rdd ablate all --profile cifar10 --shard 3/8
-      rdd ablate all --profile cifar10 --scheduler tcp://node1:8786
     """
     from rddlib.report.run_sweep import shard_of
     from rddlib.study.costs import catalogue
-    from rddlib.study.engines import on_cluster, on_this_machine
+    from rddlib.study.engines import on_this_machine
     from rddlib.study.folder import continue_study, default_out
 
     if seeds < 1:
@@ -67,7 +65,7 @@ def ablate(
         print(catalogue(seeds))
         return
     shard_of([], shard)  # wrong words first: all else takes longer
-    engine = on_cluster(scheduler) if scheduler else on_this_machine(jobs)
+    engine = on_this_machine(jobs)
     choose = partial(_chosen, names or [], axes=_parsed_axes(axis), method=method, whole=whole)
     study = partial(continue_study, profile, parse_overrides(settings), out or default_out(profile), seed, update)
     sweep = _sweep(choose, range(first_seed, first_seed + seeds), study, dry_run)

@@ -1,4 +1,4 @@
-"""Who performs tasks: this process, several on this machine, or dask's workers anywhere.
+"""Who performs tasks: this process, or several on this machine.
 
 A task has a label and perform(), which says in a few words what came out; it may be handed to another process. Tasks are
 independent: one that fails, or whose process dies, leaves the others. A study's cascades, a sweep's runs and notebooks that
@@ -22,8 +22,6 @@ from rddlib.utils import progress
 from rddlib.utils.errors import Interrupted, UserError
 
 ATTEMPTS = 3  # of a task whose process dies
-CONNECT_SECONDS = 10
-CLUSTER_EXTRA = "--scheduler needs an extra: pip install 'rddlib[cluster]'"
 
 
 class Task(Protocol):
@@ -147,53 +145,3 @@ def _start_worker(threads: int, gpus: int, started, trained) -> None:
             mine, started.value = started.value % gpus, started.value + 1
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[mine] if visible else str(mine)
-
-
-def on_cluster(address: str) -> Engine:
-    """dask.distributed's workers at a scheduler's address, which see the same folder; a task each, and where workers offer
-    the resource GPU, a GPU each. Raises UserError where dask is missing, no scheduler answers, or a worker would do several
-    tasks at a time, whose random numbers would mix."""
-    try:
-        from distributed import Client, as_completed
-    except ModuleNotFoundError as error:
-        raise UserError(CLUSTER_EXTRA) from error
-
-    def connected() -> Client:
-        try:
-            return Client(address, timeout=CONNECT_SECONDS)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no dask scheduler at {address}: start one with dask scheduler, or correct --scheduler"
-            ) from error
-
-    def engine(tasks: Sequence[Task], report: Report) -> None:
-        with connected() as client:
-            resources = _resources(client)
-            futures = {
-                client.submit(attempt, task, pure=False, retries=ATTEMPTS, resources=resources): task for task in tasks
-            }
-            try:
-                for future in as_completed(futures):
-                    report(_outcome_of(future, futures[future]))
-            except (KeyboardInterrupt, Interrupted):
-                client.cancel(list(futures))
-                raise
-
-    with connected() as client:  # before anything is written
-        _resources(client)
-    return engine
-
-
-def _resources(client) -> dict | None:
-    """What each task asks of its worker: a GPU where there are any. Raises UserError for workers of several threads."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    if any(worker["nthreads"] > 1 and worker["resources"].get("GPU") != 1 for worker in workers):
-        raise UserError("a dask worker has several threads: start them with --nthreads 1, a run is a process")
-    return {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
-
-
-def _outcome_of(future, task: Task) -> Outcome:
-    try:
-        return future.result()
-    except Exception as error:  # its worker died too often, or could not do it at all
-        return Outcome(task, f"{type(error).__name__}: {error}".splitlines()[0], 0.0, failed=True)

@@ -1,4 +1,4 @@
-"""Who performs a sweep: processes that die, two commands on one folder, Ctrl-C, and dask's workers."""
+"""Who performs a sweep: processes that die, two commands on one folder, and Ctrl-C."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pandas as pd
 import pytest
 from tiny_study import TINY
 
-from rddlib.study.engines import ATTEMPTS, Outcome, attempt, in_turn, on_cluster, on_this_machine
+from rddlib.study.engines import ATTEMPTS, Outcome, attempt, in_turn, on_this_machine
 from rddlib.utils.errors import UserError
 
 
@@ -197,62 +196,3 @@ def test_shards_of_a_sweep_together_are_all_of_it(tmp_path, undisturbed):
         ended(start(tmp_path / "study", "--shard", part))
     trained_once(tmp_path / "study")
     same_numbers(whole_table(tmp_path / "study"), undisturbed)
-
-
-# dask
-
-
-@contextmanager
-def dask(workers, **options):
-    """Worker processes on loopback."""
-    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'rddlib[cluster]'")
-    where = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": 50, "processes": True}
-    with distributed.LocalCluster(n_workers=workers, **options, **where) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with dask(2, threads_per_worker=1) as found:
-        yield found
-
-
-def test_dask_s_workers_share_the_tasks_and_failures_leave_the_others(cluster, tmp_path):
-    tasks = [Note(tmp_path, k, "raise" if k == 2 else "") for k in range(6)]
-    found = outcomes(on_cluster(cluster.scheduler_address), tasks)
-    assert noted(tmp_path) == dict.fromkeys(range(6), 1)
-    assert [number for number, outcome in found.items() if outcome.failed] == [2]
-    assert len({outcome.said for outcome in found.values() if not outcome.failed}) == 2  # both took part
-
-
-@pytest.mark.slow
-def test_a_sweep_on_dask_ends_complete_though_a_worker_is_killed(cluster, tmp_path, undisturbed):
-    process = start(tmp_path / "study", "--scheduler", cluster.scheduler_address)
-    wait_for(lambda: list((tmp_path / "study").rglob("scores/*.json")), process)
-    workers = [worker.process.pid for worker in cluster.workers.values()]
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
-    ended(process)
-    same_numbers(whole_table(tmp_path / "study"), undisturbed)
-
-
-@dataclass(frozen=True)
-class Alone(Note):
-    """Fails where another one is at work."""
-
-    def perform(self) -> str:
-        (self.folder / "at work").mkdir()
-        time.sleep(0.1)
-        (self.folder / "at work").rmdir()
-        return "alone"
-
-
-def test_workers_that_offer_gpus_give_one_to_each_task(tmp_path):
-    with dask(1, threads_per_worker=4, resources={"GPU": 1}) as one:
-        found = outcomes(on_cluster(one.scheduler_address), [Alone(tmp_path, k) for k in range(4)])
-    assert not any(outcome.failed for outcome in found.values())
-
-
-def test_workers_of_several_threads_are_refused():
-    with dask(1, threads_per_worker=2) as one, pytest.raises(UserError, match="start them with --nthreads 1"):
-        on_cluster(one.scheduler_address)
