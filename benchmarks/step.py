@@ -234,7 +234,7 @@ def bench_step(
         return in_child(function, {**common, **job}, threads=threads, timeout=timeout)
 
     progress("measuring matrix products")
-    peaks = run(measure_products, size=8192 if device.type == "cuda" else 2048)
+    peaks = run(measure_products, size=8192 if device.type == "cuda" else 1024)
     rows = []
     for one in dict.fromkeys(what):
         full = (loaded.base if one == "base" else loaded.distill).train.batch_size

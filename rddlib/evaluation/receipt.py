@@ -67,6 +67,18 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def made_here(device: torch.device | str, seconds: float) -> dict:
+    """What every receipt says of code, machine, time taken and date."""
+    return {
+        "library": f"rddlib {rddlib.__version__}",
+        "git_commit": git_commit(),
+        "torch": torch.__version__,
+        "hardware": hardware(device),
+        "seconds": round(seconds, 2),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
 @dataclass(frozen=True)
 class Receipt:
     """How a score was measured: protocol, reference, images, the model that drew them, and the machine."""
@@ -139,14 +151,9 @@ class Receipt:
             images=images.name,
             images_sha256=images.sha256,
             **images.provenance,
-            library=f"rddlib {rddlib.__version__}",
-            git_commit=git_commit(),
-            torch=torch.__version__,
             network_precision=str(next(network.module.parameters()).dtype).removeprefix("torch."),
             processes=world_size(),
-            hardware=hardware(device),
-            seconds=round(seconds, 2),
-            written=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **made_here(device, seconds),
         )
 
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 
-import rddlib
 from rddlib.evaluation import common_noise, read_record, write_record
 from rddlib.evaluation.entropy import entropy_by_step
+from rddlib.evaluation.receipt import made_here
 from rddlib.study.stage import Stage, key_of
 from rddlib.study.study import Arm, Study
 from rddlib.utils.distributed import locked
-from rddlib.utils.installation import git_commit, hardware
 
 
 def drawer_of(study: Study, arm: Arm) -> Stage:
@@ -67,12 +66,7 @@ def _measured(study: Study, arm: Arm) -> dict:
         "steps": arm.steps,
         "clip": evaluation.clip,
         "noise_seed": evaluation.seed,
-        "library": f"rddlib {rddlib.__version__}",
-        "git_commit": git_commit(),
-        "torch": torch.__version__,
-        "hardware": hardware(study.device),
-        "seconds": round(time.perf_counter() - began, 2),
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **made_here(study.device, time.perf_counter() - began),
     }
     row = {"method": arm.method, "steps": arm.steps, "seed": arm.seed, "samples": evaluation.samples}
     return {"row": {**row, "entropy": entropies.tolist()}, "receipt": receipt}
