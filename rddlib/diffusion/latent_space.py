@@ -21,7 +21,8 @@ class LatentSpace:
 
     Args:
         kind: the pipeline's class in diffusers, as which a student is saved.
-        parts: its components by name: "vae" or "vqvae", and "text_encoder" and "tokenizer" where it takes prompts.
+        parts: its components by name: "vae" or "vqvae", "text_encoder" and "tokenizer" where it takes prompts, "id2label"
+            ({"0": "name, other name", ..}) where it knows its classes' names.
         latent_shape: (C, H, W) of the latents.
         origin: where the parts were read, for the record of a student.
 
@@ -46,6 +47,12 @@ class LatentSpace:
     def takes_prompts(self) -> bool:
         """Whether what is drawn follows a text."""
         return "text_encoder" in self.parts
+
+    @property
+    def class_names(self) -> list[str]:
+        """The first name of each class, in order; [] where they are not known."""
+        named = {int(k): name.split(",")[0].strip() for k, name in (self.parts.get("id2label") or {}).items()}
+        return [named[k] for k in sorted(named)] if sorted(named) == list(range(len(named))) else []
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from rddlib.diffusion.class_transformer import ClassTransformer
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import DiffusersUNet
 from rddlib.diffusion.prompted_unet import PromptedUNet
@@ -11,27 +12,25 @@ from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.errors import UserError
 
+OF_DIFFUSERS = {"diffusers": DiffusersUNet, "prompted": PromptedUNet, "transformer": ClassTransformer}
+
 
 def describe(denoiser: Denoiser) -> dict:
-    """What `load_denoiser` needs besides the tensors; {} for a network that is none of UNet, DiffusersUNet, PromptedUNet."""
+    """What `load_denoiser` needs besides the tensors; {} for a network that is neither a UNet nor of OF_DIFFUSERS."""
     network = denoiser.network
+    made_of = {name: network.facts for name, kind in OF_DIFFUSERS.items() if isinstance(network, kind)}
     if isinstance(network, UNet):
         made_of = {"unet": dataclasses.asdict(network.config)}
-    elif isinstance(network, DiffusersUNet):
-        made_of = {"diffusers": network.facts}
-    elif isinstance(network, PromptedUNet):
-        made_of = {"prompted": network.facts}
-    else:
+    if not made_of:
         return {}
     return {**made_of, "prediction": denoiser.prediction, "steps": denoiser.steps, **schedule_facts(denoiser.schedule)}
 
 
 def build_described(model: dict) -> Denoiser:
     """An untrained denoiser from what `describe` returned."""
-    if "diffusers" in model:
-        network = DiffusersUNet.of(model["diffusers"])
-    elif "prompted" in model:
-        network = PromptedUNet.of(model["prompted"])
+    if known := OF_DIFFUSERS.keys() & model.keys():
+        (name,) = known
+        network = OF_DIFFUSERS[name].of(model[name])
     else:
         lists = {name: tuple(value) if isinstance(value, list) else value for name, value in model["unet"].items()}
         network = UNet(UNetConfig(**lists))
@@ -79,7 +78,8 @@ def summary(denoiser: Denoiser) -> str:
     """A model in one line: its network, size, prediction, classes and guidance."""
     network, size = denoiser.network, sum(p.numel() for p in denoiser.parameters()) / 1e6
     kind = f"U-Net, {network.config.channels} channels" if isinstance(network, UNet) else type(network).__name__
-    kind = f"{type(network.unet).__name__} of diffusers" if hasattr(network, "unet") else kind
+    inner = getattr(network, "unet", getattr(network, "transformer", None))
+    kind = kind if inner is None else f"{type(inner).__name__} of diffusers"
     facts = [kind, f"{size:.2f}M parameters", f"{denoiser.prediction} prediction"]
     facts += [f"{denoiser.num_classes} classes"] if denoiser.num_classes else []
     facts += [f"takes guidance {denoiser.guidance[0]:g} to {denoiser.guidance[1]:g}"] if denoiser.guidance else []

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rddlib.diffusion.class_transformer import ClassTransformer
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.schedule import expand_to
 from rddlib.diffusion.unet import NO_CLASS
@@ -43,6 +44,8 @@ class TeacherFeatures(Extractor):
             raise ValueError(
                 "a conditional teacher without label dropout needs labels to show features: name a classifier"
             )
+        if isinstance(denoiser.network, ClassTransformer):
+            raise ValueError("a transformer computes tokens and no maps: name a classifier, such as resnet18")
         self.denoiser, self.time = denoiser, time
         self.module, self.channels = self._find(image_shape, level)
 

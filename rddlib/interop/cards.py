@@ -109,12 +109,12 @@ def _images(denoiser: Denoiser, lineage: Sequence[dict]) -> str:
     config = getattr(denoiser.network, "config", None)
     if not hasattr(config, "image_shape"):
         return UNKNOWN
+    classes = f", of {denoiser.num_classes} classes" if denoiser.num_classes else ""
     if denoiser.space:
         channels, height, width = denoiser.space.image_shape
-        prompts = ", of prompts" if denoiser.space.takes_prompts else ""
+        shown = ", of prompts" if denoiser.space.takes_prompts else classes
         latents = " x ".join(map(str, denoiser.space.latent_shape))
-        return f"{channels} x {height} x {width}{prompts}, drawn as latents {latents}"
-    classes = f", of {denoiser.num_classes} classes" if denoiser.num_classes else ""
+        return f"{channels} x {height} x {width}{shown}, drawn as latents {latents}"
     names = next((info["class_names"] for info in lineage if info.get("class_names")), []) if classes else []
     named = f" ({', '.join(names)})" if names else ""
     return f"{' x '.join(map(str, config.image_shape))}, in [-1, 1]{classes}{named}"

@@ -76,6 +76,7 @@ def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
         "model": model,
         "source": {"name": Path(path).name, "made_by": made_by},
         "sha256": digest(denoiser.state_dict(), json.dumps(model, sort_keys=True)),
+        **({"class_names": denoiser.space.class_names} if denoiser.space and denoiser.space.class_names else {}),
     }
 
 

@@ -1,12 +1,14 @@
-"""Latent pipelines of diffusers in and out: text-guided and unconditional latent diffusion, as networks in a LatentSpace."""
+"""Latent pipelines of diffusers in and out: of prompts, of classes or of neither, as networks in a LatentSpace."""
 
 import copy
 import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
+from rddlib.diffusion.class_transformer import ClassTransformer
 from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.prompted_unet import PromptedUNet
@@ -23,7 +25,9 @@ KINDS = {
     "StableDiffusionImg2ImgPipeline": ("StableDiffusionPipeline", "UNet2DConditionModel", PROMPTED),
     "StableDiffusionInpaintPipeline": ("StableDiffusionPipeline", "UNet2DConditionModel", PROMPTED),
     "LDMPipeline": ("LDMPipeline", "UNet2DModel", {"vqvae": ("diffusers", ("VQModel", "AutoencoderKL"))}),
+    "DiTPipeline": ("DiTPipeline", ("DiTTransformer2DModel", "Transformer2DModel"), {"vae": PROMPTED["vae"]}),
 }
+LatentNetwork = DiffusersUNet | PromptedUNet | ClassTransformer
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no training needs
 
 
@@ -34,15 +38,18 @@ def latent_network(name: str, source: Path | Mapping[str, object], grid: int) ->
     downloaded, no code in a folder is run, the network is in float32. Raises UserError for parts that are missing, damaged or
     do not belong together.
     """
-    kind, unet_class, wanted = KINDS[name]
-    unet = _part(source, "unet", "diffusers", unet_class)
+    kind, network_class, wanted = KINDS[name]
+    made = _part(source, "transformer" if kind == "DiTPipeline" else "unet", "diffusers", network_class)
     parts = {part: _part(source, part, *where) for part, where in wanted.items()}
     left = LEFT_OUT if isinstance(source, Path) else [part for part in LEFT_OUT if source.get(part) is not None]
     if left := [part for part in left if not isinstance(source, Path) or (source / part).is_dir()]:
         say(f"{name}: {', '.join(left)} left out, and not part of what is saved")
-    network = (
-        DiffusersUNet(unet, grid) if unet_class == "UNet2DModel" else PromptedUNet(unet, grid, guidance=_range(unet))
-    )
+    if kind == "DiTPipeline":
+        network, parts["id2label"] = ClassTransformer(made, grid), _id2label(source)
+    elif kind == "LDMPipeline":
+        network = DiffusersUNet(made, grid)
+    else:
+        network = PromptedUNet(made, grid, guidance=_range(made))
     origin = str(source.resolve()) if isinstance(source, Path) else ""
     network.space = LatentSpace(kind, parts, network.config.image_shape, origin)
     return network
@@ -51,6 +58,13 @@ def latent_network(name: str, source: Path | Mapping[str, object], grid: int) ->
 def _range(unet: nn.Module) -> tuple[float, ...]:
     """The weights that a given network was distilled for: it does not say, so any up to diffusers' usual ones."""
     return (0.0, 14.0) if unet.config.time_cond_proj_dim else ()
+
+
+def _id2label(source: Path | Mapping[str, object]) -> dict[str, str]:
+    """{"0": "name, other name", ..} as a DiTPipeline's folder may say it; its components do not."""
+    index = json.loads((source / "model_index.json").read_text(encoding="utf-8")) if isinstance(source, Path) else {}
+    found = index.get("id2label") or {}
+    return found if isinstance(found, dict) and all(k.isdecimal() and isinstance(found[k], str) for k in found) else {}
 
 
 def _part(source: Path | Mapping[str, object], part: str, library: str, names: str | tuple[str, ...]) -> object:
@@ -88,18 +102,28 @@ def _transformers_class(name: str) -> type:
         ) from error
 
 
-def save_latent(network: DiffusersUNet | PromptedUNet, scheduler, folder: Path) -> None:
-    """Save a network of ours with its space as the pipeline of diffusers that it came from."""
-    space = network.space
-    options = dict.fromkeys(("safety_checker", "feature_extractor")) | {"requires_safety_checker": False}
-    options = options if space.takes_prompts else {}
-    pipeline = diffusers_class(space.kind)(**space.parts, unet=network.unet, scheduler=scheduler, **options)
+def save_latent(network: LatentNetwork, scheduler, folder: Path, guidance: float | None = None) -> None:
+    """Save a network of ours with its space as the pipeline of diffusers that it came from.
+
+    guidance: the fixed weight of a ClassTransformer that takes one.
+    """
+    space, options = network.space, {}
+    if space.takes_prompts:
+        options = dict.fromkeys(("safety_checker", "feature_extractor")) | {"requires_safety_checker": False}
+    made = {"transformer": network.plain(guidance)} if space.kind == "DiTPipeline" else {"unet": network.unet}
+    pipeline = diffusers_class(space.kind)(**space.parts, **made, scheduler=scheduler, **options)
+    if names := space.parts.get("id2label"):
+        pipeline.register_to_config(id2label=names)
     pipeline.save_pretrained(folder)
 
 
-def latent_usage(network: DiffusersUNet | PromptedUNet, name: str, steps: int) -> str:
+def latent_usage(network: LatentNetwork, name: str, steps: int) -> str:
     """Lines of Python that draw with a saved latent pipeline."""
     head = f'from diffusers import {network.space.kind}\n\npipeline = {network.space.kind}.from_pretrained("{name}")\n'
+    if network.space.kind == "DiTPipeline":
+        labels = list(range(min(4, network.config.num_classes)))
+        options = f"class_labels={labels}, num_inference_steps={steps}, guidance_scale=1"
+        return f"{head}images = pipeline({options}).images  # above 1 it would guide, by two evaluations a step"
     if not network.space.takes_prompts:
         return f"{head}images = pipeline(batch_size=4, num_inference_steps={steps}).images"
     scale = f", guidance_scale={1 + sum(network.guidance) / 2:g}" if network.guidance else ""

@@ -39,7 +39,7 @@ PIXELS = "only pixel-space models, UNet2DModel with a DDPM or DDIM kind of sched
 def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) -> Denoiser:
     """A model of diffusers as a Denoiser in eval mode: (z, t) -> x, or (z, t, y) if it has classes or takes prompts.
 
-    source: a pipeline (DDPMPipeline, DDIMPipeline, StableDiffusionPipeline, LDMPipeline, ...), a UNet2DModel, or the folder of
+    source: a pipeline (DDPMPipeline, DDIMPipeline, StableDiffusionPipeline, DiTPipeline, ...), a UNet2DModel, or the folder of
     either; a latent one draws latents, and `.space` says what they and its prompts mean; scheduler: a diffusers
     scheduler (or the folder of one), needed with a bare UNet2DModel, which does not know its betas. Any betas; prediction
     "epsilon", "sample" or "v_prediction". null_class: whether its last class embedding means "no class", so that it can be
@@ -243,7 +243,8 @@ def to_diffusers(
     (default: `model_card` of the denoiser).
 
     A latent model becomes a pipeline of the class that it came from; a network that takes w keeps taking it there, as
-    guidance_scale - 1, and guidance is not given here.
+    guidance_scale - 1, and guidance is not given here. A DiTPipeline alone has no place for w: there it is given and becomes
+    part of the classes, and guidance_scale=1 draws with it.
 
     A network that is a UNet2DModel, or maps onto one as our U-Net does, becomes a DDIMPipeline, or with classes the pipeline
     of class_pipeline.py in the folder, which takes class_labels. num_inference_steps=n, eta=0 and
@@ -267,7 +268,7 @@ def to_diffusers(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             made = Path(temporary) / "pipeline"
             if denoiser.space:
-                save_latent(denoiser.network, _scheduler(denoiser, clip=False), made)
+                save_latent(denoiser.network, _scheduler(denoiser, clip=False), made, guidance)
             elif maps_onto_unet2d(denoiser, guidance) and _grid(denoiser) % (steps or 1) == 0:
                 _save_unet2d(denoiser, guidance, clip, made)
             else:
@@ -284,7 +285,10 @@ def to_diffusers(
 
 def _check_latent(denoiser: Denoiser, steps: int, guidance: float | None) -> None:
     """Raise UserError for a weight that would be lost; say where diffusers' DDIM would step by other times than ours."""
-    if guidance is not None:
+    if denoiser.space.kind == "DiTPipeline" and denoiser.guidance:
+        check_guidance(denoiser, guidance)
+        say(f"a DiTPipeline passes no w on: its w is always {guidance:g}, and guidance_scale=1 draws with it")
+    elif guidance is not None:
         raise UserError("a latent pipeline takes its weight when it draws, as guidance_scale - 1: leave guidance out")
     if steps and _grid(denoiser) % steps:
         say(

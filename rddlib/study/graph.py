@@ -217,7 +217,7 @@ def check_takes_weight(profile: Profile) -> None:
     if not hasattr(teacher.network, "with_guidance"):
         raise UserError(
             f"pretrained.teacher is a {type(teacher.network).__name__}, which has no place for a guidance weight: its network "
-            "must be ours or a UNet2DConditionModel"
+            "must be ours, a UNet2DConditionModel or a DiTTransformer2DModel"
         )
     if not (teacher.unconditional and (teacher.num_classes or teacher.space)):
         raise UserError("pretrained.teacher has no classes or no NO_CLASS, so there is nothing to guide: leave it out")

@@ -456,10 +456,10 @@ class Study:
         theirs, own = info.get("class_names"), list(self.dataset.class_names)
         if theirs and own and theirs != own:
             k = next(k for k in range(len(own)) if theirs[k : k + 1] != own[k : k + 1])
-            raise UserError(
-                f"class {k} is {theirs[k : k + 1] or 'none'} to pretrained.teacher and {own[k]!r} in {self.dataset.name}: give "
-                "its folders the teacher's names"
-            )
+            said = f"class {k} is {theirs[k : k + 1] or 'none'} to pretrained.teacher and {own[k]!r} in {self.dataset.name}"
+            if not self._given_space:
+                raise UserError(f"{said}: give its folders the teacher's names")
+            say(f"{said}: classes are matched by number")  # id2label's names are words, ImageNet's folders' are not
         if not theirs and own != sorted(own):
             say(
                 f"pretrained.teacher does not say which its classes are; here they are numbered {', '.join(own[:4])}, .. in "

@@ -22,6 +22,7 @@ quiet = [
 BOUND = 1e-4  # between our images and another program's; float32 alone makes 1e-5
 LABELLED = {"num_classes": 5, "label_dropout": 0.1}
 GUIDED = {"num_classes": 5, "guidance": (0.0, 4.0)}
+SIZES = {"norm_num_groups": 4, "block_out_channels": (8, 8)}  # of networks for latents, and of their codec
 
 
 def shaken(module):
@@ -73,6 +74,22 @@ def ddim(**options):
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(**{"timestep_spacing": "trailing", **options})
+
+
+def latent_scheduler(prediction="v_prediction", steps=1024):
+    """As latent pipelines have it."""
+    from diffusers import DDIMScheduler
+
+    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+    return DDIMScheduler(steps, prediction_type=prediction, timestep_spacing="trailing", steps_offset=1, **options)
+
+
+def codec(kind="AutoencoderKL"):
+    """Of images [3, 8, 8] and latents [4, 4, 4]."""
+    import diffusers
+
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return getattr(diffusers, kind)(latent_channels=4, **SIZES, **ends)
 
 
 def released_file(path, steps=8, size=8, image_channels=1, num_classes=0, seed=0):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from small_models import edit, needs_diffusers, quiet, refused
+from small_models import SIZES, codec, edit, latent_scheduler, needs_diffusers, quiet, refused
 from tiny import captioned
 
 from examples.text_guided import make_tokenizer
@@ -25,7 +25,6 @@ transformers = pytest.importorskip("transformers", reason="prompts need transfor
 pytestmark = [needs_diffusers, *quiet]
 PROMPTS = ("a red three on blue", "a white six on black")
 LITTLE = {"iterations": "1", "batch_size": "4", "warmup": "0"}
-SIZES = {"norm_num_groups": 4, "block_out_channels": (8, 8)}
 
 
 def unet(**options):
@@ -34,20 +33,6 @@ def unet(**options):
     cross = {"cross_attention_dim": 16, "attention_head_dim": 2, "layers_per_block": 1}
     kinds = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
     return UNet2DConditionModel(**{"sample_size": 4, **SIZES, **cross, **kinds, **options})
-
-
-def scheduler(prediction="v_prediction", steps=1024):
-    from diffusers import DDIMScheduler
-
-    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
-    return DDIMScheduler(steps, prediction_type=prediction, timestep_spacing="trailing", steps_offset=1, **options)
-
-
-def codec(kind="AutoencoderKL"):
-    import diffusers
-
-    ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return getattr(diffusers, kind)(latent_channels=4, **SIZES, **ends)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +48,9 @@ def folder(tmp_path_factory):
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = transformers.CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=8, **sizes, **marks)
     encoder = transformers.CLIPTextModel(text)
-    StableDiffusionPipeline(codec(), encoder, tokenizer, unet(), scheduler(), None, None, None, False).save_pretrained(
-        place
-    )
+    StableDiffusionPipeline(
+        codec(), encoder, tokenizer, unet(), latent_scheduler(), None, None, None, False
+    ).save_pretrained(place)
     return place
 
 
@@ -115,7 +100,7 @@ def test_a_teacher_draws_as_its_own_pipeline_does(folder, tmp_path, prediction):
     """With prompts, and guided by two evaluations: guidance_scale is 1 + w."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, scheduler=scheduler(prediction))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, scheduler=latent_scheduler(prediction))
     denoiser = from_diffusers(pipeline)
     denoiser, noise = denoiser.within(denoiser.space.with_prompts(PROMPTS)), torch.randn(2, 4, 4, 4)
     assert denoiser.prediction == {"v_prediction": "v", "epsilon": "eps"}[prediction]
@@ -175,7 +160,7 @@ def test_both_stages_train_on_latents(teacher, latents):
 def test_epsilon_becomes_v_within_the_latents_bounds(folder, latents):
     from diffusers import StableDiffusionPipeline
 
-    denoiser = from_diffusers(StableDiffusionPipeline.from_pretrained(folder, scheduler=scheduler("epsilon")))
+    denoiser = from_diffusers(StableDiffusionPipeline.from_pretrained(folder, scheduler=latent_scheduler("epsilon")))
     denoiser = denoiser.within(denoiser.space.with_prompts(PROMPTS))
     assert latents.bound == pytest.approx(float(latents.images.abs().max()))
     student = reparametrise(denoiser, "v", latents, trainer())
@@ -223,7 +208,7 @@ def test_an_unconditional_latent_pipeline(tmp_path, monkeypatch):
 
     kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     network = UNet2DModel(4, 4, 4, layers_per_block=1, **SIZES, **kinds)
-    pipeline = LDMPipeline(codec("VQModel"), network, scheduler())
+    pipeline = LDMPipeline(codec("VQModel"), network, latent_scheduler())
     pipeline.save_pretrained(tmp_path / "ldm")
     denoiser, noise = from_diffusers(tmp_path / "ldm"), torch.randn(2, 4, 4, 4)
     monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
