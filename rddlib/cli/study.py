@@ -93,7 +93,7 @@ def plan(
       rdd plan --profile cifar10
       rdd plan --profile imagenet64 --set distill.train.batch_size=64 --seconds 60
       rdd plan --profile own --teacher ddpm-folder
-      rdd plan --computed --teacher sd-folder --set distill.train.batch_size=8
+      rdd plan --computed --teacher sd-folder --set distill.train.batch_size=8 --set distill.lora=16
     """
     from rddlib.study.costs import make_plan
     from rddlib.study.folder import default_out
@@ -126,6 +126,7 @@ def _say_computed(profile: str, overrides: dict[str, str], teacher: str | None) 
 
     if teacher is None:
         raise UserError("--computed is of a given model: name its folder with --teacher")
-    train = load_profile(profile, overrides).distill.train
-    found = computed(Path(teacher).expanduser(), "bf16" if train.precision == "bf16" else "float32")
-    print("\n".join(found.lines(train.batch_size)))
+    config = load_profile(profile, overrides).distill
+    asked = Path(teacher).expanduser(), "bf16" if config.train.precision == "bf16" else "float32"
+    adapters = computed(*asked, config.lora) if config.lora else None
+    print("\n".join(computed(*asked).lines(config.train.batch_size, adapters)))

@@ -20,6 +20,7 @@ from rddlib.distillation.extractor import MetricNetwork, accuracy
 from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.losses import loss_weight
 from rddlib.training import Step, TrainConfig, Trainer, derive_seed, prepared, training_device
+from rddlib.training.adapters import sharing
 from rddlib.utils.checkpoint import save_checkpoint, write_atomically
 from rddlib.utils.errors import UserError
 
@@ -234,8 +235,8 @@ def train_classifier(
     return trainer.fit(network, loss, len(dataset))
 
 
-def _without_dropout(denoiser: Denoiser) -> Denoiser:
-    student = copy.deepcopy(denoiser)
+def _without_dropout(denoiser: Denoiser, copied: Callable[[nn.Module], nn.Module] = copy.deepcopy) -> Denoiser:
+    student = copied(denoiser)
     for module in student.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -261,6 +262,7 @@ def distill(
     A teacher that was trained with label dropout has a student that knows NO_CLASS too, since its labels are dropped as often
     (as the student's network.config says, where the teacher is a function that knows NO_CLASS).
     A teacher that takes guidance has a student that does, and w is drawn for each image (stage two of Meng et al. 2022).
+    With trainer.lora the student has the teacher's weights, held once, and learns adapters alone.
 
     Args:
         student: what the student starts as instead, on the teacher's schedule; needed for a teacher that is a function
@@ -274,13 +276,14 @@ def distill(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    student = _without_dropout(student or teacher)
+    frozen = _as_teacher(teacher, trainer)
+    student = _without_dropout(student or frozen, sharing) if trainer.lora else _without_dropout(student or teacher)
     if not any(True for _ in student.parameters()):
         raise ValueError("the student has no parameters to train: make the network an nn.Module, or pass student=")
     if student.schedule != teacher.schedule:
         raise ValueError("student and teacher have different schedules: give the student the teacher's")
     student.steps = steps
-    teacher, dataset = _as_teacher(teacher, trainer), dataset.to(training_device())
+    teacher, dataset = frozen, dataset.to(training_device())
     objective.to(training_device())
     for network in objective.frozen():
         prepared(network, trainer.run, trainer.config.precision)

@@ -164,6 +164,7 @@ def _training(info: dict) -> str:
         return UNKNOWN
     iterations = facts.get("iterations", train.get("iterations", UNKNOWN))
     said = {"batch": train.get("batch_size"), "learning rate": train.get("learning_rate"), "seed": facts.get("seed")}
+    said |= {"adapters of rank": facts.get("lora")}
     numbers = [f"{name} {value}" for name, value in said.items() if value is not None]
     counted = f"{iterations:,}" if isinstance(iterations, int) else iterations
     return ", ".join([f"{counted} iterations", *numbers, info.get("precision", UNKNOWN)])

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rddlib.diffusion.diffusers_unet import diffusers_class, sides_of
+from rddlib.training.adapters import adapted
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import human_size
 
-UNETS = ("UNet2DConditionModel", "UNet2DModel")
+NETWORKS = ("UNet2DConditionModel", "UNet2DModel", "DiTTransformer2DModel")
 TOKENS = 77  # of a prompt, CLIP's
 TRAINED = 16  # bytes of a trained parameter: it, its gradient and Adam's two moments, all in float32
 EVALUATIONS = (
@@ -27,55 +28,68 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Computed:
-    """Of one network: parameters; flops: of evaluating one image; kept: bytes that its backward pass needs of one image."""
+    """Of one network: parameters, and how many are trained; flops: of evaluating one image; kept: bytes that its backward pass
+    needs of one image."""
 
     name: str
     shape: tuple[int, int, int]
     precision: str
     parameters: int
+    trained: int
     flops: int
     kept: int
 
     def memory(self, batch: int) -> int:
-        """Bytes of a student in training at this batch, its teacher beside it in float32; buffers of kernels come on top."""
-        return self.parameters * (TRAINED + 4) + self.kept * batch
+        """Bytes of a student in training at this batch, with its teacher in float32; buffers of kernels come on top."""
+        return self.parameters * 4 + self.trained * TRAINED + self.kept * batch
 
-    def lines(self, batch: int) -> list[str]:
-        """As `rdd plan --computed` says it."""
-        shape, fixed = "x".join(map(str, self.shape)), self.memory(0)
+    def held(self, batch: int) -> str:
+        """The memory, in words."""
+        fixed, image, total = map(human_size, (self.memory(0), self.kept, self.memory(batch)))
+        return f"{fixed} of student, Adam and teacher, and {image} of activations an image: {total} at batch {batch}"
+
+    def lines(self, batch: int, adapters: "Computed | None" = None) -> list[str]:
+        """As `rdd plan --computed` says it; adapters: the same with a student that learns nothing else."""
+        shape = "x".join(map(str, self.shape))
         return [
             f"{self.name}: {self.parameters / 1e6:.1f}M parameters, latents or images of {shape}",
             f"one evaluation of one image: {self.flops / 1e9:.1f} GFLOP; an iteration of batch {batch}, in either stage: "
             f"{EVALUATIONS * batch * self.flops / 1e12:.2f} TFLOP",
-            f"memory in {self.precision}: {human_size(fixed)} of student, Adam and teacher, and {human_size(self.kept)} of "
-            f"activations an image: {human_size(self.memory(batch))} at batch {batch}",
+            f"memory in {self.precision}: {self.held(batch)}",
+            *([f"with distill.lora {adapters.trained / 1e6:.1f}M learn: {adapters.held(batch)}"] if adapters else []),
             "Computed on the meta device, not measured: with fused attention, without buffers, extractor and autoencoder.",
         ]
 
 
-def computed(folder: Path, precision: str = "float32") -> Computed:
-    """What the U-Net of a diffusers pipeline's folder would take; it needs unet/config.json and no weights.
+def computed(folder: Path, precision: str = "float32", lora: int = 0) -> Computed:
+    """What the network of a diffusers pipeline's folder would take; it needs unet/config.json (or that of transformer/) and no
+    weights.
 
-    precision: of the activations, "float32" or "bf16". Raises UserError where there is no such configuration.
+    precision: of the activations, "float32" or "bf16"; lora: of `Trainer`. Raises UserError where there is no such
+    configuration, and as `adapted` does.
     """
-    place = folder / "unet" / "config.json" if (folder / "unet").is_dir() else folder / "config.json"
+    part = next((name for name in ("unet", "transformer") if (folder / name).is_dir()), "")
+    place = folder / part / "config.json"
     try:
         config = json.loads(place.read_text(encoding="utf-8"))
         kind = config["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place} describes no network: name the folder of a pipeline with unet/config.json") from error
-    if kind not in UNETS:
-        raise UserError(f"{place} describes a {kind}: only {' and '.join(UNETS)} can be computed")
+    if kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        kind = "DiTTransformer2DModel"  # by its older name
+    if kind not in NETWORKS:
+        raise UserError(f"{place} describes a {kind}: only {', '.join(NETWORKS)} can be computed")
     with torch.device("meta"):
-        unet = diffusers_class(kind).from_config(config)
-    return of_network(unet, precision)
+        return of_network(diffusers_class(kind).from_config(config), precision, lora)
 
 
-def of_network(unet: nn.Module, precision: str = "float32") -> Computed:
+def of_network(unet: nn.Module, precision: str = "float32", lora: int = 0) -> Computed:
     """`computed` of a network of diffusers, on whichever device it is."""
     like = next(unet.parameters())
     dtype, shape = DTYPES[precision], (unet.config.in_channels, *sides_of(unet))
     count = sum(parameter.numel() for parameter in unet.parameters())
+    unet = adapted(unet, lora) if lora else unet
+    trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
     unet = nn.Module.to(unet, dtype)  # past a warning that is for models in use
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     kept: dict[int, Tensor] = {}
@@ -90,13 +104,15 @@ def of_network(unet: nn.Module, precision: str = "float32") -> Computed:
     if hasattr(unet.config, "cross_attention_dim"):
         width = unet.config.cross_attention_dim
         options["encoder_hidden_states"] = torch.zeros(1, TOKENS, width, device=like.device, dtype=dtype)
+    if hasattr(unet.config, "num_embeds_ada_norm"):
+        options["class_labels"] = torch.zeros(1, device=like.device, dtype=torch.long)
     t = torch.zeros(1, device=like.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(z, t, return_dict=False, **options)
     with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         unet(z, t, return_dict=False, **options)
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return Computed(type(unet).__name__, shape, precision, count, counter.get_total_flops(), size)
+    return Computed(type(unet).__name__, shape, precision, count, trained, counter.get_total_flops(), size)
 
 
 class _Attention(torch.autograd.Function):

@@ -42,6 +42,7 @@ from rddlib.methods import build_objective
 from rddlib.study.profiles import PretrainedConfig, Profile, as_dict
 from rddlib.study.stage import Stage, Workplace
 from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
+from rddlib.training.adapters import adapted, sharing
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
@@ -149,6 +150,17 @@ def extractor_to_check(profile: Profile, num_classes: int) -> Extractor:
             return new_extractor(profile, num_classes)
     except ValueError as error:
         raise UserError(f"extractor.name={profile.extractor.name}: {error}") from None
+
+
+def check_adapters(profile: Profile) -> None:
+    """Raise UserError where students are to learn adapters (distill.lora) that their network or this machine cannot have."""
+    if not profile.distill.lora:
+        return
+    if profile.pretrained.teacher:
+        adapted(sharing(given_model(profile.pretrained)[0]), profile.distill.lora)
+    else:
+        with torch.device("meta"):
+            adapted(build_denoiser(profile), profile.distill.lora)
 
 
 def halved(first: int, last: int) -> list[int]:
@@ -417,9 +429,11 @@ class Graph:
             numbers = {"numbers": method.arguments(loss, temperature_of(p, steps), steps)}
             seen = {"extractor": self.extractor.key, "map_at": p.extractor.map_at} if method.looks else {}
             train = {"train": as_dict(replace(p.distill.train, iterations=1))}
+            train |= {"lora": p.distill.lora} if p.distill.lora else {}
             return {"parent": parent.key, **train, **own, **numbers, **seen}
 
         def fit(trainer: Trainer, teacher: Denoiser, extractor: Extractor | None = None) -> Denoiser:
+            trainer.lora = p.distill.lora
             if loss.watch:
                 trainer.run = replace(trainer.run, log_every=loss.watch)
             objective = self.objective(method.name, steps, seed, teacher, extractor)

@@ -95,8 +95,10 @@ class DistillConfig:
     train: TrainConfig  # of a halving, but for its iterations
     iterations: tuple[int, ...]
     temperatures: tuple[float, ...]  # tau of CFD
+    lora: int = 0  # rank of the adapters of attention (peft) that students learn in the place of all weights, 0: none
 
     def __post_init__(self):
+        at_least(self, 0, "lora")
         check(len(self.iterations) == len(self.temperatures), "iterations and temperatures must have the same length")
         check(min(self.iterations) >= 1, f"iterations is {self.iterations}, expected at least 1 each")
         check(min(self.temperatures) > 0, f"temperatures is {self.temperatures}, expected above 0")

@@ -46,6 +46,7 @@ from rddlib.study.graph import (
     STOCHASTIC,
     Graph,
     Inputs,
+    check_adapters,
     check_classes_to_learn,
     check_takes_weight,
     conditional_profile,
@@ -434,6 +435,7 @@ class Study:
             )
         if classes not in (0, known):
             raise UserError(f"unet.num_classes is {classes}, {self.dataset.name} has {known}: set it to {known} or 0")
+        check_adapters(p)
         untrained = extractor_to_check(p, known)
         for name in dict.fromkeys([*p.methods, *p.guidance.objectives]):
             self.check_method(name, untrained)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rddlib.losses import finite_checks
+from rddlib.training.adapters import adapted, merged, sharing
 from rddlib.training.batches import Epochs, Step, derive_seed
 from rddlib.training.config import RunConfig, TrainConfig
 from rddlib.training.hardware import autocast, compiled, laid_out, peak_memory, plain, process_group, tf32_context
@@ -46,6 +47,8 @@ class Trainer:
             learning rate, images a second and peak memory at every run.log_every-th iteration, as `history` does.
         run: how this machine runs it.
         same_noise: give every process the same noise, as the released RDD code does.
+        lora: rank of the adapters of attention that are trained in the place of all weights (`training.adapters`), 0: none.
+            The others stay those of the given model, and are not copied while it trains.
     """
 
     config: TrainConfig
@@ -54,6 +57,7 @@ class Trainer:
     files: Path | None = None
     run: RunConfig = field(default_factory=RunConfig)
     same_noise: bool = False
+    lora: int = 0
     history: list[dict] = field(default_factory=list)
     state_bytes: int = 0  # of what a killed run goes on from, known after the training
 
@@ -87,7 +91,7 @@ class Trainer:
         Raises:
             Interrupted: SIGINT or SIGTERM came, between two iterations, after a checkpoint.
             UserError: the loss or gradient stops being finite, or a checkpoint does not fit or cannot be written; the
-                checkpoints before it stay.
+                checkpoints before it stay. And as `adapted` does.
         """
         accelerator = process_group()
         self._check_share(accelerator.num_processes)
@@ -142,6 +146,7 @@ class Trainer:
         self.state_bytes = sum(tensor.nbytes for tensor in state.tensors().values())
         state.auxiliary.to(origin)
         trained = state.average.module if state.average is not None else plain(state.model)
+        trained = merged(trained) if self.lora else trained
         return plain(trained).to(origin).eval().requires_grad_(False)
 
     # before the loop
@@ -156,10 +161,15 @@ class Trainer:
 
     def _state(self, model: nn.Module, auxiliary: nn.Module, auxiliary_free: bool, device: torch.device) -> State:
         config = self.config
-        model = laid_out(copy.deepcopy(model).to(device), self.run, config.precision).train().requires_grad_(True)
+        model = (sharing if self.lora else copy.deepcopy)(model).to(device)
+        model = laid_out(model, self.run, config.precision).train().requires_grad_(not self.lora)
+        if self.lora:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(self.seed, 13))
+                model = adapted(model, self.lora)
         auxiliary = auxiliary.to(device)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        groups = [{"params": list(model.parameters()), "config": config}]
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "config": config}]
         if trainable := [p for p in auxiliary.parameters() if p.requires_grad]:
             free = replace(config, lr_schedule="constant", warmup=0, clip=0.0)
             groups.append({"params": trainable, "config": free if auxiliary_free else config})

@@ -38,6 +38,16 @@ def test_the_meta_device_says_what_a_cpu_keeps():
     )  # all but the time's layers, and attention, grow fourfold
 
 
+def test_adapters_are_all_that_is_trained_and_the_teacher_is_held_once():
+    """Of a DiT's four projections a block, [d, d] each, an adapter of rank r has 2 r d numbers."""
+    pytest.importorskip("peft", reason="adapters need peft: pip install 'rddlib[lora]'")
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 3, "sample_size": 8, "norm_num_groups": 4}
+    with torch.device("meta"):
+        whole, adapters = (of_network(diffusers.DiTTransformer2DModel(**sizes), lora=rank) for rank in (0, 2))
+    assert adapters.trained == 3 * 4 * 2 * 2 * 16 and adapters.parameters == whole.parameters == whole.trained
+    assert adapters.memory(0) == 4 * whole.parameters + 16 * adapters.trained and adapters.kept < whole.kept
+
+
 def test_the_command_reads_a_configuration_alone(tmp_path, capsys):
     with torch.device("meta"):
         network = stable_diffusion()

@@ -70,6 +70,7 @@ ALL = {"base", "teacher", "extractor", *STUDENTS}
         ("extractor.seed", "1", {"extractor", *LOOKING}),
         ("extractor.classes", "[0, 3]", {"extractor", *LOOKING}),
         ("distill.train.batch_size", "3", STUDENTS),
+        ("distill.lora", "4", STUDENTS),
         ("distill.iterations", "[9, 4, 6]", STUDENTS),  # by their ancestor of 4 steps
         ("distill.temperatures", "[1, 1, 0.5]", LOOKING),
         ("progressive.train.iterations", "9", {"teacher", *STUDENTS}),
