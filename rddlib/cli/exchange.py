@@ -53,7 +53,7 @@ def released(
 
 @importing.command()
 def diffusers(
-    path: Annotated[Path, typer.Argument(help="Folder of a pixel-space pipeline (DDPMPipeline, DDIMPipeline, ...).")],
+    path: Annotated[Path, typer.Argument(help="Folder of a pipeline (DDPMPipeline, DDIMPipeline, DiTPipeline, ...).")],
     to: ImportTo = None,
     null_class: Annotated[
         bool, typer.Option("--null-class", help="Its last class means no class, so that it can be guided.")
@@ -61,7 +61,7 @@ def diffusers(
 ) -> None:
     """Read the model of a diffusers pipeline.
 
-    No code of its folder is run; its UNet2DModel and its betas become a checkpoint.
+    No code of its folder is run; its network and its betas become a checkpoint. A latent one's autoencoder stays there.
 
     \b
     Example:

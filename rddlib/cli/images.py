@@ -1,7 +1,7 @@
 """`rdd sample` draws images, `rdd evaluate` scores them: those of a study's model, of any checkpoint, or given ones."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,9 +53,14 @@ def _drawn_by(
     guidance: float | None,
     words: Sequence[str] = (),
     prompts: Sequence[str] = (),
+    captions: Callable[[tuple[int, int, int]], Sequence[str]] | None = None,
 ) -> tuple["DrawnImages", list[str]]:
-    """(images of a checkpoint's model, names of its classes where it records them); words, prompts: what to draw in turn."""
+    """(images of a checkpoint's model, names of its classes where it records them).
+
+    words, prompts: what to draw in turn; captions: of images (C, H, W), which a model that follows prompts draws at random.
+    """
     from rddlib.data.dataset import class_number
+    from rddlib.data.latents import prompted
     from rddlib.diffusion.model_file import provenance
     from rddlib.evaluation import DrawnImages
     from rddlib.interop import load_model
@@ -63,7 +68,9 @@ def _drawn_by(
 
     denoiser, info = load_model(checkpoint)
     space = denoiser.space
-    if bool(space and space.takes_prompts) != bool(prompts):
+    if captions and space and space.takes_prompts:
+        denoiser = denoiser.within(prompted(space, tuple(captions(space.image_shape))))
+    elif bool(space and space.takes_prompts) != bool(prompts):
         raise UserError(
             f"{checkpoint} knows no prompts: leave --prompt out"
             if prompts
@@ -205,7 +212,9 @@ def evaluate(
         str,
         typer.Option(help="Against these: a folder, an .npz (images, or mu and sigma); default the profile's data."),
     ] = "",
-    metrics: Annotated[str, typer.Option(help="Of fid, is, kid, pr (precision, recall), pfd (raw pixels).")] = "fid,is",
+    metrics: Annotated[
+        str, typer.Option(help="Of fid, is, kid, pr (precision, recall), pfd (raw pixels), agree.")
+    ] = "fid,is",
     protocol: Annotated[
         str, typer.Option(help="torch-fidelity, released (as the RCFD/RDD code scores), or both.")
     ] = "torch-fidelity",
@@ -234,6 +243,7 @@ def evaluate(
       rdd evaluate --method dpm-solver --steps 12 --noise 0,1,2
       rdd evaluate --profile cifar10 --method rdd --steps 4 --protocol torch-fidelity,released
       rdd evaluate --guidance 2 --method rdd --steps 1
+      rdd evaluate --checkpoint sd-folder --profile text --set data.root=captioned --guidance 2 --steps 16
       rdd evaluate --images samples.npz --reference cifar10-32x32.npz
       rdd evaluate --images folder --reference other --metric-network runs/cifar10/checkpoints/extractor-*.safetensors
     """
@@ -266,6 +276,14 @@ def evaluate(
             study = study_of(profile, out, settings, seed) if metric_network == "extractor" else None
             config, folder = _loaded(profile, settings).evaluation, out or default_out("scores")
 
+        def captions(shape: tuple[int, int, int]) -> Sequence[str]:
+            images = _profile_images(profile, settings, shape)
+            if not images.class_names:
+                raise UserError(
+                    f"{checkpoint} follows prompts, and {images.name} has none: set data.name=captions, data.root"
+                )
+            return images.class_names
+
         def source(number: int):
             if images is not None:
                 return open_images(images), {"method": images.stem, "steps": 0, "seed": 0}
@@ -274,7 +292,8 @@ def evaluate(
                 columns |= {"guidance": guidance, "sampler": sampler}
             if checkpoint is not None:
                 count = samples or config.samples
-                return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, guidance)[0], columns
+                options = {"guidance": guidance, "captions": captions}
+                return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, **options)[0], columns
             owner, arm = _model_of(study, method, steps, guidance, sampler, [])
             return owner.drawn(arm, samples=samples, noise=number), columns
 

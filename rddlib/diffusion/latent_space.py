@@ -71,6 +71,11 @@ class LatentSpace:
         tensors = {f"{name}.{key}": t for name, net in self.networks.items() for key, t in net.state_dict().items()}
         return digest(tensors, f"{self.scale}")
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a checkpoint records of it, by which `load_model` finds it again."""
+        return {"origin": self.origin, "sha256": self.sha256}
+
     def _check_codec(self) -> None:
         blank = torch.zeros(1, *self.image_shape, device=next(self.vae.parameters()).device)
         try:

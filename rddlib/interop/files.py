@@ -70,13 +70,15 @@ def _whole(path: Path, load: Callable):
 
 def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
     """The record of a model from elsewhere. Its sha256 covers the tensors and the description."""
-    model = describe(denoiser)
+    model, space = describe(denoiser), denoiser.space
+    names = {"class_names": space.class_names} if space and space.class_names else {}
     return {
         "kind": "pretrained",
         "model": model,
         "source": {"name": Path(path).name, "made_by": made_by},
         "sha256": digest(denoiser.state_dict(), json.dumps(model, sort_keys=True)),
-        **({"class_names": denoiser.space.class_names} if denoiser.space and denoiser.space.class_names else {}),
+        **({"space": space.facts} if space else {}),
+        **names,
     }
 
 

@@ -84,9 +84,7 @@ class Inputs:
             made = fit(trainer, *networks)
             network, extra = made if isinstance(made, tuple) else (made, {})
             model = {"model": describe(network)} if isinstance(network, Denoiser) else {}
-            model |= (
-                {"space": {"origin": self.space.origin, "sha256": self.space.sha256}} if model and self.space else {}
-            )
+            model |= {"space": self.space.facts} if model and self.space else {}
             knows_classes = kind == "extractor" or (isinstance(network, Denoiser) and network.num_classes)
             if trainer and knows_classes and (names := self.split("train").class_names):
                 model["class_names"] = list(names)

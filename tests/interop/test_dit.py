@@ -109,7 +109,9 @@ def test_a_folder_goes_through_the_commands(tmp_path, monkeypatch, capsys):
     made.register_to_config(id2label=NAMES)
     made.save_pretrained(tmp_path / "dit")
     edit(tmp_path / "dit" / "transformer" / "config.json", _class_name="Transformer2DModel")
-    assert load_model(tmp_path / "dit")[1]["class_names"] == ["tench", "goldfish"]
+    main(["import", "diffusers", str(tmp_path / "dit"), "--to", str(tmp_path / "dit.safetensors")])
+    denoiser, info = load_model(tmp_path / "dit.safetensors")
+    assert info["class_names"] == ["tench", "goldfish"] and denoiser.space.image_shape == (3, 8, 8)
     images, out, little = tmp_path / "images", tmp_path / "out", {"batch_size": 4, "warmup": 0}
     for k in range(12):
         (folder := images / f"n0{k % 2}").mkdir(parents=True, exist_ok=True)

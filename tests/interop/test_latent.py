@@ -1,5 +1,6 @@
 """Latent models against diffusers' own pipelines: in, both stages of distilling guidance, and out again."""
 
+import json
 import subprocess
 import sys
 
@@ -9,21 +10,26 @@ from small_models import SIZES, codec, edit, latent_scheduler, needs_diffusers, 
 from tiny import captioned
 
 from examples.text_guided import make_tokenizer
+from rddlib.cli import main
 from rddlib.data import ImageDataset
 from rddlib.data.latents import latents_of, prompted
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.diffusion.unet import NO_CLASS
+from rddlib.distillation.extractor import MetricNetwork
 from rddlib.distillation.label_free import TeacherFeatures
 from rddlib.distillation.objectives import CFD, PD
 from rddlib.distillation.train import distill, distill_guidance, reparametrise, takes_guidance
-from rddlib.interop import from_diffusers, load_model, to_diffusers
+from rddlib.evaluation import DrawnImages, load_metric_network
+from rddlib.interop import from_diffusers, load_classifier, load_model, to_diffusers
 from rddlib.interop.files import given_info
+from rddlib.study.profiles import load_profile
 from rddlib.training import TrainConfig, Trainer
-from rddlib.utils.checkpoint import save_checkpoint
+from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="prompts need transformers: pip install 'rddlib[text]'")
 pytestmark = [needs_diffusers, *quiet]
 PROMPTS = ("a red three on blue", "a white six on black")
+ONE_HALVING = {"progressive.teacher_steps": "2", "distill.iterations": "[1]", "distill.temperatures": "[1]"}
 LITTLE = {"iterations": "1", "batch_size": "4", "warmup": "0"}
 
 
@@ -54,7 +60,7 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def teacher(folder):
     denoiser = from_diffusers(folder)
     return denoiser.within(denoiser.space.with_prompts(PROMPTS))
@@ -104,7 +110,7 @@ def test_a_teacher_draws_as_its_own_pipeline_does(folder, tmp_path, prediction):
     denoiser = from_diffusers(pipeline)
     denoiser, noise = denoiser.within(denoiser.space.with_prompts(PROMPTS)), torch.randn(2, 4, 4, 4)
     assert denoiser.prediction == {"v_prediction": "v", "epsilon": "eps"}[prediction]
-    for steps in (1, 4, 16):
+    for steps in (1, 4, 8):
         for w in (0.0, 2.0):
             assert (drawn(denoiser, noise, steps, w) - theirs(pipeline, noise, steps, w)).abs().max() < 1e-4
 
@@ -192,7 +198,6 @@ def test_latents_and_embeddings_are_computed_once(teacher, images, latents, monk
 
 def test_a_checkpoint_finds_its_space_again(folder, teacher, student, tmp_path):
     record = given_info(student, folder, "diffusers") | {"kind": "student"}
-    record |= {"space": {"origin": student.space.origin, "sha256": student.space.sha256}}
     path, noise = tmp_path / "student.safetensors", torch.randn(2, 4, 4, 4)
     save_checkpoint(path, student.state_dict(), {key: value for key, value in record.items() if key != "sha256"})
     loaded = load_model(path)[0]
@@ -265,8 +270,8 @@ def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder,
 
     monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
     root = captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(12)}, size=(8, 8))
-    small = {f"{stage}.train.{name}": n for stage in ("guidance", "progressive") for name, n in LITTLE.items()}
-    small |= {"distill.iterations": "[1, 1, 1]", "distill.train.batch_size": "4", "guidance.steps": "8"}
+    small = {f"{stage}.train.{name}": n for stage in ("guidance", "distill") for name, n in LITTLE.items()}
+    small |= {"guidance.steps": "2", **ONE_HALVING}
     small |= {"loss.queue_size": "32", "loss.draws": "8", "loss.per_image": "1", "guidance.samples": "140"}
     small |= {"data.root": str(root), "pretrained.teacher": str(folder)}
     study = continue_study("text", small, tmp_path / "out")
@@ -283,20 +288,51 @@ def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder,
     assert guided.stage_of(arm).recorded()["space"]["origin"] == str(folder.resolve())
 
 
+def test_a_checkpoint_is_scored_on_the_captions_of_the_profile_s_images(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+    root = captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(12)}, size=(8, 8))
+    judge = MetricNetwork(image_channels=3, image_size=8, width=8, num_classes=2)
+    save_checkpoint(tmp_path / "judge.safetensors", judge.state_dict(), {"kind": "metric network"})
+    asked = ["evaluate", "--checkpoint", str(folder), "--guidance", "1", "--steps", "2", "--samples", "6"]
+    asked += ["--metrics", "agree", "--metric-network", str(tmp_path / "judge.safetensors"), "--out", str(tmp_path)]
+    main([*asked, "--profile", "text", "--set", f"data.root={root}"])
+    (record,) = (tmp_path / "evaluations").glob("*.json")
+    denoiser = from_diffusers(folder)
+    denoiser = denoiser.within(denoiser.space.with_prompts(sorted(PROMPTS)))
+    images = DrawnImages(denoiser, 6, 2, seed=load_profile("text").evaluation.seed, guidance=1.0)
+    network = load_metric_network(tmp_path / "judge.safetensors").eval()
+    right = network(images.batch(0, 6))[1].argmax(1) == images.labels(0, 6)
+    assert json.loads(record.read_text())["row"]["agree"] == pytest.approx(float(right.float().mean()))
+
+
+def test_a_student_learns_through_a_classifier_of_latents(folder, tmp_path, monkeypatch):
+    """`rdd extractor` trains it on latents, and a halving compares images through it."""
+    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+    root = captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(20)}, size=(8, 8))
+    small = {f"{stage}.train.{name}": n for stage in ("extractor", "distill") for name, n in LITTLE.items()}
+    small |= {"extractor.name": "resnet18", "extractor.shift": "0", "loss.per_image": "1", "base.steps": "2"}
+    small |= {"data.root": str(root), "pretrained.teacher": str(folder), **ONE_HALVING}
+    settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+    for command in (["extractor"], ["distill", "--objective", "cfd", "--from", "2"]):
+        main([*command, "--profile", "text", "--out", str(tmp_path / "out"), *settings])
+    (classifier,), (student,) = (
+        tmp_path.glob(f"out/checkpoints/{name}-*.safetensors") for name in ("extractor", "cfd-1")
+    )
+    assert load_classifier(classifier)[0].image_channels == 4
+    assert load_checkpoint(student)[1]["facts"]["extractor"] == classifier.stem.removeprefix("extractor-")
+
+
 def test_a_latent_teacher_is_planned_with_its_own_network(folder, tmp_path):
     from rddlib.study.costs import make_plan
 
-    plan = make_plan(
-        "text", {"pretrained.teacher": str(folder), "guidance.objectives": "[pd]"}, out=tmp_path, seconds=0.1
-    )
+    small = {"pretrained.teacher": str(folder), "guidance.objectives": "[pd]", "methods": "[pd]"}
+    plan = make_plan("text", small, out=tmp_path, seconds=0.1)
     names = [row.name for row in plan.rows]
     assert "guided: guidance, stage one" in names and "PD, 3 students" in names, names
     assert not [name for name in names if "base model" in name]
 
 
 def test_a_command_draws_prompts_and_keeps_those_of_others_apart(folder, tmp_path, capsys):
-    from rddlib.cli import main
-
     drawn = ["sample", "--checkpoint", str(folder), "--steps", "1", "--count", "2", "--out", str(tmp_path)]
     for prompt in PROMPTS:
         main([*drawn, "--prompt", prompt, "--guidance", "1"])
