@@ -1,7 +1,7 @@
 """How soon the notebooks' sliders answer, as a ratio to drawing an empty figure in the same run; for `rdd bench sliders`.
 
 The explorers are set up as the notebooks do on the digits profile, with untrained networks: speed does not depend on the
-weights.
+weights. A click moves the same controls (row and column, row, image) and draws once.
 """
 
 import gc
@@ -63,13 +63,14 @@ def queue() -> Explorer:
     rows = F.normalize(maps.flatten(2), dim=1).permute(0, 2, 1)[:, :4].flatten(0, 1)  # four unit pixels of each map
     ranks = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     figure = queue_view(rows, labels.repeat_interleave(4), 256, ranks)
-    colours = ("class", "age", "nearest")
-    return figure, {"N_q": (512, 2048), "pushes": range(1, 9), "V": (64, 256, 1024), "colour": colours}
+    colours, every = ("class", "age", "nearest", "row"), range(len(rows))
+    return figure, {"N_q": (512, 2048), "pushes": range(1, 9), "V": (64, 256, 1024), "colour": colours, "row": every}
 
 
 def same_noise() -> Explorer:
     figure, noises = same_noise_view(Untrained(digits(), Path("nowhere"))), range(48)
-    return figure, {"method": ("ddim", *COMPETING), "steps": (4, 2, 1), "first": noises, "second": noises}
+    values = {"method": ("ddim", *COMPETING), "steps": (4, 2, 1), "first": noises, "second": noises}
+    return figure, values | {"image": range(12)}
 
 
 def scores() -> Explorer:

@@ -6,13 +6,16 @@ A view computes its heavy parts once and returns a function of what the controls
 import gc
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
+import anywidget
 import ipywidgets
 import torch
 import torch.nn.functional as F
+import traitlets
 from IPython import get_ipython
 from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
@@ -54,32 +57,74 @@ class Live(ipywidgets.VBox):
         display(view | {"text/plain": ""}, raw=True)  # where no widget can be shown, the line above says enough
 
 
+class Picture(anywidget.AnyWidget):
+    """A PNG file's bytes as a picture; a click sends {"x", "y"}, shares of its size from the lower left corner."""
+
+    value = traitlets.Bytes().tag(sync=True)
+    clickable = traitlets.Bool(False).tag(sync=True)
+    _esm = """
+    export default { render({ model, el }) {
+        const image = document.createElement("img");
+        image.style.maxWidth = "100%";
+        if (model.get("clickable")) image.style.cursor = "crosshair";
+        image.onload = () => URL.revokeObjectURL(image.src);
+        const show = () => { image.src = URL.createObjectURL(new Blob([model.get("value")], {type: "image/png"})); };
+        image.onclick = event => {
+            const box = image.getBoundingClientRect();
+            model.send({x: (event.clientX - box.left) / box.width, y: (box.bottom - event.clientY) / box.height});
+        };
+        model.on("change:value", show);
+        show();
+        el.append(image);
+    } };"""
+
+
 def explore(figure: Callable[..., Figure], **controls: Sequence) -> Live | Markdown:
     """A control for each named argument of figure(...), over the picture that it draws; moving one redraws it.
 
-    Each control starts at the argument's default. Pictures are kept, so going back to one is immediate. A notebook that a
-    program executes gets a line of text instead, since nobody is there to move anything.
+    Where the figure's axes answer to clicks (`figures.answering`), a click on the picture moves the controls. Each control
+    starts at the argument's default. Pictures are kept, so going back to one is immediate. A notebook that a program
+    executes gets a line of text instead, since nobody is there to move anything.
     Raises ValueError where figure has no such argument, or its default is none of the values.
 
     Args:
-        figure: what draws; where it has a faster way to a PNG file's bytes as `figure.png(**arguments)`, that does.
+        figure: what draws; where it has a faster way as `figure.live(**arguments)` -> (a PNG file's bytes, `answers`), that
+            does.
         controls: the values an argument may take, `N=range(1, 65)` or `tau=(0.5, 1.0)`; words become a menu, all else a
             slider.
     """
     if _nobody_watches():
         return Markdown(NOTE.format(names=", ".join(controls)))
     named = {name: _control(figure, name, values) for name, values in controls.items()}
-    picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
-    draw = getattr(figure, "png", lambda **arguments: plots.to_png(figure(**arguments), DPI, quick=True))
+    picture, held = Picture(), False
+    live = getattr(figure, "live", lambda **arguments: plots.live(figure(**arguments), DPI))
 
     @lru_cache(maxsize=256)
-    def drawn(*values) -> bytes:
-        return draw(**dict(zip(named, values, strict=True)))
+    def drawn(*values) -> tuple[bytes, list]:
+        return live(**dict(zip(named, values, strict=True)))
+
+    def now() -> tuple[bytes, list]:
+        return drawn(*(control.value for control in named.values()))
 
     def redraw(_change=None) -> None:
-        with _uncollected():
-            picture.value = drawn(*(control.value for control in named.values()))
+        if not held:
+            with _uncollected():
+                picture.value, answering = now()
+                picture.clickable = bool(answering)
 
+    def clicked(_picture, place: dict, _buffers) -> None:
+        """Set what the axes under the place answer, then draw once."""
+        nonlocal held
+        at = place["x"], place["y"]
+        chosen = next((answer(*way.transform(at)) for box, way, answer in now()[1] if box.contains(*at)), {})
+        held = True
+        for name, value in chosen.items():
+            if name in named and value in named[name].options:
+                named[name].value = value
+        held = False
+        redraw()
+
+    picture.on_msg(clicked)
     for control in named.values():
         control.observe(redraw, names="value")
     redraw()
@@ -111,9 +156,12 @@ def _control(figure: Callable[..., Figure], name: str, values: Sequence) -> ipyw
 
 
 def _nobody_watches() -> bool:
-    """Whether papermill or nbconvert executes the notebook: unlike in JupyterLab, such a kernel cannot ask for input."""
+    """Whether papermill or nbconvert executes the notebook: unlike in JupyterLab, such a kernel cannot ask for input.
+
+    Nor can one of voila's, whose variable tells it apart.
+    """
     kernel = getattr(get_ipython(), "kernel", None)
-    return kernel is not None and not getattr(kernel, "_allow_stdin", True)
+    return kernel is not None and not getattr(kernel, "_allow_stdin", True) and "VOILA_PREHEAT" not in os.environ
 
 
 def paths_view(mixture: GaussianMixture, starts: Tensor, data: Tensor, offset: float) -> Callable[..., Figure]:
@@ -143,7 +191,8 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
     """How a pixel of one image relates to the pixels of another, for images [N, C, H, W] and their maps [N, D, h, w].
 
     Returns relations(i, j, row, column, tau): the softmax at temperature tau of the cosines of image i's pixel
-    (row, column) to the pixels of image j, by the teacher and by the student.
+    (row, column) to the pixels of image j, by the teacher and by the student. A click on image i chooses the pixel; one on
+    image j, or on a map of it, asks the question from there.
     """
     images, (height, width) = images.detach().cpu(), map_teacher.shape[2:]
     maps = (m.detach().double().cpu().flatten(2) for m in (map_teacher, map_student))
@@ -164,15 +213,19 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
         loss = (q * (log_q - log_p)).sum().item()
         title = f"Pixel ({row}, {column}) of image {i} against image {j}, tau = {tau:g}: KL = {loss:.2e} nats"
         shares = (share.reshape(height, width) for share in (q, p))
-        return (into or new()).show(images[[i, j]], (row, column), *shares, title)
+        figure = (into or new()).show(images[[i, j]], (row, column), *shares, title)
+        plots.answering(figure.axes[:1], lambda x, y: {"row": round(y), "column": round(x)})
+        plots.answering(figure.axes[1:], lambda x, y: {"i": j, "j": i, "row": round(y), "column": round(x)})
+        return figure
 
     kept = lru_cache(new)  # one figure for all moves
 
-    def png(**arguments) -> bytes:
-        plt.close(relations(**arguments, into=kept()))
-        return kept().png(DPI)
+    def live(**arguments) -> tuple[bytes, list]:
+        figure = relations(**arguments, into=kept())
+        plt.close(figure)
+        return kept().png(DPI), plots.answers(figure)
 
-    relations.png = png
+    relations.live = live
     return relations
 
 
@@ -184,7 +237,8 @@ def nearest_drawn(rows: Tensor, drawn: Tensor) -> Tensor:
 def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> Callable[..., Figure]:
     """A queue of unit vectors while it is filled with rows.
 
-    Returns queue(N_q, pushes, V, colour): N_q rows long, after that many pushes; colour: "class", "age" or "nearest".
+    Returns queue(N_q, pushes, V, colour, row): N_q rows long, after that many pushes; colour: "class", "age", "nearest" or
+    "row", the likeness to the one of that number, which is framed.
 
     Args:
         rows: [n, C], oldest first.
@@ -205,7 +259,13 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
         drawn[ranks[held].argsort()[:V]] = True
         return held, drawn, nearest_drawn(rows[held], drawn)
 
-    def queue(N_q: int = total, pushes: int = -(-total // per_push), V: int = 64, colour: str = "class") -> Figure:
+    def queue(
+        N_q: int = total,
+        pushes: int = -(-total // per_push),
+        V: int = 64,
+        colour: str = "class",
+        row: int = total - 1,
+    ) -> Figure:
         held, drawn, nearest = state(N_q, pushes, V)
         arrival = torch.arange(held.start, held.stop)
         age = pushes - 1 - arrival // per_push
@@ -215,12 +275,14 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
             "class": (None, ""),
             "age": (age, "age in pushes"),
             "nearest": (nearest, "cosine to the nearest drawn row"),
+            "row": (rows[held] @ rows[row], f"cosine to row {row}"),
         }
+        here = f"cosine {nearest[row - held.start]:.3f}" if held.start <= row < held.stop else "not in the queue"
         title = (
             f"{len(arrival)} of {N_q} rows after {pushes} pushes; mean cosine to the nearest of V = {int(drawn.sum())} "
-            f"drawn: {nearest.mean():.3f}"
+            f"drawn: {nearest.mean():.3f}\nrow {row}: class {classes[row]}, of push {row // per_push + 1}; {here}"
         )
-        return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, title)
+        return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, row, title)
 
     return queue
 
@@ -235,15 +297,28 @@ def between(first: Tensor, second: Tensor, count: int) -> Tensor:
     return angle.cos() * first + angle.sin() * second
 
 
+def at_hand(study: Study) -> tuple[list[str], list[int]]:
+    """Methods, and numbers of steps, whose images can be drawn without training; all of them where there is none yet."""
+    profile = study.profile
+
+    def there(method: str, steps: int) -> bool:
+        return study.stages.student(method, steps, profile.seeds[0]).at_hand
+
+    methods = [name for name in profile.methods if there(name, 1)]
+    steps = [n for n in profile.student_steps if all(there(name, n) for name in methods)]
+    return ["ddim", *(methods or profile.methods)], steps
+
+
 def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[..., Figure]:
     """What the teacher and a method's student make of the same noises, on the way from one noise to another.
 
-    Returns same_noise(method, steps, first, second): of the study's first `pool` noises, numbered from 0; where the models
-    take a class, all images get that of `first`.
+    Returns same_noise(method, steps, first, second, image): of the study's first `pool` noises, numbered from 0, the
+    `image`-th of the way large too; where the models take a class, all images get that of `first`.
     """
     noises, clip = study.noise(pool), study.profile.evaluation.clip
     classes, teacher = study.profile.unet.num_classes, study.profile.progressive.teacher_steps
-    denoiser = lru_cache(study.denoiser)
+    denoiser, methods = lru_cache(study.denoiser), at_hand(study)[0]
+    usual = "rdd" if "rdd" in methods else methods[-1]
 
     def way(first: int, second: int) -> Tensor:
         same = noises[first].expand(count, -1, -1, -1)
@@ -256,13 +331,14 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
         sample = find_sampler(method, steps) if method in TRAINING_FREE else ddim_sample
         return sample(denoiser(method, steps), noise, steps, y=y, clip=clip).cpu()
 
-    def same_noise(method: str = "rdd", steps: int = 1, first: int = 0, second: int = 1) -> Figure:
+    def same_noise(method: str = usual, steps: int = 1, first: int = 0, second: int = 1, image: int = 0) -> Figure:
         theirs, ours = drawn("pd", teacher, first, second), drawn(method, steps, first, second)
         apart = (theirs - ours).square().mean().sqrt()
         name = f"{LABELS[method]}, {plots.counted(steps)}"
         rows = {"noise / 3": way(first, second) / 3, f"teacher, {teacher} steps": theirs, name: ours}
         ends = f"From noise {first} (left) to noise {second} (right)"
-        return plots.image_rows(rows, f"{ends}; RMS distance of the two models {apart:.2f} (range 2)")
+        title = f"{ends}; RMS distance of the two models {apart:.2f} (range 2)"
+        return plots.image_rows(rows, title, look=image)
 
     return same_noise
 

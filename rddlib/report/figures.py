@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox, Transform
 from PIL import Image
 from torch import Tensor
 
@@ -40,6 +41,26 @@ def to_png(figure: Figure, dpi: int = 130, quick: bool = False) -> bytes:
     figure.savefig(buffer, format="png", dpi=dpi, **options)
     plt.close(figure)
     return buffer.getvalue()
+
+
+Answer = Callable[[float, float], dict]  # (x, y) in the axes' data -> what a click there chooses, {argument: value}
+
+
+def answering(axes: Iterable[Axes], answer: Answer) -> None:
+    """Let these axes answer to clicks, wherever their figure is explored."""
+    for ax in axes:
+        ax.answer = answer
+
+
+def answers(figure: Figure) -> list[tuple[Bbox, Transform, Answer]]:
+    """Of each axes of a drawn figure that answers: its box, the way to its data, both from shares of the figure's size."""
+    to_data = [(ax, (figure.transFigure + ax.transData.inverted()).frozen()) for ax in figure.axes]
+    return [(ax.get_position(), way, ax.answer) for ax, way in to_data if hasattr(ax, "answer")]
+
+
+def live(figure: Figure, dpi: int) -> tuple[bytes, list[tuple[Bbox, Transform, Answer]]]:
+    """What a widget shows of a figure: a PNG file's bytes, made quickly, and `answers`."""
+    return to_png(figure, dpi, quick=True), answers(figure)
 
 
 def plot_seeds(ax: Axes, groups, alpha: float, **style) -> None:
@@ -75,18 +96,30 @@ def show_images(ax, images: Tensor, columns: int, title: str = "") -> None:
     ax.set_axis_off()
 
 
-def image_rows(rows: dict[str, Tensor], title: str = "", width: float = 8.0) -> Figure:
-    """One labelled row of images for each entry of {label: [N, C, H, W]}; the same column is the same noise or image."""
+def image_rows(rows: dict[str, Tensor], title: str = "", width: float = 8.0, look: int | None = None) -> Figure:
+    """One labelled row of images for each entry of {label: [N, C, H, W]}; the same column is the same noise or image.
+
+    look: the column that is framed, and shown large below; a click on an image answers {"image": its column}.
+    """
     count, left, head = max(len(images) for images in rows.values()), 0.17, 0.35
     tall, wide = next(iter(rows.values())).shape[2:]
     row_height = width * (0.99 - left) / count * 1.06 * tall / wide  # and a little air
-    height = row_height * len(rows) + head
+    below = 0 if look is None else 0.3 + min(1.6, width * (0.99 - left) / len(rows) * tall / wide)
+    height = row_height * len(rows) + head + below
     figure, axes = plt.subplots(len(rows), 1, figsize=(width, height), squeeze=False)
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
         show_images(ax, images, count)
         ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
-    figure.subplots_adjust(left=left, right=0.99, top=1 - head / height, bottom=0, hspace=0.06)
+    figure.subplots_adjust(left=left, right=0.99, top=1 - head / height, bottom=below / height, hspace=0.06)
+    if look is not None:
+        answering(axes[:, 0], lambda x, y: {"image": round(x) // (wide + 1)})
+        share = (0.99 - left) / len(rows)
+        for place, (ax, (label, images)) in enumerate(zip(axes[:, 0], rows.items(), strict=True)):
+            corner = look * (wide + 1) - 0.5, -0.5
+            ax.add_patch(Rectangle(corner, wide, tall, fill=False, edgecolor="#D55E00", linewidth=2, clip_on=False))
+            large = figure.add_axes((left + place * share, 0.02, share, (below - 0.3) / height - 0.02))
+            show_images(large, images[look : look + 1], 1, label)
     return figure
 
 
@@ -359,9 +392,12 @@ def queue_figure(
     name: str,
     drawn: Tensor,
     ages: Tensor,
+    row: int,
     title: str,
 ) -> Figure:
     """The queue's rows in the plane, marked by their class, those drawn ringed; below them its slots by age.
+
+    A click on a row, or on its slot, answers {"row": its number}.
 
     Args:
         points: [n, 2], every row that ever comes.
@@ -371,10 +407,11 @@ def queue_figure(
         name: of shade.
         drawn: [held], bool.
         ages: [N_q], of each slot's row in pushes, NaN where the slot is empty.
+        row: the one of all that is framed.
         title: of the figure.
     """
     figure = plt.figure(figsize=(7.4, 5.6))  # axes by hand, no solver: a slider waits
-    ax, slots = figure.add_axes((0.1, 0.25, 0.75, 0.68)), figure.add_axes((0.1, 0.09, 0.75, 0.045))
+    ax, slots = figure.add_axes((0.1, 0.25, 0.75, 0.66)), figure.add_axes((0.1, 0.09, 0.75, 0.045))
     ax.plot(*points.T, linestyle="", marker=".", markersize=1.5, color="0.7")
     x, y = points[held].T
     numbers = classes.unique().tolist()
@@ -388,12 +425,19 @@ def queue_figure(
             dots = ax.scatter(x[of], y[of], c=shade[of].numpy(), cmap="copper", linewidths=0, **limits, **style)
     hollow = dict(linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
     ax.plot(x[drawn], y[drawn], **hollow, markeredgewidth=0.7, label=f"drawn, V = {int(drawn.sum())}")
+    framed = dict(linestyle="", marker="s", markersize=13, markerfacecolor="none", markeredgecolor="#D55E00")
+    ax.plot(*points[row], **framed, markeredgewidth=2, label=f"row {row}")
     if shade is not None:
-        figure.colorbar(dots, cax=figure.add_axes((0.88, 0.25, 0.02, 0.68)), label=name)
+        figure.colorbar(dots, cax=figure.add_axes((0.88, 0.25, 0.02, 0.66)), label=name)
     ax.set(xlabel="first principal component (gray dots: rows not held)", ylabel="second principal component")
     ax.legend(fontsize=8, loc="upper right")
     figure.suptitle(title, fontsize=10)
     _queue_slots(slots, ages)
+    in_slot = {one % len(ages): one for one in range(held.start, held.stop)}
+    if row in in_slot.values():
+        slots.plot(row % len(ages), -0.75, marker="v", color="#D55E00", clip_on=False)
+    answering([ax], lambda x, y: {"row": held.start + int((points[held] - torch.tensor([x, y])).norm(dim=1).argmin())})
+    answering([slots], lambda x, y: {"row": in_slot.get(round(x))})
     return figure
 
 

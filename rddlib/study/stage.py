@@ -98,6 +98,11 @@ class Stage:
         return self._shipped is not None
 
     @property
+    def at_hand(self) -> bool:
+        """Whether it needs no training."""
+        return self.done or self.ships
+
+    @property
     def iterations(self) -> int:
         return self.config.iterations if self.config else 0
 

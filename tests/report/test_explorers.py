@@ -139,11 +139,17 @@ def set_up(study, mixture, maps):
         ),
         "queue": (
             explorers.queue_view(rows_of(map_T), labels.repeat_interleave(4), 256, ranks),
-            dict(N_q=(512, 2048), pushes=range(1, 9), V=(64, 256, 1024), colour=("class", "age", "nearest")),
+            dict(
+                N_q=(512, 2048),
+                pushes=range(1, 9),
+                V=(64, 256, 1024),
+                colour=("class", "age", "nearest", "row"),
+                row=range(2048),
+            ),
         ),
         "same noise": (
             explorers.same_noise_view(study),
-            dict(method=("ddim", *COMPETING), steps=(4, 2, 1), first=range(48), second=range(48)),
+            dict(method=("ddim", *COMPETING), steps=(4, 2, 1), first=range(48), second=range(48), image=range(12)),
         ),
         "scores": (
             explorers.scores_view(tables),
@@ -164,6 +170,55 @@ def test_every_move_of_a_slider_draws_a_new_picture(set_up, name):
     assert plt.get_fignums() == []
 
 
+def click(explored, axes, x, y):
+    """Click on the place of these data coordinates in the picture; what the controls are set to."""
+    *controls, picture = explored.children
+    axes.figure.draw_without_rendering()
+    place = axes.figure.transFigure.inverted().transform(axes.transData.transform((x, y)))
+    picture._handle_custom_msg(dict(zip("xy", place.tolist(), strict=True)), [])
+    return {control.description: control.value for control in controls}
+
+
+def test_a_click_on_a_pixel_chooses_it_and_one_on_the_other_image_asks_from_there():
+    images = 2 * torch.rand(10, 3, 12, 20, generator=torch.Generator().manual_seed(0)) - 1  # neither square nor digits
+    maps = torch.randn(2, 10, 16, 3, 5, generator=torch.Generator().manual_seed(1))
+    figure = explorers.relations_view(images, *maps)
+    axes = figure(i=1, j=2).axes
+    plt.close("all")
+    explored = explore(figure, i=range(10), j=range(10), row=range(3), column=range(5))
+    explored.children[0].value, explored.children[1].value = 1, 2
+    picture = explored.children[-1]
+    before = picture.value
+    assert click(explored, axes[0], 4.4, 1.6) == dict(i=1, j=2, row=2, column=4) and picture.value != before
+    assert click(explored, axes[1], 0.3, 0.2) == dict(i=2, j=1, row=0, column=0)
+    assert click(explored, axes[3], 2.9, 2.2) == dict(i=1, j=2, row=2, column=3)
+    assert click(explored, axes[0], -2, 1) == dict(i=1, j=2, row=2, column=3)  # beside it: nothing
+
+
+def test_a_click_on_a_row_or_its_slot_frames_it(set_up):
+    figure, controls = set_up["queue"]
+    plane, slots = figure(N_q=512, pushes=3).axes[:2]
+    plt.close("all")
+    explored = explore(figure, **controls)
+    explored.children[0].value, explored.children[1].value = 512, 3
+    assert click(explored, slots, 100, 0)["row"] == 612  # of the 768 pushed the last 512 are held, 512 to 767 first
+    assert "row 612:" in figure(N_q=512, pushes=3, row=612).get_suptitle()
+    x, y = plane.lines[0].get_xydata()[700]
+    assert click(explored, plane, x, y)["row"] == 700
+    x, y = plane.lines[0].get_xydata()[10]  # overwritten: the nearest that is held
+    assert click(explored, plane, x, y)["row"] in range(256, 768)
+
+
+def test_a_click_on_an_image_shows_it_large(set_up):
+    figure, controls = set_up["same noise"]
+    drawn = figure(image=7)
+    explored = explore(figure, **controls)
+    assert click(explored, drawn.axes[1], 7 * 9 + 3, 5)["image"] == 7
+    large = drawn.axes[-1].images[0].get_array()
+    plt.close("all")
+    assert np.array_equal(large, drawn.axes[2].images[0].get_array()[:, 63:71])
+
+
 def test_a_share_is_a_share_of_cfds_gradient():
     x, cfd, relation = torch.randn(3, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     title = explorers.voices_view(x, cfd, {0.1: cfd + relation})(share=0.5).get_suptitle()
@@ -180,7 +235,7 @@ def test_relations_look_after_moves_as_drawn_afresh(size):
     relations, last = explorers.relations_view(images, *maps), size - 1
     moves = dict(i=1, j=2, row=last), dict(i=1, j=1, tau=1.0), dict(i=3, j=2, row=0, column=last, tau=0.01)
     for move in moves:
-        kept, fresh = relations.png(**move), plots.to_png(relations(**move), explorers.DPI, quick=True)
+        kept, fresh = relations.live(**move)[0], plots.to_png(relations(**move), explorers.DPI, quick=True)
         kept, fresh = (np.asarray(Image.open(io.BytesIO(png))) for png in (kept, fresh))
         assert np.array_equal(kept, fresh), move
 
@@ -203,7 +258,8 @@ def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture, mo
 
 def test_relations_are_the_softmax_of_the_cosines(maps, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots.RelationFigure, "show", lambda self, *arguments: drawn.append(arguments))
+    show = plots.RelationFigure.show
+    monkeypatch.setattr(plots.RelationFigure, "show", lambda self, *a: drawn.append(a) or show(self, *a))
     x, _, map_T, map_S = maps
     explorers.relations_view(x, map_T, map_S)(i=2, j=7, row=1, column=3, tau=0.2)
     images, pixel, teacher, student, title = drawn[0]
@@ -224,7 +280,7 @@ def test_the_queue_shown_is_the_librarys_queue(maps, monkeypatch):
         for k in range(pushes):
             queue.push(rows[32 * k : 32 * (k + 1), :, None, None], 1)
         shown(N_q=size, pushes=pushes, V=10, colour="age")
-        points, held, classes, shade, _, chosen, ages, title = drawn[-1]
+        points, held, classes, shade, _, chosen, ages, _, title = drawn[-1]
         slots = torch.full((size,), -1)
         slots[classes % size] = classes
         assert len(classes) == len(queue) and chosen.sum() == 10
@@ -248,7 +304,7 @@ def test_same_noise_rows_are_the_studys_images(study, monkeypatch):
     torch.manual_seed(0)
     model = build_denoiser(study.profile).eval().requires_grad_(False)
     monkeypatch.setattr(study, "denoiser", lambda *_: model)
-    monkeypatch.setattr(plots, "image_rows", lambda rows, title: drawn.append(list(rows.values())))
+    monkeypatch.setattr(plots, "image_rows", lambda rows, title, look: drawn.append(list(rows.values())))
     explorers.same_noise_view(study, count=5)(method="pd", steps=2, first=3, second=6)
     noise, teacher, student = drawn[0]
     ends = study.noise(48)[[3, 6]]
