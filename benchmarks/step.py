@@ -165,7 +165,7 @@ class Subject:
     def __init__(self, profile: Profile, what: str):
         prober = Prober(profile)
         graph, first = prober.plain, (profile.student_steps[0], profile.seeds[0])
-        self.run = replace(profile.run, sample_every=0, tensorboard=False)
+        self.run = replace(profile.run, sample_every=0, tracker="none")
         self.stage = graph.base if what == "base" else graph.student(what, *first)
         self.networks = [prober.network(parent) for parent in self.stage.parents]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from rddlib.cli import ablate, bench, demo, exchange, images, report, study, training
+from rddlib.cli import ablate, bench, classroom, demo, exchange, images, report, study, training
 from rddlib.utils.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
@@ -35,6 +35,7 @@ for _command in (
 ):
     app.command()(_command)
 app.command()(report.report)
+app.command()(classroom.app)
 app.add_typer(exchange.importing, name="import")
 app.add_typer(exchange.exporting, name="export")
 app.add_typer(bench.bench, name="bench")

@@ -29,6 +29,15 @@ a{color:#0050a0}nav{line-height:2}
 """
 
 
+# nbconvert's own page, but for code, which a click shows: prose, pictures and numbers are read first
+FOLDED = """{% extends 'lab/index.html.j2' %}
+{% block html_head_css %}{{ super() }}<style>
+.rdd-code > summary { color: #666; cursor: pointer; font-size: 0.8rem } .jp-OutputPrompt { font-size: 0 }
+</style>{% endblock html_head_css %}
+{% block input_group %}<details class="rdd-code"><summary>Code</summary>{{ super() }}</details>{% endblock input_group %}
+"""
+
+
 def same_noise_grid(study: Study, count: int = 12):
     """Rows of images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps."""
     noise, profile = study.noise(count), study.profile
@@ -88,7 +97,8 @@ def put_formulas(page: str, formulas: list[str]) -> str:
 
 
 def notebook_page(executed: Path) -> Path:
-    """An executed notebook as one HTML file beside it: pictures inside, formulas as MathML, no script, nothing fetched."""
+    """An executed notebook as one HTML file beside it: pictures inside, code folded, formulas as MathML, no script, nothing
+    fetched."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -99,7 +109,7 @@ def notebook_page(executed: Path) -> Path:
         for output in cell.get("outputs", []):
             if "text/markdown" in output.get("data", {}):
                 output.data["text/markdown"] = take_formulas(output.data["text/markdown"], formulas)
-    body, _ = HTMLExporter().from_notebook_node(notebook)
+    body, _ = HTMLExporter(raw_template=FOLDED).from_notebook_node(notebook)
     page = executed.with_suffix(".html")
     write_atomically(page, put_formulas(re.sub(r"<script\b.*?</script>", "", body, flags=re.S), formulas))
     return page

@@ -117,7 +117,7 @@ class Prober:
     def __init__(self, profile: Profile):
         space = _space_of(profile)
         images = random_images(profile, latent=space is not None)
-        run = replace(profile.run, log_every=1, sample_every=0, tensorboard=False)
+        run = replace(profile.run, log_every=1, sample_every=0, tracker="none")
         # torch.compile would take longer than a measurement may
         run = replace(run, compile="never") if run.compile == "auto" else run
         place = Workplace(Path("nowhere"), run)

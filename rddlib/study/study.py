@@ -59,6 +59,7 @@ from rddlib.study.graph import (
 from rddlib.study.profiles import Profile, as_dict
 from rddlib.study.stage import Stage, Workplace, key_of
 from rddlib.training import derive_seed, training_device
+from rddlib.training.metrics import check_tracker
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import agreed, join, locked
@@ -421,6 +422,7 @@ class Study:
     def check(self) -> None:
         """Raise UserError for numbers that each are possible but do not fit the data set or each other."""
         p, known = self.profile, self.dataset.num_classes
+        check_tracker(p.run.tracker)
         classes = p.unet.num_classes
         if p.pretrained.teacher and classes not in (0, known):
             raise UserError(

@@ -10,6 +10,7 @@ PRECISIONS = ("auto", "float32", "tf32", "bf16")
 OPTIMIZERS = ("adam", "sgd")
 SHIPPED = ("all", "start", "none")
 SWITCHES = ("auto", "always", "never")
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim")
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class RunConfig:
     shipped: str = (
         "start"  # models taken from the package instead of trained: "all", "start" (all but students) or "none"
     )
-    tensorboard: bool = False  # write the records for TensorBoard too
+    tracker: str = "none"  # who else gets the records, on this machine's disk: "tensorboard", "wandb", "mlflow", "aim"
 
     def __post_init__(self):
         one_of(self, SWITCHES, "channels_last", "compile")
         one_of(self, SHIPPED, "shipped")
+        one_of(self, TRACKERS, "tracker")
         at_least(self, 0, "save_every", "sample_every")
         at_least(self, 1, "keep", "log_every")

@@ -100,7 +100,7 @@ class Trainer:
         start = self._resume(state, accelerator)
         wrapped = accelerator.prepare_model(compiled(state.model, self.run))
         main = accelerator.is_main_process
-        logger = MetricsLogger(self.files if main else None, start, self.run.tensorboard)
+        logger = MetricsLogger(self.files if main else None, start, self.run.tracker)
         self.history = logger.history
         epochs, watch, saving = (
             Epochs(rows, config.batch_size, self.seed),

@@ -1,4 +1,4 @@
-"""What a training writes down as it goes: metrics.jsonl, TensorBoard where asked for, and grids of samples."""
+"""What a training writes down as it goes: metrics.jsonl, a tracker's records where asked for, and grids of samples."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from torch import Tensor
 
 from rddlib.data import grid_png, to_uint8
@@ -27,35 +28,51 @@ def _records(path: Path, before: int) -> list[dict]:
     return records
 
 
-def _tensorboard(folder: Path, start: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "run.tensorboard needs the package tensorboard: pip install tensorboard, or leave it off"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=start)
+def check_tracker(name: str) -> None:
+    """Raise UserError where the package of a tracker (`TRACKERS`) is not installed."""
+    if name != "none" and name not in map(str, get_available_trackers()):
+        raise UserError(f"run.tracker={name} needs a package: pip install {name}, or leave run.tracker out")
+
+
+def new_tracker(name: str, files: Path, start: int) -> GeneralTracker:
+    """accelerate's tracker of that name, started. All of them write beside `files`; wandb and mlflow go elsewhere where their
+    own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say so."""
+    check_tracker(name)
+    folder = str(files.parent.resolve())
+    if name == "mlflow" and "MLFLOW_TRACKING_URI" not in os.environ:
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    options = {
+        "tensorboard": dict(run_name=f"{files.name}.tensorboard", logging_dir=folder, purge_step=start),
+        "wandb": dict(run_name="rddlib", name=files.name, dir=folder, mode=os.environ.get("WANDB_MODE", "offline")),
+        "mlflow": dict(experiment_name="rddlib", run_name=files.name, logging_dir=f"{folder}/mlruns"),
+        "aim": dict(run_name=files.name, logging_dir=folder),
+    }
+    tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
+    tracker.start()
+    return tracker
 
 
 class MetricsLogger:
     """The records of a training, in files and as `history`.
 
     Args:
-        files: how the names begin: files.metrics.jsonl, files.tensorboard/, files.samples/; None: nothing is written.
+        files: how the names begin: files.metrics.jsonl, files.samples/; None: nothing is written.
         start: the iteration that training begins at; later records of an earlier run are dropped, since they come again.
-        tensorboard: write the records for TensorBoard too.
+        tracker: who gets the records too, one of `TRACKERS`.
     """
 
-    def __init__(self, files: Path | None, start: int, tensorboard: bool = False):
-        self.files, self.history, self._log, self._board = files, [], None, None
+    def __init__(self, files: Path | None, start: int, tracker: str = "none"):
+        self.files, self.history, self._log, self._tracker = files, [], None, None
         if files is None:
             return
         path = files.with_name(files.name + ".metrics.jsonl")
         self.history = _records(path, start)
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in self.history))
         self._log = path.open("a", encoding="utf-8")
-        if tensorboard:
-            self._board = _tensorboard(files.with_name(files.name + ".tensorboard"), start)
+        if tracker != "none":
+            self._tracker = new_tracker(tracker, files, start)
 
     def add(self, record: dict) -> None:
         """Append one record: "step" and numbers by name. Raises UserError where the disk is full."""
@@ -64,10 +81,8 @@ class MetricsLogger:
             with self._refusing():
                 self._log.write(json.dumps(record) + "\n")
                 self._log.flush()
-        if self._board is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, record["step"])
+        if self._tracker is not None:
+            self._tracker.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -95,6 +110,6 @@ class MetricsLogger:
 
     def close(self) -> None:
         """Close the files; a full disk was reported before, so it is not raised again here."""
-        for file in filter(None, (self._log, self._board)):
+        for close in filter(None, (self._log and self._log.close, self._tracker and self._tracker.finish)):
             with contextlib.suppress(OSError):
-                file.close()
+                close()

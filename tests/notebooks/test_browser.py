@@ -86,6 +86,12 @@ def eventually(page, happened, what: str):
     pytest.fail(f"in {SECONDS} s not seen: {what}")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 # --- JupyterLab ---
 
 
@@ -117,9 +123,7 @@ def lab(tmp_path):
         "JUPYTERLAB_SETTINGS_DIR": tmp_path / "settings",
         "JUPYTERLAB_WORKSPACES_DIR": tmp_path / "workspaces",
     }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -243,7 +247,7 @@ def test_sliders_redraw_their_pictures_and_a_saved_notebook_reopens_without_comp
 
 def visible_text(cell) -> str:
     cell.scroll_into_view_if_needed()  # JupyterLab lays out what is in sight, which moves all below
-    return " ".join(cell.locator(".jp-Cell-outputArea").all_inner_texts())
+    return " ".join(cell.locator(".jp-OutputArea").all_inner_texts())
 
 
 def complaints(cell) -> list[str]:
@@ -251,6 +255,65 @@ def complaints(cell) -> list[str]:
     return re.findall(
         "model not found|error displaying widget|loading widget|traceback", visible_text(cell), flags=re.I
     )
+
+
+# --- the app ---
+
+
+@pytest.fixture
+def classroom(tmp_path):
+    """`rdd app` with the models of digits in the box: its address."""
+    pytest.importorskip("voila", reason="the app needs an extra: pip install 'rddlib[app]'")
+    url = f"http://127.0.0.1:{(port := free_port())}/"
+    command = [sys.executable, "-m", "rddlib.cli", "app", "--out", str(tmp_path / "out"), "--port", str(port)]
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=30).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()  # it ends its kernels too
+        server.wait(60)
+
+
+def changed(page, picture, before: str) -> str:
+    """The picture's pixels, once they are others."""
+    return eventually(page, lambda: (now := picture.evaluate(PIXELS)) != before and now, "another picture")
+
+
+@pytest.mark.slow
+def test_the_app_shows_prose_and_pictures_that_answer_to_clicks_and_no_code(browser, classroom, tmp_path):
+    page, outside = watched_page(browser, rf"{re.escape(classroom)}|ws://127\.0\.0\.1|blob:|data:", viewport=DESKTOP)
+    try:
+        page.goto(classroom)
+        links = page.locator("a[href*='.ipynb']").evaluate_all("links => links.map(link => link.href)")
+        assert len(links) == 5
+        for link in sorted(links):
+            page.goto(link)
+            live = page.locator("img[src^='blob:']")
+            expect(live.last).to_be_visible()
+            assert "Question." in page.inner_text("body")
+            assert page.locator(".jp-CodeMirrorEditor, .jp-InputPrompt").count() == 0
+            assert complaints(page.locator("body")) == []
+            page.screenshot(path=tmp_path / f"{link.split('/')[-1][:2]}.png")
+            if "Relations" in link:
+                picture, box = live.first, live.first.bounding_box()
+                before = picture.evaluate(PIXELS)
+                pixel = {"x": 0.1 * box["width"], "y": 0.7 * box["height"]}  # of the first image
+                picture.click(position=pixel)
+                after = changed(page, picture, before)
+                page.get_by_role("slider").nth(2).press("ArrowLeft")  # its row
+                changed(page, picture, after)
+    finally:
+        page.close()
+    assert outside == []
 
 
 # --- the report ---
@@ -285,9 +348,13 @@ def test_report_opens_from_a_file_and_its_pictures_load(browser, smoke_run, tmp_
         for file in pages:
             page.goto(file.as_uri())
             assert_fits_and_shows_pictures(page, at_least=2)  # notebook 00 has two, all others more
-            hidden = page.locator("details").all_text_contents()
+            hidden = page.locator("details:not(.rdd-code)").all_text_contents()
             assert hidden and all(len(text) > 30 for text in hidden), f"{file.name} shows its solutions to all"
             page.screenshot(path=tmp_path / f"{file.stem}.png", full_page=True)
+            code = page.locator(".rdd-code").last
+            assert not code.locator("pre").is_visible()
+            code.locator("summary").click()
+            expect(code.locator("pre")).to_be_visible()
     finally:
         page.close()
     assert outside == []

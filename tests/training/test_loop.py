@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import sys
 import types
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed
+from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed, metrics
 from rddlib.training.hardware import compiled, plain, tf32_context
 from rddlib.training.loop import CheckpointTimer, _Watch
 from rddlib.utils.errors import UserError
@@ -70,7 +71,7 @@ def test_the_end_is_kept_until_its_owner_clears_it(tmp_path):
 
 def test_saving_takes_a_small_share_of_the_time(monkeypatch):
     clock = itertools.count().__next__
-    monkeypatch.setattr("rddlib.training.loop.time", types.SimpleNamespace(monotonic=lambda: float(clock())))
+    monkeypatch.setattr("rddlib.training.loop.time", types.types.SimpleNamespace(monotonic=lambda: float(clock())))
     timer = CheckpointTimer(5.0)
     timer.time(lambda: [clock() for _ in range(9)])  # saving takes 10 s of this clock
     assert next(k for k in itertools.count(1) if timer.due()) == 201
@@ -155,7 +156,7 @@ def test_metrics_of_a_resumed_run_have_each_iteration_once(tmp_path):
     assert [x["step"] for x in lines] == list(range(60)) and lines == trainer.history
 
 
-def test_tensorboard_and_sample_grids(tmp_path):
+def test_a_tracker_and_sample_grids(tmp_path):
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -164,13 +165,48 @@ def test_tensorboard_and_sample_grids(tmp_path):
         return torch.linspace(-1, 1, 9 * 16).reshape(9, 1, 4, 4) + 0 * torch.rand(1)
 
     whole = Trainer(CONFIG).fit(model := net(), regression, ROWS)
-    run = RunConfig(tensorboard=True, sample_every=25, log_every=10)
+    run = RunConfig(tracker="tensorboard", sample_every=25, log_every=10)
     trained = Trainer(CONFIG, files=tmp_path / "run", run=run).fit(model, regression, ROWS, preview=preview)
     assert torch.equal(weights(trained), weights(whole))  # looking changes nothing
     grids = sorted((tmp_path / "run.samples").iterdir())
     assert [p.name for p in grids] == ["00000025.png", "00000050.png"] and Image.open(grids[0]).size == (256, 256)
     board = EventAccumulator(str(tmp_path / "run.tensorboard")).Reload()
     assert [e.step for e in board.Scalars("loss")] == [0, 10, 20, 30, 40, 50, 59]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "aim"])
+def test_trackers_get_the_records_and_stay_on_this_machine(tmp_path, monkeypatch, name):
+    got = []
+
+    class Double(metrics.GeneralTracker):
+        requires_logging_directory, tracker = False, None
+
+        def __init__(self, **options):
+            got.append(options)
+
+        def log(self, values, step=None):
+            got.append((step, values))
+
+        def finish(self):
+            got.append("finished")
+
+    uri = []
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(set_tracking_uri=uri.append))
+    monkeypatch.setitem(metrics.LOGGER_TYPE_TO_CLASS, name, Double)
+    monkeypatch.setattr(metrics, "get_available_trackers", lambda: [name])
+    trainer = Trainer(CONFIG, files=tmp_path / "run", run=RunConfig(tracker=name, log_every=20))
+    trainer.fit(net(), regression, ROWS)
+    options, *records, last = got
+    assert [{"step": step, **values} for step, values in records] == trainer.history and last == "finished"
+    assert options.get("mode", "offline") == "offline" and str(tmp_path) in f"{options} {uri}"
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_one_line(rdd, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "get_available_trackers", lambda: [])
+    for name, words in (("wandb", "pip install wandb"), ("carrier-pigeon", "none, tensorboard, wandb, mlflow, aim")):
+        out = tmp_path / name
+        status, _, said = rdd("train", "--profile", "smoke", "--out", str(out), "--set", f"run.tracker={name}")
+        assert status == 2 and said.count("\n") == 1 and words in said and not out.exists()
 
 
 # what stops it
