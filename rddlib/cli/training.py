@@ -39,6 +39,9 @@ def _report(stage: "Stage") -> None:
 
 
 def _make(*stages: "Stage") -> None:
+    from rddlib.training.hardware import say_if_busy
+
+    say_if_busy()
     for stage in stages:
         stage.get()
         _report(stage)

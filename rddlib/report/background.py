@@ -246,7 +246,7 @@ def _line(name: str, now: dict) -> str:
         return f"{name}: done"
     stage = f"{now['stage']} ({now['number']} of {now['stages']})"
     if now["state"] == "idle":
-        return f"{name}: no training in the background; next is {stage}"
+        return f"{name}: nothing is trained in the background; {stage} is trained when a cell asks for it"
     parts = [f"{stage}, iteration {now['iteration']} of {now['total']}"]
     if now["loss"] is not None:
         parts.append(f"loss {now['loss']:.4g}")

@@ -25,6 +25,7 @@ from rddlib.study.folder import continue_study, recorded_overrides
 from rddlib.study.profiles import load_profile
 from rddlib.study.stage import key_of
 from rddlib.study.study import Study, guided_study
+from rddlib.training.hardware import say_if_busy
 from rddlib.training.stopping import HeedsSignals
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
@@ -143,7 +144,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
     _execute(notebook, target, parameters)
     seconds = time.perf_counter() - began
     write_atomically(stamp, json.dumps({"key": key, "seconds": seconds}))
-    print(f"{notebook.stem}: {seconds:.0f} s", flush=True)
+    print(f"{notebook.stem}: done in {seconds:.0f} s", flush=True)
     return Executed(notebook.stem, target, seconds)
 
 
@@ -420,6 +421,7 @@ def run_study(
         foreign := [stage.label for stage in study.lineage() if stage.noted().get("shipped")]
     ):
         raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
+    say_if_busy()
     with _alone_in(out):
         if latent:
             run_notebook(notebooks[0], out, parameters)

@@ -48,9 +48,10 @@ def _perform(engine: Engine, tasks: list[Task], what: str) -> list[Outcome]:
         nonlocal ended
         ended += 1
         left = (time.monotonic() - began) / ended * (len(tasks) - ended)
+        time_left = f", about {human_time(left)} left" if left else ""
         word = "FAILED, " if outcome.failed else ""
         say(
-            f"{what} {ended} of {len(tasks)}, {human_time(left)} left | {outcome.task.label}: {word}{outcome.said} "
+            f"{what} {ended} of {len(tasks)}{time_left} | {outcome.task.label}: {word}{outcome.said} "
             f"({outcome.seconds:.0f} s)"
         )
         if outcome.failed:

@@ -386,7 +386,7 @@ class Study:
         self.teacher(), self.extractor()
         tasks = [Cascade(self, method, seed) for method, seed in sorted(waiting, key=lambda c: (-self._cost(c[0]), *c))]
         jobs = min(self.profile.jobs, len(tasks))
-        label, total = f"{len(tasks)} cascades, {jobs} at a time", sum(task.iterations for task in tasks)
+        label, total = f"{len(tasks)} cascades of students, {jobs} at a time", sum(task.iterations for task in tasks)
         if jobs == 1:
             for task in tasks:
                 task.perform()

@@ -14,6 +14,7 @@ from torch import nn
 
 from rddlib.training.config import RunConfig
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import say
 
 # What `accelerate launch` and its configuration tell a training, what of it changes nothing, and who says it here instead.
 LAUNCHED = {
@@ -73,6 +74,22 @@ def process_group() -> Accelerator:
             "ACCELERATE_USE_CPU and ACCELERATE_TORCH_DEVICE; CUDA_VISIBLE_DEVICES= (empty) trains on the CPU"
         )
     return found
+
+
+def say_if_busy() -> None:
+    """One line on standard error where this machine already has more to do than it has cores.
+
+    Fewer threads are only advised: sums of floats in another order are other bits, and a run is to repeat its own.
+    """
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):  # decided; Windows does not tell
+        return
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        few = max(1, cores // 2)
+        say(
+            f"this machine is busy ({load:.1f} processes for {cores} cores), so trainings take longer than they need to; "
+            f"OMP_NUM_THREADS={few} lets them take {few} of the cores"
+        )
 
 
 def training_device() -> torch.device:

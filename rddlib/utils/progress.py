@@ -63,6 +63,10 @@ def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm
     )
 
 
+def _said(done: int, unit: str, began: float) -> str:
+    return f"{done} {'iterations' if unit == 'it' else unit} in {time.perf_counter() - began:.1f} s"
+
+
 class Bar:
     """Progress of what other processes count: a bar, or a line at its end in a log.
 
@@ -88,7 +92,7 @@ class Bar:
     def __exit__(self, kind, *_) -> None:
         self._bar.close()
         if kind is None and mode() == "line":
-            print(f"{self.label}: {self._done} {self.unit} in {time.perf_counter() - self._began:.1f} s", flush=True)
+            print(f"{self.label}: {_said(self._done, self.unit, self._began)}", flush=True)
 
 
 class Progress:
@@ -104,10 +108,9 @@ class Progress:
     def __iter__(self) -> Iterator[int]:
         began = time.perf_counter()
         yield from self._counted(range(self.start, self.stop))
-        seconds = time.perf_counter() - began
         if mode() == "line" and not self.quiet:
             note = f", {self.note}" if self.note else ""
-            print(f"{self.label}: {self.stop - self.start} {self.unit} in {seconds:.1f} s{note}", flush=True)
+            print(f"{self.label}: {_said(self.stop - self.start, self.unit, began)}{note}", flush=True)
 
     def _counted(self, steps: Iterable[int]) -> Iterator[int]:
         with make_bar(self.label, self.stop, self.start, self.unit) as bar:

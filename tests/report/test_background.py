@@ -154,7 +154,9 @@ def test_a_stale_record_is_not_mistaken_for_a_running_training(tmp_path):
             run._file("json").write_text(json.dumps({"pid": pid, "command": []}))
             run._file("lock").touch()
             assert not run.running and run.progress()["state"] == "idle"
-            assert str(run) == "base: no training in the background; next is base model (1 of 1)"
+            assert str(run) == (
+                "base: nothing is trained in the background; base model (1 of 1) is trained when a cell asks for it"
+            )
             run.stop()
             assert other.poll() is None
         run.start().watch(every=0.1)

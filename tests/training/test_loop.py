@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed, metrics
-from rddlib.training.hardware import compiled, plain, tf32_context
+from rddlib.training.hardware import compiled, plain, say_if_busy, tf32_context
 from rddlib.training.loop import CheckpointTimer, _Watch
 from rddlib.utils.errors import UserError
 
@@ -335,3 +335,13 @@ def test_an_accelerator_made_before_with_another_precision_is_refused():
             Trainer(CONFIG).fit(net(), regression, ROWS)
     finally:
         AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("load, chosen, words", [(9.0, False, "OMP_NUM_THREADS=2"), (3.0, False, ""), (9.0, True, "")])
+def test_a_busy_machine_is_noticed_unless_threads_were_chosen(monkeypatch, capsys, load, chosen, words):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1") if chosen else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    say_if_busy()
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == bool(words)

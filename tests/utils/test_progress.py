@@ -22,7 +22,7 @@ def test_a_terminal_gets_a_bar_even_one_without_a_size():
 
 def test_a_log_gets_one_line():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    assert done.stdout.count("\n") == 1 and done.stdout.startswith("stage: 6 it in ") and not done.stderr
+    assert done.stdout.count("\n") == 1 and done.stdout.startswith("stage: 6 iterations in ") and not done.stderr
 
 
 def test_a_worker_only_counts(monkeypatch, capsys):
