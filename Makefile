@@ -23,7 +23,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	@echo "Installing into $(VENV): a few minutes and about 6 GB, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,app,baselines,text,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,app,baselines,text,lora,dev]"
 	@touch $@
 
 # The browser tests want a Chromium. Where Debian's can be installed, once, it is; where not, they say why they are skipped.

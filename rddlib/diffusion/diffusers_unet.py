@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,13 @@ def diffusers_class(name: str) -> type:
     except (ImportError, RuntimeError) as error:  # RuntimeError: diffusers' own, where a part of it cannot be imported
         remedy = "pip install 'rddlib[baselines]'"
         raise UserError(f"this needs diffusers, which cannot be imported here: {remedy}") from error
+
+
+def variant_of(folder: Path) -> dict[str, str]:
+    """{"variant": "fp16"} and the like where weights lie in a folder as such a variant alone, else {}."""
+    stems = [file.stem for suffix in ("safetensors", "bin") for file in folder.glob(f"*.{suffix}")]
+    variants = {stem.partition(".")[2].partition("-")[0] for stem in stems}
+    return {"variant": min(variants)} if variants and "" not in variants else {}
 
 
 @dataclass(frozen=True)

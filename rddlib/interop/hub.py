@@ -22,9 +22,9 @@ def hub_folder(name: str, download: bool, check) -> Path:
     """The folder of a pipeline's snapshot.
 
     What the cache holds is taken without going online. Weights are safetensors; only where a repository has none of them are
-    its .bin files taken, which are read as tensors alone. download: fetch what the cache lacks, with a bar. check(folder) may
-    raise UserError once the descriptions are there, before any weights are fetched. Raises UserError where the snapshot cannot
-    be had, and without huggingface_hub.
+    its .bin files taken, which are read as tensors alone, or else its variant fp16. download: fetch what the cache
+    lacks, with a bar. check(folder) may raise UserError once the descriptions are there, before any weights are fetched. Raises
+    UserError where the snapshot cannot be had, and without huggingface_hub.
     """
     try:
         from huggingface_hub import HfApi, snapshot_download
@@ -62,13 +62,15 @@ def _cached(snapshot_download, repository: str, options: dict) -> Path | None:
 
 
 def _weights(names: list[str]) -> list[str]:
-    """Which of a repository's files hold its networks' weights, in full precision: those of its parts, or else at its top."""
+    """Which of a repository's files hold its networks' weights, in half precision only where there are no others: those of its
+    parts, or else at its top."""
     there = {name.rpartition("/")[0] for name in names}
     found = []
     for part in [part for part in PARTS if part in there] or [""]:
-        own = [name for name in names if name.rpartition("/")[0] == part and WHOLE.fullmatch(Path(name).stem)]
-        kinds = ([name for name in own if name.endswith(suffix)] for suffix in (".safetensors", ".bin"))
-        found += next(filter(None, kinds), [])
+        own = [name for name in names if name.rpartition("/")[0] == part]
+        whole = [name for name in own if WHOLE.fullmatch(Path(name).stem)]
+        choices = ((whole, ".safetensors"), (whole, ".bin"), (own, ".fp16.safetensors"))
+        found += next(filter(None, ([name for name in some if name.endswith(end)] for some, end in choices)), [])
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from rddlib.diffusion.class_transformer import ClassTransformer
-from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class
+from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class, variant_of
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.prompted_unet import PromptedUNet
 from rddlib.interop.released import one_line
@@ -81,7 +81,7 @@ def _part(source: Path | Mapping[str, object], part: str, library: str, names: s
             raise UserError(f"{folder} is missing: get the whole folder of the pipeline again")
         try:
             kind = diffusers_class(name) if library == "diffusers" else _transformers_class(name)
-            found = kind.from_pretrained(folder, local_files_only=True)
+            found = kind.from_pretrained(folder, local_files_only=True, **variant_of(folder))
             return found.float() if isinstance(found, nn.Module) else found
         except UserError:
             raise

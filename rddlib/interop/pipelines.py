@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rddlib.diffusion.denoiser import Denoiser
-from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class
+from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class, variant_of
 from rddlib.diffusion.samplers import alpha_bars
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
 from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
@@ -62,7 +63,10 @@ def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) ->
     if isinstance(scheduler, (str, Path)):
         scheduler = _read_scheduler(Path(scheduler))
     if scheduler is None:
-        raise UserError("a UNet2DModel alone does not say its betas: name its pipeline, or pass its scheduler too")
+        raise UserError(
+            "a UNet2DModel alone does not say its betas: name its pipeline, put the scheduler_config.json that it was "
+            "trained with beside it, or in Python pass its scheduler too"
+        )
     schedule, prediction = _schedule_of(scheduler)
     has_null = has_null is True if null_class is None else null_class
     network = DiffusersUNet(copy.deepcopy(unet).float(), schedule.steps, has_null)
@@ -170,7 +174,8 @@ def _read(folder: Path) -> tuple[nn.Module, object, bool]:
             index.get("null_class") is True,
         )  # old ones have no sub-folders
     if (folder / "config.json").is_file():
-        return _read_unet(folder), None, False
+        beside = (folder / "scheduler_config.json").is_file()
+        return _read_unet(folder), _read_scheduler(folder) if beside else None, False
     no_pipeline(folder)
 
 
@@ -197,7 +202,12 @@ def _read_unet(folder: Path) -> nn.Module:
         raise UserError(f"{folder} holds a {kind}: {PIXELS}")
     try:
         unet, found = unet2d.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+            folder,
+            **variant_of(folder),
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
         )
     except Exception as error:  # of many kinds: a damaged file, one with code in it, tensors of other shapes
         raise UserError(
@@ -278,7 +288,7 @@ def to_diffusers(
             text = card(usage) if card else model_card(denoiser, title=folder.name, usage=usage, **drawn)
             (made / "README.md").write_text(f"{FRONT_MATTER}{text}")
             made.replace(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from error
     return folder
 

@@ -150,7 +150,8 @@ def _whole(file: Mapping, name: str, path: str | Path) -> int:
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not isinstance(value, (int, float)) or not 1 <= value <= LONGEST_GRID or value != int(value):
         expected = f"expected a whole number, 1 to {LONGEST_GRID}"
-        raise UserError(f"{path} has {name} = {one_line(value)}, {expected}: name a published checkpoint")
+        remedy = "name a published checkpoint, or the folder of a diffusers pipeline"
+        raise UserError(f"{path} has {name} = {one_line(value)}, {expected}: {remedy}")
     return int(value)
 
 

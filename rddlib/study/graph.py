@@ -145,7 +145,7 @@ def extractor_to_check(profile: Profile, num_classes: int) -> Extractor:
     """
     try:
         with torch.device("meta"):
-            return new_extractor(profile, num_classes)
+            return new_extractor(profile, num_classes or 1)  # torch complains of a layer without rows
     except ValueError as error:
         raise UserError(f"extractor.name={profile.extractor.name}: {error}") from None
 

@@ -22,9 +22,11 @@ class DamagedFile(UserError):
         self.fault = fault
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: Exception) -> UserError:
     """The one line for a full disk or a folder that may not be written."""
-    return UserError(f"cannot write {path}: {error.strerror}; free the place or choose another one")
+    return UserError(
+        f"cannot write {path}: {getattr(error, 'strerror', None) or error}; free the place or choose another one"
+    )
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -32,6 +32,11 @@ def rank() -> int:
 def join() -> None:
     """Meet the other processes that torchrun, accelerate launch or notebook_launcher started; nothing where it is one."""
     if world_size() == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+            raise UserError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {missing[0]} is not set, so processes cannot meet: start them "
+                "with torchrun or accelerate launch, or unset WORLD_SIZE"
+            )
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available())

@@ -8,13 +8,18 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from tiny import conditional_denoiser
 from tiny_study import TINY
 
 from rddlib.data.dataset import HEADING
+from rddlib.diffusion.model_file import describe
+from rddlib.interop import load_model
 from rddlib.study import costs
 from rddlib.study.folder import open_study
 from rddlib.study.study import guided_study
+from rddlib.utils.checkpoint import save_checkpoint
 
 
 @pytest.fixture
@@ -113,6 +118,38 @@ def test_sample_draws_the_classes_asked_for_in_turn(run, tiny):
     assert picture.size == (2 * 72 + 8, 3 * 72 + 8 + HEADING)  # two columns with their names, digits of 64 pixels
     assert np.asarray(picture)[:HEADING].min() < 100
     assert guided_study(tiny).stages.conditional.recorded()["class_names"] == list("0123456789")
+
+
+def test_a_given_teacher_with_classes_is_guided_and_halved(rdd, tmp_path):
+    """A conditional U-Net of pixels made elsewhere: its guidance is distilled, and its students take class and weight."""
+    teacher, out = conditional_denoiser(), tmp_path / "mine"
+    save_checkpoint(tmp_path / "theirs.safetensors", teacher.state_dict(), {"model": describe(teacher)})
+    brought = ("base.train.iterations", "guidance.base.iterations")  # the teacher is not trained
+    small = [f"--set={key}={text}" for key, text in TINY.items() if key not in brought]
+    for words in (
+        ["guide", "--teacher", str(tmp_path / "theirs.safetensors"), *small],
+        ["distill", "--guided", "--objective", "rdd", "--to", "2"],
+        ["sample", "--guidance", "2", "--classes", "3,7", "--method", "rdd", "--steps", "2", "--count", "3"],
+    ):
+        status, _, errors = rdd(*words, "--profile", "smoke", "--out", str(out))
+        assert status == 0, errors
+    names = ("base", "guided-stage-one", "guided-pd-8", "guided-rdd-4", "guided-rdd-2")
+    found = {name: load_model(next((out / "checkpoints").glob(f"{name}-*.safetensors")))[0] for name in names}
+    z, y = torch.randn(4, 1, 8, 8), torch.arange(4)
+    assert torch.equal(found["base"](z, 0.5, y), teacher(z, 0.5, y))
+
+    def gap(x):
+        return float((x - teacher(z, 0.5, y)).abs().mean())
+
+    assert gap(teacher(z, 0.5, y, 4.0)) > 0.3
+    for name in names[1:]:
+        assert found[name].guidance == (0.0, 4.0) and found[name].num_classes == 10
+        assert gap(found[name](z, 0.5, y, 0.0)) < 0.1  # each began as the teacher
+    (log,) = (out / "checkpoints").glob("guided-stage-one-*.metrics.jsonl")
+    losses = [json.loads(line)["mse"] for line in log.read_text().splitlines()]
+    assert losses[0] > 0.1 > losses[-1]  # what it learns is the guided x, which the teacher's is not
+    (images,) = (out / "samples").glob("guided-rdd-ddim-*-2steps-w2-class-3-7-3-*.npz")
+    assert np.load(images)["arr_1"].tolist() == [3, 7, 3]
 
 
 def test_a_checkpoint_alone_is_guided_too(rdd, guided, tmp_path):

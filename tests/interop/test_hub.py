@@ -96,3 +96,4 @@ def test_of_a_text_guided_repository_only_its_parts_whole_weights_are_fetched():
     ]
     assert _weights([*others, *wanted, "model_index.json", "tokenizer/vocab.json"]) == wanted
     assert _weights([f"{stem}.bin", "config.json"]) == [f"{stem}.bin"]
+    assert _weights([f"unet/{stem}.fp16.safetensors", "unet/config.json"]) == [f"unet/{stem}.fp16.safetensors"]

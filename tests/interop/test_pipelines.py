@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_models import (
     BOUND,
@@ -139,6 +140,24 @@ def test_a_pipeline_without_sub_folders_as_the_first_published_ones_is_read(fold
     for name in ("config.json", "model_index.json"):
         (flat / name).write_text((flat / name).read_text().replace("UNet2DModel", "UNetUnconditionalModel"))
     found = from_diffusers(flat)
+    assert same_weights(found, expected) and found.schedule == expected.schedule
+
+
+def test_weights_that_lie_there_as_a_variant_alone_are_read(folder):
+    """Many a repository has its fp16 files only, which diffusers loads by their variant's name."""
+    expected, whole = from_diffusers(folder), folder / WEIGHTS
+    variant = whole.rename(whole.with_suffix(".fp16.safetensors"))
+    assert same_weights(from_diffusers(folder), expected)
+    shutil.copy(variant, whole)
+    weights(folder, lambda tensors: tensors.update({name: 2 * tensor for name, tensor in tensors.items()}))
+    assert not same_weights(from_diffusers(folder), expected)  # whole files go first
+
+
+def test_a_network_alone_is_read_with_the_scheduler_beside_it(folder):
+    unet = folder / "unet"
+    assert "put the scheduler_config.json" in refused(from_diffusers, unet)
+    shutil.copy(folder / SCHEDULER, unet)
+    found, expected = from_diffusers(unet), from_diffusers(folder)
     assert same_weights(found, expected) and found.schedule == expected.schedule
 
 
@@ -510,14 +529,15 @@ def test_an_empty_folder_is_taken_and_a_full_one_left_alone(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])  # who notices: the system, or the library that writes
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, kind):
     from diffusers import DDIMPipeline
 
     whole = DDIMPipeline.save_pretrained
 
     def half(self, folder, **options):
         whole(self, folder, **options)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise kind(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(DDIMPipeline, "save_pretrained", half)
     said = refused(to_diffusers, ours(), tmp_path / "p")

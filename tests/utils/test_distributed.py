@@ -36,6 +36,16 @@ def test_on_one_process_everything_is_the_identity(tmp_path):
         assert [file.name for file in (tmp_path / ".locks").iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_half_of_what_a_launcher_says_is_refused(monkeypatch, missing):
+    """As batch systems leave it in the environment."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(missing)
+    with pytest.raises(UserError, match=f"WORLD_SIZE is 2 and {missing} is not set"):
+        join()
+
+
 def measure(folder):
     """What this process of two sees."""
     join()
