@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from rddlib.diffusion.diffusers_unet import LABEL_DROPOUT, DiffusersConfig, diffusers_class, sides_of
+from rddlib.diffusion.diffusers_unet import LABEL_DROPOUT, DiffusersConfig, diffusers_class, plain_config, sides_of
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.prompted_unet import GUIDANCE_CHANNELS, weight_sinusoids
 from rddlib.diffusion.unet import NO_CLASS
@@ -94,8 +94,7 @@ class ClassTransformer(nn.Module):
     @property
     def facts(self) -> dict:
         """JSON-serialisable facts, from which `of` makes the network again with fresh weights."""
-        config = {key: value for key, value in self.transformer.config.items() if not key.startswith("_")}
-        return {"config": config, "grid": self.grid, "guidance": list(self.guidance)}
+        return {"config": plain_config(self.transformer), "grid": self.grid, "guidance": list(self.guidance)}
 
     @classmethod
     def of(cls, facts: dict) -> "ClassTransformer":

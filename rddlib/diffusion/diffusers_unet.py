@@ -77,14 +77,18 @@ class DiffusersUNet(nn.Module):
     @property
     def facts(self) -> dict:
         """JSON-serialisable facts, from which `of` makes the network again with fresh weights."""
-        config = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
-        return {"config": config, "grid": self.grid, "null_class": self.null_class}
+        return {"config": plain_config(self.unet), "grid": self.grid, "null_class": self.null_class}
 
     @classmethod
     def of(cls, facts: dict) -> "DiffusersUNet":
         """An untrained network from its `facts`. Raises UserError if diffusers is missing."""
         unet = diffusers_class("UNet2DModel").from_config(facts["config"])
         return cls(unet, facts["grid"], facts["null_class"])
+
+
+def plain_config(network: nn.Module) -> dict:
+    """The configuration from which diffusers makes a network like this one."""
+    return {key: value for key, value in network.config.items() if not key.startswith("_")}
 
 
 def sides_of(unet: nn.Module) -> tuple[int, int]:

@@ -12,8 +12,9 @@ from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.distillation.objectives import PD
 from rddlib.distillation.train import distill
-from rddlib.study.graph import check_adapters
+from rddlib.study.graph import build_denoiser, check_adapters
 from rddlib.study.profiles import load_profile
+from rddlib.study.study import Study
 from rddlib.training import RunConfig, TrainConfig, Trainer
 from rddlib.training.adapters import adapted
 from rddlib.utils.errors import UserError
@@ -23,14 +24,19 @@ RANK, PROJECTIONS = 2, ("attention.qkv.weight", "attention.proj.weight")
 CONFIG = TrainConfig(4, 4, 1e-2)
 
 
+def filled(denoiser):
+    """With random weights everywhere: an untrained network's last layers are zero, and would teach the others nothing."""
+    torch.manual_seed(0)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return denoiser.eval().requires_grad_(False)
+
+
 @pytest.fixture
 def teacher():
     """With attention at both resolutions."""
-    torch.manual_seed(0)
-    denoiser = Denoiser(UNet(UNetConfig(8, 1, 8, (1, 2), 1, attention=(8, 4), groups=4)), CosineSchedule(), "v")
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return denoiser.eval().requires_grad_(False)
+    unet = UNet(UNetConfig(8, 1, 8, (1, 2), 1, attention=(8, 4), groups=4))
+    return filled(Denoiser(unet, CosineSchedule(), "v"))
 
 
 @pytest.fixture
@@ -80,6 +86,15 @@ def test_a_killed_run_ends_with_the_same_bits(teacher, images, tmp_path):
         (tmp_path / f"run.{step:08d}.resume").unlink()
     again = halved(teacher, images, **options).state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_study_s_students_learn_them(tmp_path):
+    profile = load_profile("digits", {"distill.lora": str(RANK)})
+    stage, teacher = Study(profile, tmp_path).stages.student("pd", 4, 0), filled(build_denoiser(profile))
+    student, _ = stage.fit(stage.trainer(replace(CONFIG, iterations=2)), teacher)
+    before, after = teacher.state_dict(), student.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed and all(name.endswith(PROJECTIONS) for name in changed)
 
 
 def test_what_cannot_be_adapted_is_said_before_anything_is_trained(monkeypatch):
