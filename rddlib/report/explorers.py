@@ -277,10 +277,11 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
             "nearest": (nearest, "cosine to the nearest drawn row"),
             "row": (rows[held] @ rows[row], f"cosine to row {row}"),
         }
-        here = f"cosine {nearest[row - held.start]:.3f}" if held.start <= row < held.stop else "not in the queue"
+        here = held.start <= row < held.stop
+        words = f"cosine to the nearest drawn {nearest[row - held.start]:.3f}" if here else "not in the queue"
         title = (
             f"{len(arrival)} of {N_q} rows after {pushes} pushes; mean cosine to the nearest of V = {int(drawn.sum())} "
-            f"drawn: {nearest.mean():.3f}\nrow {row}: class {classes[row]}, of push {row // per_push + 1}; {here}"
+            f"drawn: {nearest.mean():.3f}\nrow {row}: class {classes[row]}, of push {row // per_push + 1}; {words}"
         )
         return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, row, title)
 
