@@ -36,6 +36,8 @@ def write_pages(study: Study) -> list[Path]:
             notebook.cells = [title, parameters, *tagged]
             pages.append(study.out / "app" / f"{title.source.splitlines()[0].removeprefix('# ')}.ipynb")
             write_atomically(pages[-1], nbformat.writes(notebook))
+    for old in {*pages[0].parent.glob("*.ipynb")} - {*pages}:  # of a version with other titles
+        old.unlink()
     return pages
 
 
@@ -72,7 +74,8 @@ def check_server(ip: str, port: int) -> None:
         try:
             probe.bind((ip, port))
         except (OSError, OverflowError) as error:
-            raise UserError(f"nothing can listen at {ip}, port {port} ({error}): choose another --port") from error
+            why = getattr(error, "strerror", error)
+            raise UserError(f"nothing can listen at {ip}, port {port} ({why}): choose another --port") from error
 
 
 def serve(study: Study, ip: str, port: int) -> None:
