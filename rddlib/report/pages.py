@@ -33,6 +33,7 @@ a{color:#0050a0}nav{line-height:2}
 FOLDED = """{% extends 'lab/index.html.j2' %}
 {% block html_head_css %}{{ super() }}<style>
 .rdd-code > summary { color: #666; cursor: pointer; font-size: 0.8rem } .jp-OutputPrompt { font-size: 0 }
+math[display=block] { margin: 0.6em 0 } :not(pre) > code { white-space: normal !important; overflow-wrap: anywhere }
 </style>{% endblock html_head_css %}
 {% block input_group %}<details class="rdd-code"><summary>Code</summary>{{ super() }}</details>{% endblock input_group %}
 """
