@@ -17,7 +17,7 @@ def app(
     """Show the notebooks' sliders to a class.
 
     Notebooks 02 to 06 as pages: prose, pictures and sliders, no code and nothing to edit. Nothing is trained: the models
-    come with rddlib (digits, photos) or from a study's folder. A page takes a process of about 0.5 GB for each visitor,
+    come with rddlib (digits, photos) or from a study's folder. A page takes a process of about 0.8 GB for each visitor,
     and one more waits for the next.
 
     \b

@@ -85,7 +85,7 @@ def serve(study: Study, ip: str, port: int) -> None:
         "Voila.ip": ip,
         "Voila.port": port,
         "Voila.open_browser": False,
-        "Voila.log_level": "WARN",
+        "Voila.log_level": "ERROR",
         "VoilaConfiguration.classic_tree": True,
         "VoilaConfiguration.strip_sources": True,
         "VoilaConfiguration.preheat_kernel": True,
