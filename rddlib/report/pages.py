@@ -34,6 +34,7 @@ FOLDED = """{% extends 'lab/index.html.j2' %}
 {% block html_head_css %}{{ super() }}<style>
 .rdd-code > summary { color: #666; cursor: pointer; font-size: 0.8rem } .jp-OutputPrompt { font-size: 0 }
 math[display=block] { margin: 0.6em 0 } :not(pre) > code { white-space: normal !important; overflow-wrap: anywhere }
+.jp-OutputArea-output pre { word-break: normal !important }
 </style>{% endblock html_head_css %}
 {% block input_group %}<details class="rdd-code"><summary>Code</summary>{{ super() }}</details>{% endblock input_group %}
 """
