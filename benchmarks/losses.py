@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.process import MIB, in_child, seconds_of
+from benchmarks.process import MIB, in_child, measure_products, seconds_of
 from rddlib.losses import is_p2p_loss, m_p2p_loss
 from rddlib.training.hardware import free_memory, peak_memory, reset_peak
 
@@ -53,6 +54,7 @@ def columns(rows: Sequence[dict]) -> list[tuple[str, str, str]]:
         *[("fused MiB", "fused_mib", ".0f")] * fused,
         *(("ref s", "reference_s", ".3f"), ("chunked s", "chunked_s", ".3f"), ("ratio", "time_ratio", ".2f")),
         *[("fused s", "fused_s", ".4f")] * fused,
+        ("of peak", "of_peak", ".0%"),
         ("note", "note", ""),
     ]
 
@@ -73,8 +75,9 @@ def bench_losses(
 
     A row holds the size, dtype, device, threads, torch's version, `reference_mib`, `chunked_mib`, `reference_s`,
     `chunked_s`, on CUDA `fused_mib` and `fused_s`, `memory_ratio` and `time_ratio` (chunked over reference; None where
-    either is missing) and `note`, which says why a figure is missing: a reference that would not fit into the free memory
-    is not started.
+    either is missing), `flops` of the reference's matrix products, `of_peak`, these a second in the fastest form over what the
+    fastest large matrix product of that dtype makes here, and `note`, which says why a figure is missing: a reference that
+    would not fit into the free memory is not started.
 
     Args:
         loss: of LOSSES.
@@ -93,18 +96,20 @@ def bench_losses(
     if repetitions < 1:
         raise ValueError(f"repetitions is {repetitions}, expected at least 1")
     how = {"device": device, "threads": threads or torch.get_num_threads(), "chunk": chunk, "repetitions": repetitions}
-    rows = []
+    rows, limits = [], {"threads": how["threads"], "timeout": timeout}
+    peaks = in_child(measure_products, how | {"size": 8192 if device == "cuda" else 1024}, **limits).get("peaks", {})
     for size, dtype in itertools.product(sizes, dtypes):
         job = {**asdict(size), "loss": loss, "dtype": dtype, **how}
-        impls, limits = IMPLS[device], {"threads": job["threads"], "timeout": timeout}
-        found = {impl: in_child(measure, job | {"impl": impl}, **limits) for impl in impls}
-        rows.append(_row(job, found))
+        found = {impl: in_child(measure, job | {"impl": impl}, **limits) for impl in IMPLS[device]}
+        rows.append(_row(job, found, peaks.get(dtype)))
         progress(rows[-1])
     return rows
 
 
-def _row(job: dict, found: dict[str, dict]) -> dict:
-    row = {**job, "torch": torch.__version__}
+def _row(job: dict, found: dict[str, dict], peak: float | None) -> dict:
+    row = {**job, "torch": torch.__version__, "flops": flops_of(job)}
+    fastest = min((result["s"] for result in found.values() if result.get("s")), default=None)
+    row["of_peak"] = row["flops"] / fastest / peak if fastest and peak else None
     for unit, ratio in (("mib", "memory_ratio"), ("s", "time_ratio")):
         figures = {f"{impl}_{unit}": result.get(unit) for impl, result in found.items()}
         reference, chunked = figures[f"reference_{unit}"], figures[f"chunked_{unit}"]
@@ -126,6 +131,15 @@ def measure(job: dict) -> dict:
     mib = (peak_memory(job["device"]) - before) / MIB
     seconds = [seconds_of(lambda: _pass(job, *inputs), job["device"]) for _ in range(job["repetitions"])]
     return {"mib": mib, "s": statistics.median(seconds)}
+
+
+def flops_of(job: dict) -> int:
+    """FLOPs of the matrix products of a forward and backward pass of the reference: counted on one image, of which IS_P2P
+    relates all pairs."""
+    one = job | {"impl": "reference", "N": 1, "device": "cpu", "dtype": "float32"}
+    with FlopCounterMode(display=False) as counter:
+        _pass(one, *_inputs(one))
+    return counter.get_total_flops() * job["N"] ** (2 if job["loss"] == "is_p2p" else 1)
 
 
 def shortage(job: dict, free: int | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 import rddlib
+from rddlib.training.hardware import tf32_context
 from rddlib.utils.installation import git_commit, hardware
 from rddlib.utils.text import aligned, number
 
@@ -53,6 +54,20 @@ def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
     began = now(device)
     call()
     return now(device) - began
+
+
+def measure_products(job: dict) -> dict:
+    """{"peaks": FLOPs a second of the fastest of a few square matrix products, job["size"] and half of it wide, by dtype}."""
+    device, peaks = torch.device(job["device"]), {}
+    with tf32_context("float32", device):
+        for name in ("float32", "bfloat16"):
+            speeds = []
+            for n in (job["size"] // 2, job["size"]):
+                a = torch.randn(n, n, device=device).to(getattr(torch, name))
+                seconds = [seconds_of(lambda a=a: a @ a, job["device"]) for _ in range(4)]
+                speeds.append(2 * n**3 / min(seconds[1:]))
+            peaks[name] = max(speeds)
+    return {"peaks": peaks}
 
 
 def machine(device: str | None = None) -> dict:

@@ -18,12 +18,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.process import MIB, format_rows, in_child, machine, now, seconds_of
+from benchmarks.process import MIB, format_rows, in_child, machine, measure_products, now
 from rddlib.distillation import train
 from rddlib.study.costs import Prober
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.training import Trainer, chosen_precision, training_device
-from rddlib.training.hardware import peak_memory, release_memory, reset_peak, tf32_context
+from rddlib.training.hardware import peak_memory, release_memory, reset_peak
 from rddlib.utils.errors import UserError
 
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
@@ -286,20 +286,6 @@ def measure_step(job: dict) -> dict:
         "flops": flops * batch,
         **clock.found,
     }
-
-
-def measure_products(job: dict) -> dict:
-    """{"peaks": FLOPs a second of the fastest of a few square matrix products, job["size"] and half of it wide, by dtype}."""
-    device, peaks = training_device(), {}
-    with tf32_context("float32", device):
-        for name in ("float32", "bfloat16"):
-            speeds = []
-            for n in (job["size"] // 2, job["size"]):
-                a = torch.randn(n, n, device=device).to(getattr(torch, name))
-                seconds = [seconds_of(lambda a=a: a @ a, job["device"]) for _ in range(4)]
-                speeds.append(2 * n**3 / min(seconds[1:]))
-            peaks[name] = max(speeds)
-    return {"peaks": peaks}
 
 
 # reading it

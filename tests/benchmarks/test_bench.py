@@ -25,7 +25,11 @@ def test_a_row_holds_both_forms_and_their_ratios():
     rows = bench_losses([TINY], dtypes=["float32"], repetitions=1, threads=1, progress=seen.append)
     (row,) = rows
     assert seen == rows and row["note"] == "" and row["N"] == 24 and row["dtype"] == "float32" and row["threads"] == 1
-    assert row["time_ratio"] > 0 and row["time_ratio"] == pytest.approx(row["chunked_s"] / row["reference_s"])
+    assert (
+        row["of_peak"] > 0
+        and row["time_ratio"] > 0
+        and row["time_ratio"] == pytest.approx(row["chunked_s"] / row["reference_s"])
+    )
 
 
 def test_a_reference_that_would_not_fit_is_not_started(monkeypatch):
@@ -38,19 +42,22 @@ def test_a_reference_that_would_not_fit_is_not_started(monkeypatch):
 
 def test_missing_figures_are_dashes_with_a_note(monkeypatch):
     found = {"reference": {"note": "too big"}, "chunked": {"mib": 5.0, "s": 0.5}}
-    monkeypatch.setattr(losses, "in_child", lambda function, job, **_: found[job["impl"]])
+    monkeypatch.setattr(losses, "in_child", lambda function, job, **_: found.get(job.get("impl"), {"note": "failed"}))
     rows = bench_losses([TINY], dtypes=["float32"])
     line = format_rows(rows, columns(rows)).splitlines()[1]
-    assert " ".join(line.split()) == "tiny 24 16 8 float32 - 5 - - 0.500 - reference: too big"
+    assert " ".join(line.split()) == "tiny 24 16 8 float32 - 5 - - 0.500 - - reference: too big"
 
 
 def test_on_cuda_the_fused_form_stands_beside_the_others(monkeypatch):
     found = {"reference": {"mib": 8.0, "s": 1.0}, "chunked": {"mib": 4.0, "s": 0.5}, "fused": {"mib": 2.0, "s": 0.25}}
-    monkeypatch.setattr(losses, "in_child", lambda function, job, **_: found[job["impl"]])
+    flops = 8 * 8 * (24 * 16) ** 2  # each of two relations once, one of them twice more backward: 2 C (N A)^2 each
+    found[None] = {"peaks": {"float32": flops}}
+    monkeypatch.setattr(losses, "in_child", lambda function, job, **_: found[job.get("impl")])
     rows = bench_losses([TINY], dtypes=["float32"], device="cuda")
+    assert rows[0]["flops"] == flops and rows[0]["of_peak"] == 4.0  # done in a quarter of a second
     heads, line = format_rows(rows, columns(rows)).splitlines()
     assert " ".join(heads.split()).count("fused") == 2 and (rows[0]["fused_mib"], rows[0]["fused_s"]) == (2.0, 0.25)
-    assert " ".join(line.split()) == "tiny 24 16 8 float32 8 4 0.500 2 1.000 0.500 0.50 0.2500"
+    assert " ".join(line.split()) == "tiny 24 16 8 float32 8 4 0.500 2 1.000 0.500 0.50 0.2500 400%"
 
 
 def test_a_process_that_fails_or_hangs_leaves_a_note():
