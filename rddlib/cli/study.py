@@ -20,6 +20,8 @@ from rddlib.cli.options import (
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
+PROCESSES = (2, 4, 8)
+
 
 def study(
     profile: ProfileOption = "digits",
@@ -78,6 +80,7 @@ def plan(
     teacher: TeacherOption = None,
     extractor: ExtractorOption = None,
     download: DownloadOption = False,
+    bandwidth: Annotated[float, typer.Option(help="GB/s between processes, for what several would take.")] = 10.0,
     computed: Annotated[
         bool, typer.Option("--computed", help="Of --teacher: parameters, FLOPs, memory from its configuration alone.")
     ] = False,
@@ -102,6 +105,8 @@ def plan(
     if computed:
         _say_computed(profile, parse_overrides(settings), teacher)
         return
+    if not bandwidth > 0:
+        raise UserError(f"--bandwidth {bandwidth:g}: expected GB/s above 0")
     folder = out or default_out(profile)
     settings = with_models(settings, teacher, extractor, download)
     found = make_plan(profile, parse_overrides(settings), out=folder, seconds=seconds, say=say)
@@ -116,8 +121,18 @@ def plan(
     if found.largest_batch is not None:
         fields = "pretrained.convert.batch_size, distill.train.batch_size, .."
         print(f"Memory allows every stage a batch of {found.largest_batch:,} images ({fields})")
+    over = [found.over(processes, bandwidth * 1e9) for processes in PROCESSES]
+    faster, talking = (_listed(f"{times:.2g}" for times, _ in over), _listed(f"{share:.0%}" for _, share in over))
+    print(
+        f"Over {_listed(PROCESSES)} processes at {bandwidth:g} GB/s: {faster} times as fast, {talking} of the time in\n"
+        "collectives; computed from the bytes of gradients and feature maps with nothing overlapping, not measured."
+    )
     for line in found.warnings():
         print(line)
+
+
+def _listed(words) -> str:
+    return ", ".join(map(str, words))
 
 
 def _say_computed(profile: str, overrides: dict[str, str], teacher: str | None) -> None:

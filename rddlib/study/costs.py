@@ -230,7 +230,7 @@ def _now() -> float:
 @dataclass(frozen=True)
 class Row:
     """A line of a plan: stages of one kind; iterations: of all of them; files: checkpoints that they leave; at_once: how
-    many of them train at a time."""
+    many of them train at a time; maps: bytes of a batch's feature maps, where relations span it."""
 
     name: str
     kind: str
@@ -239,6 +239,7 @@ class Row:
     files: int
     at_once: int
     cost: Cost
+    maps: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -266,6 +267,18 @@ class Plan:
     def disk(self) -> float:
         """What all leave, and the largest resume states while one of them runs."""
         return sum(row.cost.model * row.files for row in self.rows) + max(r.cost.resume * r.at_once for r in self.rows)
+
+    def over(self, processes: int, bandwidth: float) -> tuple[float, float]:
+        """(how many times as fast so many processes are, the share of collectives in their time), computed, not measured.
+
+        Each works through its share of every batch. Then a ring that moves `bandwidth` bytes a second sums the gradient (as
+        large as the checkpoint) and gathers teacher's and student's feature maps and the gradient of the latter. Nothing
+        overlaps, so it is the least to expect.
+        """
+        moved = sum((2 * row.cost.model + 3 * row.maps) * row.iterations for row in self.rows)
+        talking = moved * (processes - 1) / processes / bandwidth
+        seconds = self.seconds / processes + talking
+        return self.seconds / seconds, talking / seconds
 
     @property
     def largest_batch(self) -> int | None:
@@ -327,7 +340,7 @@ def make_plan(
     p = study_profile(profile, overrides or {})
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
-    _check_extractor(p)
+    maps = _checked_maps(p)
     memory, prober, seeds = free_memory(training_device().type), Prober(p), len(p.seeds)
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
     guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
@@ -340,7 +353,7 @@ def make_plan(
             say(f"[{len(kinds) + 1}] {name}: measuring, about {seconds:g} s")
             kinds[key] = prober.cost(stages[0], seconds)
     say(f"[{len(kinds) + 1}] samples to score: measuring, about {seconds:g} s")
-    rows = [_row(p, name, stages, times, kinds) for name, stages, times in groups]
+    rows = [_row(p, name, stages, times, kinds, maps) for name, stages, times in groups]
     rows += _sampling_rows(p, prober.sampling_cost(seconds))
     return Plan(
         [row for row in rows if row.iterations or row.cost is SHIPS], shutil.disk_usage(_existing(out)).free, memory
@@ -355,11 +368,14 @@ def _takes_weight(p: Profile) -> bool:
     return False
 
 
-def _check_extractor(p: Profile) -> None:
-    """Raise UserError where the extractor cannot be had, or cannot show what the methods look at."""
+def _checked_maps(p: Profile) -> float:
+    """Bytes of an image's feature map. Raises UserError where the extractor cannot be had, or cannot show what the methods look
+    at."""
     untrained = extractor_to_check(p, classes_of(p))
     for name in p.methods:
         Study(p, Path("nowhere")).check_method(name, untrained)
+    device = next(untrained.parameters()).device
+    return 4.0 * untrained.eval()(torch.zeros(1, *p.unet.image_shape, device=device)).map.numel()
 
 
 def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[tuple[str, list[Stage], int]]:
@@ -385,12 +401,13 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count > 1)}"
 
 
-def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost]) -> Row:
+def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost], maps: float) -> Row:
     batch, kind = stages[0].config.batch_size, stages[0].kind
     iterations = sum(stage.iterations for stage in stages if not stage.ships) * times
     at_once = min(p.jobs, len(p.methods) * len(p.seeds)) if kind in p.objectives else 1
     cost = kinds[kind, batch] if iterations else SHIPS
-    return Row(name, kind, iterations, batch, len(stages) * times, at_once, cost)
+    looks = kind in p.objectives and p.method(kind).looks
+    return Row(name, kind, iterations, batch, len(stages) * times, at_once, cost, maps * batch * looks)
 
 
 def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:

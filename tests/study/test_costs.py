@@ -112,6 +112,8 @@ def test_a_plan_has_the_papers_iterations(made_up, tmp_path):
     assert rows["guided: RDD, 5 students"] == (2 * (80_000 + 2 * 20_000), 128, 10, 3)
     evaluations = sum((1024, 8, 4, 2, 1)) + 8 + 10 + 12 + 2 * 5 * (4 + 2 + 1)
     assert rows["samples to score"] == (evaluations * 100, 500, 0, 1)
+    maps = {row.name: row.maps for row in plan.rows if row.maps}
+    assert maps["RDD, 6 students"] == 4 * 128 * 1920 * 4 * 4 and "PD, 6 students" not in maps
     assert sorted(made_up) == sorted(set(made_up)) and len(made_up) == 9  # base, guidance, halving, extractor, students
     assert plan.seconds == sum(row.iterations for row in plan.rows) and plan.free_disk > 0
     assert not (tmp_path / "far").exists()
@@ -145,6 +147,14 @@ def test_the_total_and_its_table():
     ]
 
 
+def test_several_processes_are_as_fast_as_their_collectives_allow():
+    assert PLAN.over(1, 1.0) == (1.0, 0.0)
+    # 1,000 and 100 gradients of 1 GiB, each sent twice, half of it by each of two, at 10 GiB/s
+    assert PLAN.over(2, 10 * GIB) == pytest.approx((4100 / (2050 + 110), 110 / (2050 + 110)))
+    related = replace(PLAN, rows=[PLAN.rows[0], replace(PLAN.rows[1], maps=2 * GIB)])  # 100 times 3 of these more
+    assert related.over(4, 10 * GIB)[1] == pytest.approx(0.75 * 280 / (1025 + 0.75 * 280))
+
+
 def test_warnings_of_what_is_too_little():
     assert PLAN.warnings() == replace(PLAN, free_memory=None).warnings() == []
     disk, memory = replace(PLAN, free_disk=6 * GIB, free_memory=3 * GIB).warnings()
@@ -166,6 +176,9 @@ def test_the_command_prints_the_table_and_what_is_free(rdd, tmp_path, monkeypatc
     status, printed, _ = rdd("plan", "--profile", "smoke", "--out", str(tmp_path))
     assert status == 0 and str(PLAN) in printed and "Warning: the study needs 7.0 GiB of disk" in printed
     assert f"Free disk for {tmp_path}: 1.0 GiB, free memory 4.0 GiB" in printed
+    times, share = PLAN.over(8, 10e9)
+    assert f"{times:.2g} times as fast" in printed and f"{share:.0%} of the time in" in printed
+    assert rdd("plan", "--profile", "smoke", "--bandwidth", "0")[0] == 2
 
 
 @pytest.mark.parametrize(
