@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from rddlib.cli import ablate, bench, classroom, demo, exchange, images, report, study, training
+from rddlib.cli import ablate, bench, classroom, demo, diagnose, exchange, images, report, study, training
 from rddlib.utils.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
@@ -32,6 +32,7 @@ for _command in (
     ablate.ablate,
     images.sample,
     images.evaluate,
+    diagnose.diagnose,
 ):
     app.command()(_command)
 app.command()(report.report)

@@ -27,7 +27,7 @@ from rddlib.methods import COMPETING, LABELS, STYLES
 
 SCORE_NAMES = {"fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall"}
 SCORE_NAMES |= {"agree": "agreement (share of images)"}
-_IN_TURN = [STYLES[name] for name in ("ddim", *COMPETING, "pndm", "dpm-solver")]  # of curves that are no method's
+IN_TURN = [STYLES[name] for name in ("ddim", *COMPETING, "pndm", "dpm-solver")]  # of curves that are no method's
 
 
 def counted(number: int, noun: str = "step") -> str:
@@ -190,7 +190,7 @@ def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tenso
 def error_figure(steps: Sequence[int], errors: dict[str, Sequence[float]], title: str) -> Figure:
     """Errors against step counts on log axes, with a line of slope -1 to compare with."""
     figure, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for (label, values), style in zip(errors.items(), _IN_TURN, strict=False):
+    for (label, values), style in zip(errors.items(), IN_TURN, strict=False):
         ax.loglog(steps, values, label=label, **style)
     first = next(iter(errors.values()))
     ax.loglog(steps, [first[0] * steps[0] / n for n in steps], color="0.7", label="slope -1 (first order)")
@@ -263,7 +263,7 @@ def lines_figure(
     """
     figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
     every = max(1, len(x) // 12)
-    for (label, values), style in zip(curves.items(), _IN_TURN, strict=False):
+    for (label, values), style in zip(curves.items(), IN_TURN, strict=False):
         values = [math.nan if v is None else float(v) for v in values]
         ax.plot(x, values, label=LABELS.get(label, label), markersize=4, markevery=every, **STYLES.get(label, style))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)

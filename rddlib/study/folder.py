@@ -201,6 +201,12 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
     return Study(loaded, folder, seed)
 
 
+def recorded_study(out: Path) -> Study:
+    """The study in a folder, as it was last set; nothing is written. Raises UserError where the record is damaged."""
+    found = _read_record(out / STUDY_FILE)
+    return Study(study_profile(found["profile"], found["overrides"]), out, found["seed"])
+
+
 def show_figures() -> None:
     """In a Jupyter kernel, figures appear below their cells, also where MPLBACKEND names a backend that shows none."""
     if "ipykernel" not in sys.modules or os.environ.get("MPLBACKEND", "").lower() not in SILENT_BACKENDS:

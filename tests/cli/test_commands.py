@@ -72,7 +72,21 @@ rddlib.report.notebooks.run_study("smoke", CHANGES, Path(OUT), with_notebooks=Fa
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "study", "plan", "train", "distill", "sample", "ablate", "bench", "bench step", "import", "export"],
+    [
+        "",
+        "demo",
+        "study",
+        "plan",
+        "train",
+        "distill",
+        "sample",
+        "ablate",
+        "diagnose",
+        "bench",
+        "bench step",
+        "import",
+        "export",
+    ],
 )
 def test_help_is_readable(rdd, command):
     status, printed, _ = rdd(*command.split(), *(["--help"] if command else []))

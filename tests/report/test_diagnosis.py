@@ -1,0 +1,99 @@
+"""Students spoilt on purpose, each in one of the known ways, and named right; thresholds were found on other seeds."""
+
+import shutil
+
+import pytest
+from tiny_study import TINY
+
+from rddlib.diffusion.sampling import two_step_target
+from rddlib.distillation import train
+from rddlib.report.diagnosis import causes, look
+from rddlib.study.folder import continue_study
+from rddlib.training import Checkpoints
+
+NUMBERS = {
+    "base.train.iterations": "150",
+    "progressive.train.iterations": "20",
+    "extractor.train.iterations": "60",
+    "distill.iterations": "[30, 1, 1]",
+    "distill.train.learning_rate": "1e-3",
+    "run.log_every": "5",
+    "evaluation.samples": "80",
+}
+RELATIONS = {"loss.alpha": "0.01", "loss.beta": "0.001"}
+SPOILT = [
+    ("pd", {}, ""),
+    ("cfd_is_pd", {}, ""),
+    ("pd", {"distill.train.learning_rate": "0.1"}, "learning rate too high"),
+    ("pd", {"distill.train.learning_rate": "1e-6"}, "learning rate too low"),
+    ("cfd", {"distill.temperatures": "[0.03, 1, 1]"}, "temperature too sharp"),
+    ("rdd", RELATIONS, "relations inaudible"),
+    ("pd", {"base.prediction": "eps", "base.schedule": "discrete", "base.train.iterations": "2"}, "epsilon prediction"),
+    ("pd", {}, "clipped targets"),
+    ("pd", {"distill.train.ema": "0.9999"}, "EMA too slow"),
+]
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory):
+    """A folder with the checkpoints that all of the students begin with."""
+    study = continue_study("smoke", NUMBERS, tmp_path_factory.mktemp("begun"))
+    study.teacher(), study.extractor()
+    return study.out / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    "method, changes, cause", SPOILT, ids=[row[2] or f"{row[0]} as it should be" for row in SPOILT]
+)
+def test_a_spoilt_student_is_named_right(beginning, tmp_path, monkeypatch, method, changes, cause):
+    study = continue_study("smoke", NUMBERS | changes, tmp_path / "run")
+    shutil.copytree(beginning, study.out / "checkpoints")
+    if cause == "clipped targets":
+        monkeypatch.setattr(train, "two_step_target", lambda *given: two_step_target(*given).clamp(-1, 1))
+    study.student(method, 4)
+    found = causes(look(study))
+    assert [one.name.startswith(cause) for one in found[:1]] == [True] * bool(cause), found
+    assert all(one.remedy and one.shown for one in found)
+
+
+def test_the_command_draws_and_says_what_to_try(rdd, tmp_path):
+    out, few = (
+        tmp_path / "run",
+        dict(TINY) | {"distill.iterations": "[2, 1, 1]", "run.log_every": "1", "loss.watch": "1"},
+    )
+    words = [f"--set={key}={text}" for key, text in few.items()]
+    given = ["--profile", "smoke", "--out", str(out)]
+    assert rdd("distill", "--objective", "cfd", "--to", "4", *given, *words)[0] == 0
+    before = sorted(path.name for path in out.iterdir())
+    status, printed, errors = rdd("diagnose", str(out))
+    assert status == 0, errors
+    assert printed.startswith("CFD 8 to 4 steps: cfd-4-") and f"--out {out} --objective cfd --to 4 --set " in printed
+    assert sorted(path.name for path in (out / "diagnosis").iterdir()) == ["curves.png", "images.png"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*before, "diagnosis"])
+
+
+@pytest.mark.parametrize("ema", ["0", "0.5"])
+def test_a_training_that_was_stopped_is_looked_at_through_what_it_kept(tmp_path, monkeypatch, ema):
+    monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
+    few = dict(TINY) | {
+        "distill.iterations": "[2, 1, 1]",
+        "distill.train.ema": ema,
+        "distill.train.learning_rate": "1e-2",
+    }
+    study = continue_study("smoke", few, tmp_path / "run")
+    study.student("pd", 4)
+    whole = look(study)
+    whole.stage.path.unlink()
+    stopped = look(study)
+    assert stopped.gone > 0 and stopped.student.equal(whole.student) and not stopped.stage.done
+    assert stopped.scores == whole.scores and stopped.scores[2]["fid"] > 0
+
+
+def test_a_folder_without_metrics_is_refused(rdd, tmp_path):
+    (tmp_path / "photos").mkdir()
+    status, printed, errors = rdd("diagnose", str(tmp_path / "photos"))
+    assert (status, printed) == (2, "") and errors.count("\n") == 1 and "holds no study and so no metrics" in errors
+    study = continue_study("smoke", {}, tmp_path / "new")
+    status, printed, errors = rdd("diagnose", str(study.out))
+    assert (status, printed) == (2, "") and errors.count("\n") == 1 and "holds no metrics" in errors
+    assert sorted(path.name for path in study.out.iterdir()) == ["study.json"]
