@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 GPU = runs/cifar10_small
+STUDY ?= runs/digits
 
-.PHONY: help demo study gpu gpu-study test test-all test-gpu lab check clean
+.PHONY: help demo study gpu gpu-study test test-all test-gpu lab docs check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,13 +18,14 @@ help:
 	@echo "make test-all  the same, long tests included"
 	@echo "make test-gpu  the tests that need CUDA, alone"
 	@echo "make lab       open the notebooks in JupyterLab"
+	@echo "make docs      the site in site/, with the notebooks that STUDY=$(STUDY) has executed; nothing is trained or fetched"
 	@echo "make check     formatting, lint and notebooks without outputs"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	@echo "Installing into $(VENV): a few minutes and about 6 GB, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,app,baselines,text,lora,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,app,baselines,text,lora,docs,dev]"
 	@touch $@
 
 # The browser tests want a Chromium. Where Debian's can be installed, once, it is; where not, they say why they are skipped.
@@ -67,6 +69,9 @@ test-gpu: $(VENV)/installed
 
 lab: $(VENV)/installed
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks
+
+docs: $(VENV)/installed
+	@$(BIN)/python docs/build_site.py $(STUDY) $(ARGS)
 
 check: $(VENV)/installed
 	@$(BIN)/ruff check .

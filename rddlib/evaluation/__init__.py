@@ -13,6 +13,7 @@ from rddlib.evaluation.drawing import (
     draw_to_file,
     fresh_noise,
 )
+from rddlib.evaluation.entropy import entropy_by_step
 from rddlib.evaluation.evaluate import METRICS, VALUES, check_fit, evaluate, evaluate_all, recorded
 from rddlib.evaluation.images import Images, NpzImages, open_images, write_pngs
 from rddlib.evaluation.networks import (

@@ -120,7 +120,8 @@ def test_paper_rows_hold_each_result_once():
 
 
 @pytest.mark.parametrize(
-    "dataset, count, gan", [("cifar10", 29, {"CTM", "GDD-I", "SiD2A"}), ("imagenet64", 28, {"CTM", "GDD-I", "DMD2", "SiDA", "f-distill"})]
+    "dataset, count, gan",
+    [("cifar10", 29, {"CTM", "GDD-I", "SiD2A"}), ("imagenet64", 28, {"CTM", "GDD-I", "DMD2", "SiDA", "f-distill"})],
 )
 def test_peers_say_what_made_them_or_that_it_is_not_verified(dataset, count, gan):
     peers = peer_rows(dataset)
