@@ -10,6 +10,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 html_theme = "furo"
 html_static_path, html_css_files = ["_static"], ["site.css"]
 html_show_sphinx = html_show_copyright = False
+html_sourcelink_suffix = ""  # llms.txt leads to the pages as Markdown
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
@@ -20,6 +21,7 @@ myst_dmath_double_inline = True  # $$ ... $$ in the middle of a paragraph
 myst_heading_anchors = 4
 highlight_language = "text"
 default_role = "code"  # docstrings mark code as Markdown does
+smartquotes = False  # they hold values in quotes and options in two dashes
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False
