@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 GPU = runs/cifar10_small
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 STUDY ?= runs/digits
 
-.PHONY: help demo study gpu gpu-study test test-all test-gpu lab docs check clean
+.PHONY: help demo study gpu gpu-study test test-ci test-all test-gpu lab docs check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,8 +15,9 @@ help:
 	@echo "make study     install into $(VENV) and run the digits study (about 17 minutes on 2 cores)"
 	@echo "make gpu       all that is to be measured on a GPU, IMAGES=a folder with CIFAR-10; what to keep is in runs/gpu/home"
 	@echo "make gpu-study the cifar10_small study on a GPU, with ARGS='--set data.download=true'; what to keep is in $(GPU)/home"
-	@echo "make test      install and run the tests, those in a browser too where there is one"
-	@echo "make test-all  the same, long tests included"
+	@echo "make test      install and run the tests"
+	@echo "make test-ci   the longer ones, of whole studies, notebooks and the browser, that .ci/run adds"
+	@echo "make test-all  all of them, the longest included"
 	@echo "make test-gpu  the tests that need CUDA, alone"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make docs      the site in site/, with the notebooks that STUDY=$(STUDY) has executed; nothing is trained or fetched"
@@ -59,7 +61,10 @@ gpu-study: $(VENV)/installed
 	@du -sh $(GPU)/home
 
 test: $(VENV)/installed $(VENV)/browser
-	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not ci" $(PARALLEL) $(ARGS)
+
+test-ci: $(VENV)/installed $(VENV)/browser
+	@$(BIN)/python -m pytest -m ci $(PARALLEL) $(ARGS)
 
 test-all: $(VENV)/installed $(VENV)/browser
 	@$(BIN)/python -m pytest $(ARGS)

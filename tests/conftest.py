@@ -15,6 +15,13 @@ from rddlib.cli import main
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
+def pytest_collection_modifyitems(items):
+    """What looks at a whole study with its notebooks waits for minutes."""
+    for item in items:
+        if "smoke_run" in item.fixturenames and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.ci)
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

@@ -20,6 +20,7 @@ TOP = Path(__file__).resolve().parents[2]
 TINY = Size("tiny", N=24, A=16, C=8)
 
 
+@pytest.mark.ci
 def test_a_row_holds_both_forms_and_their_ratios():
     seen = []
     rows = bench_losses([TINY], dtypes=["float32"], repetitions=1, threads=1, progress=seen.append)
@@ -113,6 +114,7 @@ def test_every_move_of_a_slider_draws_a_setting_that_was_not_drawn_before():
         sliders.bench_sliders(0)
 
 
+@pytest.mark.ci
 def test_an_installed_package_measures_its_sliders_from_any_folder(tmp_path):
     """A wheel's files, and a current folder with a package of the same name as ours."""
     wheel = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]

@@ -84,6 +84,7 @@ def test_a_row_has_ratios_and_the_table_says_what_is_missing_and_why():
     assert lines[3] == ["pd,", "bf16:", "killed"]
 
 
+@pytest.mark.ci
 def test_from_the_command_line_to_the_file(rdd, tmp_path):
     """One real run in processes of its own, RDD on the smoke profile."""
     out = tmp_path / "new" / "step.json"

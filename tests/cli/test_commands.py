@@ -50,6 +50,7 @@ def test_a_process_of_its_own_does_the_same(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr + done.stdout
 
 
+@pytest.mark.ci
 def test_a_study_without_notebooks_needs_no_extra(tmp_path):
     """Training runs where jupyter, papermill, diffusers, lpips and ipywidgets are not installed."""
     code = """

@@ -57,6 +57,7 @@ def settings(root, *more):
     return [word for text in (f"data.root={root}", *FEW, *more) for word in ("--set", text)]
 
 
+@pytest.mark.ci
 def test_a_whole_study_with_a_classifier_of_its_own(rdd, tmp_path, folder):
     """Base model, classifier, students, samples, scores and report, of images 20 wide and 12 high."""
     numbers = TINY | {"evaluation.samples": "100", "evaluation.network": "extractor", "evaluation.baselines": "[]"}

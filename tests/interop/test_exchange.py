@@ -153,7 +153,7 @@ def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, tmp_path):
         assert words in card, words
 
 
-@pytest.mark.slow  # trains a DDPM of digits with diffusers, teaches it v, and distils it: minutes
+@pytest.mark.ci  # trains a DDPM of digits with diffusers, teaches it v, and distils it: minutes
 def test_a_ddpm_of_digits_in_one_step_beats_its_own_one_step_by_far(rdd, tmp_path):
     """The README's example with a third of its iterations: a real epsilon model, distilled, saved, drawn by diffusers."""
     hf, out, back = tmp_path / "digits-ddpm", tmp_path / "run", tmp_path / "digits-rdd-1"

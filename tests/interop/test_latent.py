@@ -127,6 +127,7 @@ def test_a_student_that_takes_w_is_drawn_by_plain_diffusers(student, tmp_path):
     assert "guidance_scale=5)" in card and "drawn as latents 4 x 4 x 4" in card and "x not clipped" in card
 
 
+@pytest.mark.ci
 def test_all_three_tasks_run_where_rddlib_cannot_be_imported(student, tmp_path):
     to_diffusers(student, tmp_path / "out")
     program = """

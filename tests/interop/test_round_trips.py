@@ -224,6 +224,7 @@ for name in ("plain", "labelled", "scripted"):
 """
 
 
+@pytest.mark.ci
 @needs_diffusers
 def test_what_is_saved_needs_no_rddlib(tmp_path):
     names = {"plain": "v", "labelled": "guidance taken, 3", "scripted": "guided by two evaluations"}

@@ -23,6 +23,7 @@ def run_form(**environment):
     return done.stdout
 
 
+@pytest.mark.ci
 def test_equals_the_reference_in_tritons_interpreter():
     pytest.importorskip("triton", reason="triton comes with PyTorch for CUDA alone")
     assert "passed" in run_form(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
@@ -57,6 +58,7 @@ for kernel, (maps, sums, form) in zip(
 """
 
 
+@pytest.mark.ci
 def test_compiles_for_an_h100_without_one(tmp_path):
     """With tensor cores and within the shared memory of a block (227 KiB)."""
     pytest.importorskip("triton", reason="triton comes with PyTorch for CUDA alone")

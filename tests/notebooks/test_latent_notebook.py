@@ -13,7 +13,7 @@ TOP = Path(__file__).resolve().parents[2]
 FEW = {"guidance.train": 2, "progressive.train": 1, "distill.train": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_example_is_distilled_scored_and_drawn_by_the_notebook(tmp_path, monkeypatch, capsys):
     for name in ("diffusers", "transformers"):
         pytest.importorskip(name, reason="prompts need the extra text: pip install 'rddlib[text]'")

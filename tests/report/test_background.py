@@ -118,6 +118,7 @@ print(run.running, json.loads(run._file("json").read_text())["pid"])"""
     return subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.ci
 def test_a_failed_training_says_why_in_one_line(tmp_path):
     study = study_in(tmp_path / "out", 6)
     base = study.stages.base.path

@@ -42,6 +42,7 @@ def beginning(tmp_path_factory):
     return study.out / "checkpoints"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "method, changes, cause", SPOILT, ids=[row[2] or f"{row[0]} as it should be" for row in SPOILT]
 )

@@ -120,6 +120,7 @@ def test_notebooks_run_at_the_same_time_on_their_share_of_the_cores(series, capf
     assert capfd.readouterr().out.split("\n")[:2] == ["01_a: done before", "02_b: done before"]
 
 
+@pytest.mark.ci
 def test_where_one_fails_the_others_end_well_and_no_other_begins(series, capfd):
     out = series(n01_fails=["1 / 0"], n02_lasts=["import time; time.sleep(6)"], n03_waits=["1"])
     with pytest.raises(UserError, match="01_fails.ipynb failed in cell 3: ZeroDivisionError"):

@@ -110,7 +110,11 @@ def train(prober, name, stage):
     assert {tensor.device for tensor in network.state_dict().values() if torch.is_tensor(tensor)} <= {META}
 
 
-@pytest.mark.parametrize("name", [name for name in PROFILES if PROFILES[name]().extractor.name in EXTRACTORS])
+LARGE = ("cifar10_small", "cifar10", "imagenet64")
+TRAINED = [name for name in PROFILES if PROFILES[name]().extractor.name in EXTRACTORS]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.ci] * (n in LARGE)) for n in TRAINED])
 def test_every_stage_trains_and_reads_no_value(meta, name):
     prober = Prober(load_profile(name, {}))
     for kind, stage in stages(prober):

@@ -71,7 +71,7 @@ def test_the_end_is_kept_until_its_owner_clears_it(tmp_path):
 
 def test_saving_takes_a_small_share_of_the_time(monkeypatch):
     clock = itertools.count().__next__
-    monkeypatch.setattr("rddlib.training.loop.time", types.types.SimpleNamespace(monotonic=lambda: float(clock())))
+    monkeypatch.setattr("rddlib.training.loop.time", types.SimpleNamespace(monotonic=lambda: float(clock())))
     timer = CheckpointTimer(5.0)
     timer.time(lambda: [clock() for _ in range(9)])  # saving takes 10 s of this clock
     assert next(k for k in itertools.count(1) if timer.due()) == 201
