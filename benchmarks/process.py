@@ -57,16 +57,16 @@ def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
 
 
 def measure_products(job: dict) -> dict:
-    """{"peaks": FLOPs a second of the fastest of a few square matrix products, job["size"] and half of it wide, by dtype}."""
+    """{"peaks": FLOPs a second of the fastest of a few square products, job["size"] and half of it wide, by precision}."""
     device, peaks = torch.device(job["device"]), {}
-    with tf32_context("float32", device):
-        for name in ("float32", "bfloat16"):
-            speeds = []
+    for name in ("float32", *["tf32"] * (device.type == "cuda"), "bfloat16"):
+        speeds, dtype = [], torch.bfloat16 if name == "bfloat16" else torch.float32
+        with tf32_context(name, device):
             for n in (job["size"] // 2, job["size"]):
-                a = torch.randn(n, n, device=device).to(getattr(torch, name))
+                a = torch.randn(n, n, device=device).to(dtype)
                 seconds = [seconds_of(lambda a=a: a @ a, job["device"]) for _ in range(4)]
                 speeds.append(2 * n**3 / min(seconds[1:]))
-            peaks[name] = max(speeds)
+        peaks[name] = max(speeds)
     return {"peaks": peaks}
 
 

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -33,6 +34,12 @@ SETTINGS = {
     "float32 eager": {"precision": "float32", "channels_last": "never", "compile": "never"},
     "auto": {"precision": "auto", "channels_last": "auto", "compile": "auto"},
     "bf16": {"precision": "bf16", "channels_last": "auto", "compile": "auto"},
+}
+CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does not choose
+    "tf32": {"precision": "tf32", "channels_last": "never", "compile": "never"},
+    "bf16 eager": {"precision": "bf16", "channels_last": "never", "compile": "never"},
+    "bf16 channels_last": {"precision": "bf16", "channels_last": "always", "compile": "never"},
+    "fused losses": {"precision": "auto", "channels_last": "auto", "compile": "auto", "impl": "fused"},
 }
 
 COLUMNS = (
@@ -187,6 +194,14 @@ class Subject:
         return (seen[1] - seen[0]) / FEW
 
 
+def settings_of(device: torch.device, looks: bool) -> dict[str, dict[str, str]]:
+    """What is measured on a device, of a method that looks through an extractor or of one that does not."""
+    settings = SETTINGS | (CUDA_SETTINGS if device.type == "cuda" else {})
+    left_out = {"bf16"} if chosen_precision("auto", device) == torch.bfloat16 else set()
+    left_out |= set() if looks else {"fused losses"}
+    return {name: setting for name, setting in settings.items() if name not in left_out}
+
+
 def bench_step(
     profile: str = "cifar10",
     overrides: dict[str, str] | None = None,
@@ -194,6 +209,7 @@ def bench_step(
     what: Sequence[str] = ("base", "pd", "rdd"),
     batch: int = 0,
     steps: int = 2,
+    trace: Path | None = None,
     timeout: float = 3600.0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict:
@@ -208,6 +224,7 @@ def bench_step(
         what: "base" and the profile's methods, its own sums among them.
         batch: images a step; 0 for the profile's on CUDA and 32 on a CPU.
         steps: timed, after a warm-up.
+        trace: a folder, for a trace of a step of each row by PyTorch's profiler.
         timeout: seconds for one process.
         progress: called with a line before each measurement.
 
@@ -227,7 +244,6 @@ def bench_step(
         raise UserError(
             "rdd bench step measures the profile's own networks: leave pretrained.teacher and pretrained.extractor out"
         )
-    settings = [name for name in SETTINGS if name != "bf16" or chosen_precision("auto", device) != torch.bfloat16]
     common = {"profile": profile, "overrides": overrides or {}, "device": device.type}
 
     def run(function, **job) -> dict:
@@ -240,10 +256,11 @@ def bench_step(
         full = (loaded.base if one == "base" else loaded.distill).train.batch_size
         images = batch or (full if device.type == "cuda" else min(32, full))
         done: list[dict] = []
-        for setting in settings:
+        for setting, choice in settings_of(device, one != "base" and loaded.objectives[one].looks).items():
             progress(f"{one}, {setting}, batch {images}")
             job = {"what": one, "batch": images, "steps": steps}
-            done.append({"setting": setting, **job, **run(measure_step, **job, **SETTINGS[setting])})
+            traced = {"trace": str(trace / f"{one}-{setting.replace(' ', '-')}.json")} if trace else {}
+            done.append({"setting": setting, **job, **run(measure_step, **job, **choice, **traced)})
         rows += [with_ratios(row, done[0], peaks) for row in done]
     return {**common, **machine(), "peaks": peaks.get("peaks", {}), "note": peaks.get("note", ""), "rows": rows}
 
@@ -262,7 +279,8 @@ def with_ratios(row: dict, eager: dict, peaks: dict) -> dict:
 
 def measure_step(job: dict) -> dict:
     """What the process of one setting does."""
-    profile, device, precision = load_profile(job["profile"], job["overrides"]), job["device"], job["precision"]
+    overrides = job["overrides"] | ({"loss.impl": job["impl"]} if "impl" in job else {})
+    profile, device, precision = load_profile(job["profile"], overrides), job["device"], job["precision"]
     run = replace(profile.run, channels_last=job["channels_last"], compile=job["compile"])
     subject = Subject(replace(profile, run=run), job["what"])
     warm_up, steps, batch = 3 if device == "cuda" else 1, job["steps"], job["batch"]
@@ -278,11 +296,17 @@ def measure_step(job: dict) -> dict:
     clock, trainer = PartClock(lambda: now(device)), subject.trainer(warm_up + steps, batch, precision)
     with clock.watching(trainer):
         subject.fit(trainer)
+    if "trace" in job:
+        when = torch.profiler.schedule(wait=warm_up - 1, warmup=1, active=1, repeat=1)
+        ready = lambda profiler: profiler.export_chrome_trace(job["trace"])  # noqa: E731
+        with torch.profiler.profile(schedule=when, on_trace_ready=ready) as profiler, each_step(profiler.step):
+            subject.fit(subject.trainer(warm_up + 1, batch, precision))
+    chosen = str(chosen_precision(precision, training_device())).removeprefix("torch.")
     return {
         "seconds": (ends[1] - ends[0]) / steps,
         "peak_mib": most / MIB,
         "parts": seconds_per_part(clock.marks, steps),
-        "precision": str(chosen_precision(precision, training_device())).removeprefix("torch."),
+        "precision": precision if precision == "tf32" else chosen,
         "flops": flops * batch,
         **clock.found,
     }

@@ -103,12 +103,16 @@ def bench_step_command(
     ] = "base,pd,rdd",
     batch: Annotated[int, typer.Option(help="Images a step; 0: the profile's on a GPU, 32 on a CPU.")] = 0,
     steps: Annotated[int, typer.Option(help="Timed steps, after a warm-up.")] = 2,
+    trace: Annotated[
+        Path | None, typer.Option(help="A folder for the profiler's trace of each row, for Perfetto.")
+    ] = None,
     out: JsonOption = None,
 ) -> None:
     """Where the time of one training step goes.
 
-    In float32, in what "auto" chooses here, and in bf16. It trains on random images on the GPU if there is one; no
-    data set is needed. A cifar10 step takes seconds on a CPU: try --batch 4 first, or another profile.
+    In float32, in what "auto" chooses here, and in bf16; on a GPU in what lies between too. It trains on random images, on
+    the GPU if there is one; no data set is needed. A cifar10 step takes seconds on a CPU: try --batch 4 first, or another
+    profile.
 
     \b
     Examples:
@@ -119,7 +123,9 @@ def bench_step_command(
     step = benchmark("step")
     _make_folder(out)
     names = [name for name in what.split(",") if name]
-    options = {"what": names, "batch": batch, "steps": steps, "progress": say}
+    if trace is not None:
+        trace.mkdir(parents=True, exist_ok=True)
+    options = {"what": names, "batch": batch, "steps": steps, "trace": trace, "progress": say}
     report = step.bench_step(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
     print(step.format_steps(report))

@@ -4,9 +4,20 @@ import itertools
 import json
 
 import pytest
+import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from benchmarks.step import PARTS, STEP, PartClock, Subject, bench_step, format_steps, seconds_per_part, with_ratios
+from benchmarks.step import (
+    PARTS,
+    STEP,
+    PartClock,
+    Subject,
+    bench_step,
+    format_steps,
+    seconds_per_part,
+    settings_of,
+    with_ratios,
+)
 from rddlib.distillation import train
 from rddlib.study.profiles import load_profile
 from rddlib.utils.errors import UserError
@@ -89,7 +100,11 @@ def test_from_the_command_line_to_the_file(rdd, tmp_path):
     """One real run in processes of its own, RDD on the smoke profile."""
     out = tmp_path / "new" / "step.json"
     options = ("--profile", "smoke", "--what", "rdd", "--batch", "8", "--steps", "1", "--out", str(out))
-    _, printed, _ = rdd("bench", "step", *options)
+    _, printed, _ = rdd("bench", "step", *options, "--trace", str(tmp_path / "traces"))
+    for trace in ("rdd-float32-eager.json", "rdd-auto.json"):
+        assert any(
+            "conv" in event["name"] for event in json.loads((tmp_path / "traces" / trace).read_text())["traceEvents"]
+        )
     report = json.loads(out.read_text())
     assert report["peaks"].keys() == {"float32", "bfloat16"} and min(report["peaks"].values()) > 0
     assert [row["setting"] for row in report["rows"]][:2] == ["float32 eager", "auto"]
@@ -99,6 +114,13 @@ def test_from_the_command_line_to_the_file(rdd, tmp_path):
     eager = report["rows"][0]
     assert eager["precision"] == "float32" and not eager["channels_last"] and not eager["compiled"]
     assert eager["ratio"] == 1 and len({row["flops"] for row in report["rows"]}) == 1
+
+
+def test_a_gpu_is_measured_in_all_that_auto_is_made_of_and_by_the_fused_losses():
+    cuda, cpu = (settings_of(torch.device(name), looks=True) for name in ("cuda", "cpu"))
+    assert list(cuda) == ["float32 eager", "auto", "tf32", "bf16 eager", "bf16 channels_last", "fused losses"]
+    assert cuda.keys() - settings_of(torch.device("cuda"), looks=False).keys() == {"fused losses"}
+    assert cpu.keys() <= {"float32 eager", "auto", "bf16"} and cuda["fused losses"]["impl"] == "fused"
 
 
 @pytest.mark.parametrize(
