@@ -72,10 +72,14 @@ def watched_kernels(shared):
 
 @pytest.fixture(scope="session")
 def smoke_run(shared, tmp_path_factory, watched_kernels):
-    """The whole smoke study through papermill, made once: (a copy of its folder for this process, the report's path)."""
+    """The whole smoke study through papermill, made once: (a copy of its folder for this process, the report's path).
+
+    It is made in, and stays in, the folder that the variable RDD_SMOKE names, if there is one.
+    """
     from rddlib.report.notebooks import run_study
 
-    made, out = shared / "smoke", tmp_path_factory.mktemp("runs") / "smoke"
+    made = Path(os.environ.get("RDD_SMOKE") or shared / "smoke").resolve()
+    out = tmp_path_factory.mktemp("runs") / "smoke"
     with FileLock(shared / "smoke.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", str(watched_kernels[0]))
         patch.setenv("MPLBACKEND", "Agg")  # as on many servers: pictures appear all the same
