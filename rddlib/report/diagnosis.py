@@ -118,13 +118,14 @@ def look(study: Study) -> Seen:
         target = two_step_target(teacher, z, t, 1 / (2 * steps), y, w)
         own, before = student(z, t, y, w), teacher(z, t, y, w)
     objective = owner.stages.objective(stage.kind, steps, study.profile.seeds[0], teacher, (extractor or [None])[0])
-    objective(before, target, t, generator), objective.after_step(generator)  # M_P2P needs a filled queue
+    objective(before, target, t, generator)
+    objective.after_step(generator)  # M_P2P needs a filled queue
     judged = [_judged(objective, x, target, dataset.bound, t, generator) for x in (before, own)]
     return Seen(
         *(stage, steps, student.prediction, float(teacher.schedule.alpha(1.0)), dataset.bound),
         *(tensor.cpu() for tensor in (t, target, own, before)),
         [json.loads(line) for line in open(f"{stage.files}.metrics.jsonl", encoding="utf-8")],
-        *((one, other) for one, other in zip(*judged, strict=True)),
+        *zip(*judged, strict=True),
         _channels(objective, target),
         {} if owner.guided else {step: _scores(owner, denoiser, steps) for step, denoiser in along.items()},
     )
@@ -261,18 +262,11 @@ def curves_figure(seen: Seen) -> Figure:
     for name, style in zip(names, IN_TURN[1:], strict=False):
         values = [record.get(name, float("nan")) for record in seen.log]
         terms.plot(iterations, values, **style, label=name, markersize=4)
-        logged = [record.get(f"gradient/{name}") for record in seen.log]
-        if any(logged):
-            largest = [
-                max(v for k, v in r.items() if k.startswith("gradient/")) if logged[i] else 1
-                for i, r in enumerate(seen.log)
-            ]
-            gradients.plot(
-                iterations,
-                [(v or float("nan")) / top for v, top in zip(logged, largest, strict=True)],
-                **style,
-                label=name,
-            )
+        logged = [record for record in seen.log if record.get(f"gradient/{name}")]
+        if logged:
+            largest = [max(v for k, v in record.items() if k.startswith("gradient/")) for record in logged]
+            parts = [record[f"gradient/{name}"] / top for record, top in zip(logged, largest, strict=True)]
+            gradients.plot([record["step"] for record in logged], parts, **style, label=name)
         else:
             ends = [shares[name] for shares in seen.shares]
             gradients.plot([0, max(iterations[-1], 1)], ends, **style, label=name)
