@@ -1,6 +1,7 @@
 """All that is to be measured once a GPU is at hand, step by step; what is to be taken home lies in one small folder.
 
 python docs/gpu_day.py --images CIFAR10_FOLDER [--out runs/gpu] [--wheels wheels]     # make gpu IMAGES=CIFAR10_FOLDER
+python docs/gpu_day.py --images CIFAR10_FOLDER --only bench_step_cifar10,study --set base.train.iterations=5000
 python docs/gpu_day.py --tiny                                                         # the same on a CPU, in minutes
 
 Each step has a time limit, and what it left is kept whatever becomes of the others: JSON, CSV, PNG in OUT/home, with
@@ -24,6 +25,8 @@ TOP = Path(__file__).resolve().parents[1]
 KEPT = (".json", ".jsonl", ".csv", ".png", ".txt", ".xml", ".html")
 LARGEST = 16 * 2**20  # bytes of what is taken home, all together
 FAREWELL = 60  # seconds between asking a step to stop, and so to save, and stopping it
+GPU_TESTS = ("tests/test_on_device.py", "tests/losses/test_fused.py", "tests/data/test_data.py")  # that a GPU adds tests to
+ABLATIONS = ("losses", "batch", "tau_is", "balance")
 METHODS = "pd,pd_stages,cfd,rcfd,rdd,cfd_is,cfd_pd,cfd_is_pd"
 TINY = ("base.train.iterations=2", "progressive.train.iterations=1", "extractor.train.iterations=2")
 TINY += (
@@ -45,8 +48,8 @@ class Step:
     results: tuple[Path, ...] = ()
 
 
-def steps_of(out: Path, images: str, tiny: bool) -> list[Step]:
-    """What there is to do, in order; tiny: in minutes, on a CPU."""
+def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = ()) -> list[Step]:
+    """What there is to do, in order; tiny: in minutes, on a CPU; settings: FIELD=VALUE of the last study."""
     python, rdd = sys.executable, (sys.executable, "-m", "rddlib.cli")
     device, work, steps = ("cpu" if tiny else "cuda"), out / "work", []
 
@@ -62,11 +65,12 @@ def steps_of(out: Path, images: str, tiny: bool) -> list[Step]:
 
     if not tiny:  # whose own study comes last
         study("smoke", 300, "smoke")
-    chosen = ("tests/test_on_device.py", "-k", "queue") if tiny else ("-m", "gpu", "-n0")
+    chosen = (GPU_TESTS[0], "-k", "queue") if tiny else (*GPU_TESTS, "-m", "gpu", "-n0")
     report = work / "test_gpu.xml"
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, f"--junitxml={report}")
     steps.append(Step("test_gpu", pytest, 900, (report,)))
-    quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32") if tiny else ()
+    quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32")
+    quick = quick if tiny else ("--size", "cifar10,imagenet64")
     for loss in ("is_p2p",) if tiny else ("is_p2p", "m_p2p"):
         bench(f"losses_{loss}", 900, "losses", "--device", device, "--loss", loss, *quick)
     quick = ("--what", "pd", "--batch", "2", "--steps", "1") if tiny else ("--steps", "10")
@@ -76,10 +80,13 @@ def steps_of(out: Path, images: str, tiny: bool) -> list[Step]:
         study("study", 600, "smoke", "methods=[pd,rdd]", *TINY)
     else:
         metric, data = work / "metric.safetensors", f"data.root={images}"
+        folder, few = work / "photos", ("--seeds", "1", "--jobs", "8", "--set", data, "--set", "run.compile=never")
+        command = (*rdd, "ablate", *ABLATIONS, "--profile", "photos", *few, "--out", str(folder))
+        steps.append(Step("photos_ablations", command, 3600, (folder / "ablations",)))
         command = (*rdd, "metric-network", "cifar10_small", "--out", str(metric), "--set", data)
         steps.append(Step("metric_network", command, 900, (metric.with_suffix(".json"),)))
-        settings = (data, f"methods=[{METHODS}]", f"evaluation.network={metric.resolve()}")
-        study("study", 4 * 3600, "cifar10_small", *settings)
+        chosen = (data, f"methods=[{METHODS}]", f"evaluation.network={metric.resolve()}", *settings)
+        study("study", 4 * 3600, "cifar10_small", *chosen)
     return steps
 
 
@@ -185,6 +192,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to install torch-fidelity and papermill from")
     parser.add_argument("--tiny", action="store_true", help="try it on a CPU, in minutes")
+    parser.add_argument("--only", help="some of the steps, with commas between them")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a number of the last study")
     given = parser.parse_args()
     if not given.tiny and not (given.images and Path(given.images).is_dir()):
         parser.error(f"--images {given.images}: no such folder; name one that holds CIFAR-10, or add --tiny")
@@ -199,7 +208,11 @@ def main() -> int:
     if not given.tiny and not torch.cuda.is_available():
         parser.error("this machine has no GPU that PyTorch sees: add --tiny to try it on the CPU")
     out = given.out.resolve()
-    whole = run_steps(steps_of(out, str(Path(given.images or ".").resolve()), given.tiny), out / "home")
+    steps = steps_of(out, str(Path(given.images or ".").resolve()), given.tiny, given.set)
+    chosen = (given.only or ",".join(step.name for step in steps)).split(",")
+    if unknown := set(chosen) - {step.name for step in steps}:
+        parser.error(f"--only {','.join(sorted(unknown))}: known are {', '.join(step.name for step in steps)}")
+    whole = run_steps([step for step in steps if step.name in chosen], out / "home")
     print(f"{out / 'home'}: {_size(out / 'home') / 2**20:.1f} MiB to take home")
     return 0 if whole else 1
 

@@ -71,7 +71,7 @@ def test_every_step_is_planned_with_its_limit(gpu_day, tmp_path):
         "bench_step_cifar10",
         "bench_step_imagenet64",
     ]
-    assert [step.name for step in steps] == [*names, "metric_network", "study"]
+    assert [step.name for step in steps] == [*names, "photos_ablations", "metric_network", "study"]
     assert all(0 < step.limit <= 4 * 3600 for step in steps) and "data.root=/photos" in steps[-1].command
 
 

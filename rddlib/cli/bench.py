@@ -47,7 +47,7 @@ def _write(report: dict | list, out: Path | None) -> None:
 @bench.command("losses")
 def bench_losses_command(
     loss: Annotated[str, typer.Option(help="is_p2p or m_p2p.")] = "is_p2p",
-    size: Annotated[str, typer.Option(help="cifar10, imagenet64, sweep (over N) or all.")] = "all",
+    size: Annotated[str, typer.Option(help="cifar10, imagenet64, sweep (over N), several with commas, or all.")] = "all",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float64, or several with commas.")
     ] = "float32,bfloat16",
@@ -72,10 +72,10 @@ def bench_losses_command(
     from rddlib.utils.progress import make_bar
 
     losses = benchmark("losses")
-    sizes = [one for one in losses.SIZES if size in ("all", one.name)]
-    if not sizes:
-        known = ", ".join(dict.fromkeys(one.name for one in losses.SIZES))
-        raise UserError(f"unknown --size {size!r}: known are all, {known}")
+    known, chosen = dict.fromkeys(one.name for one in losses.SIZES), size.split(",")
+    if unknown := [name for name in chosen if name not in ("all", *known)]:
+        raise UserError(f"unknown --size {unknown[0]!r}: known are all, {', '.join(known)}")
+    sizes = [one for one in losses.SIZES if one.name in chosen or "all" in chosen]
     dtypes = dtype.split(",")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"--device {device}: this machine has cpu{' and cuda' * torch.cuda.is_available()}")
