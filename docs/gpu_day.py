@@ -25,7 +25,11 @@ TOP = Path(__file__).resolve().parents[1]
 KEPT = (".json", ".jsonl", ".csv", ".png", ".txt", ".xml", ".html")
 LARGEST = 16 * 2**20  # bytes of what is taken home, all together
 FAREWELL = 60  # seconds between asking a step to stop, and so to save, and stopping it
-GPU_TESTS = ("tests/test_on_device.py", "tests/losses/test_fused.py", "tests/data/test_data.py")  # that a GPU adds tests to
+GPU_TESTS = (
+    "tests/test_on_device.py",
+    "tests/losses/test_fused.py",
+    "tests/data/test_data.py",
+)  # that a GPU adds tests to
 ABLATIONS = ("losses", "batch", "tau_is", "balance")
 METHODS = "pd,pd_stages,cfd,rcfd,rdd,cfd_is,cfd_pd,cfd_is_pd"
 TINY = ("base.train.iterations=2", "progressive.train.iterations=1", "extractor.train.iterations=2")

@@ -47,7 +47,9 @@ def _write(report: dict | list, out: Path | None) -> None:
 @bench.command("losses")
 def bench_losses_command(
     loss: Annotated[str, typer.Option(help="is_p2p or m_p2p.")] = "is_p2p",
-    size: Annotated[str, typer.Option(help="cifar10, imagenet64, sweep (over N), several with commas, or all.")] = "all",
+    size: Annotated[
+        str, typer.Option(help="cifar10, imagenet64, sweep (over N), several with commas, or all.")
+    ] = "all",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float64, or several with commas.")
     ] = "float32,bfloat16",
