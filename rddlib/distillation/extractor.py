@@ -1,5 +1,6 @@
 """Classifiers as feature extractors, through which CFD and the relational losses compare images."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -233,10 +234,10 @@ def metric_network_of(tensors: dict[str, Tensor]) -> MetricNetwork:
 
 
 @torch.no_grad()
-def accuracy(classify, dataset, batch_size: int = 500) -> float:
-    """Share of the data set's images whose largest logit is the label; classify: images [N, C, H, W] -> logits."""
-    right = 0
+def accuracy(network: nn.Module, logits: Callable, dataset, batch_size: int = 500) -> float:
+    """Share of the data set's images whose largest logit is the label; logits(network's output) -> [N, classes]."""
+    dataset, right = dataset.to(next(network.parameters()).device), 0
     for start in range(0, len(dataset), batch_size):
         rows = torch.arange(start, min(start + batch_size, len(dataset)))
-        right += int((classify(dataset.floats(rows)).argmax(1) == dataset.labels[rows]).sum())
+        right += int((logits(network(dataset.floats(rows))).argmax(1) == dataset.labels_of(rows)).sum())
     return right / len(dataset)

@@ -379,7 +379,7 @@ def train_metric_network(path: Path, recipe: MetricRecipe = METRIC_RECIPES["digi
         "iterations": recipe.train.iterations,
         "seed": METRIC_SEED,
         "test_images": len(test),
-        "test_accuracy": accuracy(lambda images: network(images)[1], test),
+        "test_accuracy": accuracy(network, lambda out: out[1], test),
     }
     save_checkpoint(path, network.state_dict(), facts)
     facts["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -318,7 +318,8 @@ def extractor_stage(inputs: Inputs, base: Stage) -> Stage:
         untrained = inputs.seeded(lambda: new_extractor(p, images.num_classes), 4, *other).to(training_device())
         shown, test = inputs.split("extractor").of_classes(config.classes), inputs.split("test")
         network = train_classifier(untrained, lambda out: out.logits, shown, trainer, shift=config.shift)
-        right, guessed = accuracy(lambda x: network(x).logits, test), float(test.labels.bincount().max()) / len(test)
+        right = accuracy(network, lambda out: out.logits, test)
+        guessed = float(test.labels.bincount().max()) / len(test)
         if right <= guessed and trainer.files:
             say(
                 f"the extractor is right in {right:.1%} of cases, always naming the most frequent class in {guessed:.1%}: it "
