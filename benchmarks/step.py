@@ -36,9 +36,11 @@ SETTINGS = {
     "bf16": {"precision": "bf16", "channels_last": "auto", "compile": "auto"},
 }
 CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does not choose
+    "float32 eager": SETTINGS["float32 eager"],
     "tf32": {"precision": "tf32", "channels_last": "never", "compile": "never"},
     "bf16 eager": {"precision": "bf16", "channels_last": "never", "compile": "never"},
     "bf16 channels_last": {"precision": "bf16", "channels_last": "always", "compile": "never"},
+    "auto": SETTINGS["auto"],
     "fused losses": {"precision": "auto", "channels_last": "auto", "compile": "auto", "impl": "fused"},
 }
 
@@ -196,7 +198,7 @@ class Subject:
 
 def settings_of(device: torch.device, looks: bool) -> dict[str, dict[str, str]]:
     """What is measured on a device, of a method that looks through an extractor or of one that does not."""
-    settings = SETTINGS | (CUDA_SETTINGS if device.type == "cuda" else {})
+    settings = CUDA_SETTINGS if device.type == "cuda" else SETTINGS
     left_out = {"bf16"} if chosen_precision("auto", device) == torch.bfloat16 else set()
     left_out |= set() if looks else {"fused losses"}
     return {name: setting for name, setting in settings.items() if name not in left_out}
@@ -212,6 +214,7 @@ def bench_step(
     trace: Path | None = None,
     timeout: float = 3600.0,
     progress: Callable[[str], None] = lambda line: None,
+    keep: Callable[[dict], None] = lambda report: None,
 ) -> dict:
     """Measure on `training_device()`: {"profile", "hardware", "peaks", ..., "rows"}, a row for each of `what` and setting.
 
@@ -227,6 +230,7 @@ def bench_step(
         trace: a folder, for a trace of a step of each row by PyTorch's profiler.
         timeout: seconds for one process.
         progress: called with a line before each measurement.
+        keep: called with the report so far after each row.
 
     Raises UserError for wrong input.
     """
@@ -251,18 +255,21 @@ def bench_step(
 
     progress("measuring matrix products")
     peaks = run(measure_products, size=8192 if device.type == "cuda" else 1024)
-    rows = []
+    rows: list[dict] = []
+    report = {**common, **machine(), "peaks": peaks.get("peaks", {}), "note": peaks.get("note", ""), "rows": rows}
     for one in dict.fromkeys(what):
         full = (loaded.base if one == "base" else loaded.distill).train.batch_size
         images = batch or (full if device.type == "cuda" else min(32, full))
-        done: list[dict] = []
+        eager: dict = {}
         for setting, choice in settings_of(device, one != "base" and loaded.objectives[one].looks).items():
             progress(f"{one}, {setting}, batch {images}")
             job = {"what": one, "batch": images, "steps": steps}
             traced = {"trace": str(trace / f"{one}-{setting.replace(' ', '-')}.json")} if trace else {}
-            done.append({"setting": setting, **job, **run(measure_step, **job, **choice, **traced)})
-        rows += [with_ratios(row, done[0], peaks) for row in done]
-    return {**common, **machine(), "peaks": peaks.get("peaks", {}), "note": peaks.get("note", ""), "rows": rows}
+            row = {"setting": setting, **job, **run(measure_step, **job, **choice, **traced)}
+            eager = eager or row
+            rows.append(with_ratios(row, eager, peaks))
+            keep(report)
+    return report
 
 
 def with_ratios(row: dict, eager: dict, peaks: dict) -> dict:

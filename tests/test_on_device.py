@@ -88,7 +88,7 @@ def test_objectives(device):
             objective.after_step(torch.Generator(place))
         return found
 
-    torch.testing.assert_close(second(device), second("cpu"), rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(second(device), second("cpu"), rtol=1e-5, atol=1e-9)  # shares are kept in float32
 
 
 def test_sampling_and_targets(device):
@@ -103,7 +103,7 @@ def test_sampling_and_targets(device):
             two_step_target(model, z, times, 0.25, labels).cpu(),
         ]
 
-    torch.testing.assert_close(drawn(device), drawn("cpu"), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(drawn(device), drawn("cpu"), rtol=1e-4, atol=1e-5)  # sinusoids are float32
 
 
 def test_scores(device):
@@ -119,7 +119,8 @@ def test_images_stream_from_the_cpu(device, monkeypatch):
     streamed, rows = DIGITS.to(device), torch.tensor([1796, 0, 5])
     assert (streamed.images.device.type, streamed.labels.device.type) == ("cpu", device.type)
     found = streamed.floats(rows)
-    assert found.device.type == device.type and found.cpu().equal(DIGITS.floats(rows))
+    assert found.device.type == device.type
+    torch.testing.assert_close(found.cpu(), DIGITS.floats(rows), rtol=0, atol=1e-6)  # a GPU multiplies by 1 / 127.5
     assert streamed.labels_of(rows).cpu().equal(DIGITS.labels[rows])
 
 

@@ -31,7 +31,10 @@ def ablate(
         list[str] | None, typer.Option(help="Values of an axis, e.g. --axis loss.tau_is=0.1,0.5; repeatable.")
     ] = None,
     method: Annotated[str, typer.Option(help="Whose fields custom varies: pd, cfd, rdd, cfd_pd, ..")] = "rdd",
-    whole: Annotated[bool, typer.Option("--whole", help="Down to one step, not the first halving only.")] = False,
+    whole: Annotated[
+        bool | None,
+        typer.Option("--whole/--first", help="Down to one step, or the first halving only; default its own."),
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what there is and what it costs, and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is to do and about how long, and stop.")] = False,
     shard: Annotated[str, typer.Option(help="A part of the runs, e.g. 2/4 in the second of four batch jobs.")] = "1/1",
@@ -87,7 +90,9 @@ def _parsed_axes(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
-def _chosen(names: list[str], profile: "Profile", axes: dict[str, str], method: str, whole: bool) -> list["Ablation"]:
+def _chosen(
+    names: list[str], profile: "Profile", axes: dict[str, str], method: str, whole: bool | None
+) -> list["Ablation"]:
     """The ablations that the arguments name, over the values given."""
     from rddlib.study.ablations import ABLATIONS, custom, find_ablation
 
@@ -96,13 +101,13 @@ def _chosen(names: list[str], profile: "Profile", axes: dict[str, str], method: 
     if "custom" in names:
         if len(names) > 1:
             raise UserError("custom stands alone: give it to a command of its own")
-        return [custom(axes, profile, method, whole)]
+        return [custom(axes, profile, method, bool(whole))]
     found = [find_ablation(name) for name in dict.fromkeys(names) if name != "all"]
     chosen = list(ABLATIONS.values()) if "all" in names else found
     if axes and len(chosen) > 1:
         raise UserError("--axis needs to know which ablation's: give it with one")
     chosen = [ablation.with_axes(axes, profile) for ablation in chosen] if axes else chosen
-    return [replace(ablation, whole=whole or ablation.whole) for ablation in chosen]
+    return chosen if whole is None else [replace(ablation, whole=whole) for ablation in chosen]
 
 
 def _sweep(choose: Callable, seeds: range, start: Callable, look_only: bool) -> "Sweep":

@@ -36,11 +36,16 @@ def _make_folder(out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _write(report: dict | list, out: Path | None) -> None:
+def _keep(report: dict | list, out: Path | None) -> None:
     from rddlib.utils.checkpoint import write_atomically
 
     if out is not None:
         write_atomically(out, json.dumps(report, indent=1) + "\n")
+
+
+def _write(report: dict | list, out: Path | None) -> None:
+    _keep(report, out)
+    if out is not None:
         print(f"Wrote {out}")
 
 
@@ -128,6 +133,7 @@ def bench_step_command(
     if trace is not None:
         trace.mkdir(parents=True, exist_ok=True)
     options = {"what": names, "batch": batch, "steps": steps, "trace": trace, "progress": say}
+    options["keep"] = lambda report: _keep(report, out)  # a benchmark that is cut off leaves what it has
     report = step.bench_step(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
     print(step.format_steps(report))

@@ -56,7 +56,7 @@ class RunConfig:
     out of range."""
 
     channels_last: str = "auto"  # where it is faster: on CUDA, and in float32 on a CPU; or "always", "never"
-    compile: str = "auto"  # torch.compile on CUDA; or "always", "never"
+    compile: str = "auto"  # torch.compile, on CUDA where a training is long enough for it; or "always", "never"
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl

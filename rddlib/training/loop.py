@@ -29,6 +29,7 @@ from rddlib.utils.errors import Interrupted, UserError
 from rddlib.utils.progress import Progress
 
 SAVING_SHARE = 20  # iterations are to take this many times as long as writing checkpoints does
+COMPILE_FROM = 2000  # iterations of a training for which run.compile=auto compiles: that takes about a minute
 
 Loss = Callable[[nn.Module, Step], tuple[Tensor, dict[str, Tensor]]]
 
@@ -60,6 +61,10 @@ class Trainer:
     lora: int = 0
     history: list[dict] = field(default_factory=list)
     state_bytes: int = 0  # of what a killed run goes on from, known after the training
+
+    def __post_init__(self):
+        if self.run.compile == "auto" and self.config.iterations < COMPILE_FROM:
+            self.run = replace(self.run, compile="never")
 
     def fit(
         self,

@@ -14,7 +14,7 @@ from torch import nn
 
 from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed, metrics
 from rddlib.training.hardware import compiled, plain, say_if_busy, tf32_context
-from rddlib.training.loop import CheckpointTimer, _Watch
+from rddlib.training.loop import COMPILE_FROM, CheckpointTimer, _Watch
 from rddlib.utils.errors import UserError
 
 ROWS = 100
@@ -345,3 +345,10 @@ def test_a_busy_machine_is_noticed_unless_threads_were_chosen(monkeypatch, capsy
     say_if_busy()
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == bool(words)
+
+
+def test_short_trainings_are_not_compiled():
+    """It would take longer than it saves."""
+    chosen = lambda iterations, **run: Trainer(TrainConfig(iterations, 4, 1e-3), run=RunConfig(**run)).run.compile  # noqa: E731
+    assert (chosen(COMPILE_FROM - 1), chosen(COMPILE_FROM)) == ("never", "auto")
+    assert chosen(1, compile="always") == "always"
