@@ -24,7 +24,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[1]
 KEPT = (".json", ".jsonl", ".csv", ".png", ".txt", ".xml", ".html")
 LARGEST = 16 * 2**20  # bytes of what is taken home, all together
-FAREWELL = 60  # seconds between asking a step to stop, and so to save, and stopping it
+FAREWELL = 20  # seconds between asking a step to stop, and so to save, and stopping it
 GPU_TESTS = (
     "tests/test_on_device.py",
     "tests/losses/test_fused.py",
@@ -68,18 +68,18 @@ def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = ()) -
         steps.append(Step(name, command, limit, (folder,)))
 
     if not tiny:  # whose own study comes last
-        study("smoke", 300, "smoke")
+        study("smoke", 180, "smoke")
     chosen = (GPU_TESTS[0], "-k", "queue") if tiny else (*GPU_TESTS, "-m", "gpu", "-n0")
     report = work / "test_gpu.xml"
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, f"--junitxml={report}")
-    steps.append(Step("test_gpu", pytest, 900, (report,)))
+    steps.append(Step("test_gpu", pytest, 300, (report,)))
     quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32")
     quick = quick if tiny else ("--size", "cifar10,imagenet64")
     for loss in ("is_p2p",) if tiny else ("is_p2p", "m_p2p"):
-        bench(f"losses_{loss}", 900, "losses", "--device", device, "--loss", loss, *quick)
-    quick = ("--what", "pd", "--batch", "2", "--steps", "1") if tiny else ("--steps", "10")
+        bench(f"losses_{loss}", 180, "losses", "--device", device, "--loss", loss, *quick)
+    quick = ("--what", "pd", "--batch", "2", "--steps", "1") if tiny else ("--what", "rdd", "--steps", "10")
     for profile in ("smoke",) if tiny else ("cifar10", "imagenet64"):
-        bench(f"step_{profile}", 1200, "step", "--profile", profile, *quick)
+        bench(f"step_{profile}", 300, "step", "--profile", profile, *quick)
     if tiny:
         study("study", 600, "smoke", "methods=[pd,rdd]", *TINY)
     else:
@@ -88,7 +88,7 @@ def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = ()) -
         command = (*rdd, "ablate", *ABLATIONS, "--profile", "photos", *few, "--out", str(folder))
         steps.append(Step("photos_ablations", command, 3600, (folder / "ablations",)))
         command = (*rdd, "metric-network", "cifar10_small", "--out", str(metric), "--set", data)
-        steps.append(Step("metric_network", command, 900, (metric.with_suffix(".json"),)))
+        steps.append(Step("metric_network", command, 300, (metric.with_suffix(".json"),)))
         chosen = (data, f"methods=[{METHODS}]", f"evaluation.network={metric.resolve()}", *settings)
         study("study", 4 * 3600, "cifar10_small", *chosen)
     return steps
@@ -105,12 +105,14 @@ def run_steps(steps: Sequence[Step], home: Path) -> bool:
             print(f"{step.name}: done before, in {before['seconds']} s", flush=True)
             continue
         print(f"{step.name}: at most {step.limit:.0f} s", flush=True)
-        began, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-        status = _run(step, home / f"{step.name}.txt")
-        left_out = [name for result in step.results for name in _take_home(result, home / step.name, home)]
-        done[step.name] = {"command": list(step.command), "status": status, "began": began, "limit": step.limit}
-        done[step.name] |= {"seconds": round(time.monotonic() - clock, 1), "left_out": left_out, **_facts()}
-        _write(notes, json.dumps(done, indent=1) + "\n")
+        began, clock, status = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic(), "cut off"
+        try:
+            status = _run(step, home / f"{step.name}.txt")
+        finally:  # of a step that was cut off too
+            left_out = [name for result in step.results for name in _take_home(result, home / step.name, home)]
+            done[step.name] = {"command": list(step.command), "status": status, "began": began, "limit": step.limit}
+            done[step.name] |= {"seconds": round(time.monotonic() - clock, 1), "left_out": left_out, **_facts()}
+            _write(notes, json.dumps(done, indent=1) + "\n")
         print(f"{step.name}: {'done' if status == 0 else status}, {done[step.name]['seconds']} s", flush=True)
     return all(done.get(step.name, {}).get("status") == 0 for step in steps)
 

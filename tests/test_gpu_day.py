@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,30 @@ def test_what_is_taken_home_is_small(gpu_day, tmp_path, monkeypatch):
     gpu_day.run_steps([python(gpu_day, "one", make, tmp_path, results=["work"])], tmp_path / "home")
     assert sorted(path.name for path in (tmp_path / "home/one").iterdir()) == ["a.csv", "b.png"]
     assert json.loads((tmp_path / "home/steps.json").read_text())["one"]["left_out"] == ["one/c.json"]
+
+
+def test_a_step_that_is_cut_off_is_taken_home_too(gpu_day, tmp_path, monkeypatch):
+    write = f"import pathlib, time; pathlib.Path({str(tmp_path / 'a.json')!r}).write_text('[]'); time.sleep(600)"
+    monkeypatch.setattr(gpu_day.subprocess.Popen, "wait", cut_once(gpu_day.subprocess.Popen.wait, tmp_path / "a.json"))
+    with pytest.raises(SystemExit):
+        gpu_day.run_steps([python(gpu_day, "one", write, tmp_path, results=["a.json"])], tmp_path / "home")
+    assert (tmp_path / "home/one/a.json").read_text() == "[]"
+    assert json.loads((tmp_path / "home/steps.json").read_text())["one"]["status"] == "cut off"
+
+
+def cut_once(wait, path):
+    """Popen.wait, whose first call ends as Ctrl-C does, once a file is there."""
+    calls = []
+
+    def cut(process, limit):
+        if calls:
+            return wait(process, limit)
+        calls.append(process)
+        while not path.exists() or path.read_text() != "[]":
+            time.sleep(0.01)
+        raise SystemExit(1)
+
+    return cut
 
 
 def test_every_step_is_planned_with_its_limit(gpu_day, tmp_path):

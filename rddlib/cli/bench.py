@@ -88,9 +88,16 @@ def bench_losses_command(
         raise UserError(f"--device {device}: this machine has cpu{' and cuda' * torch.cuda.is_available()}")
     _make_folder(out)
     options = {"repetitions": repetitions, "threads": threads or None, "device": device}
+    so_far: list[dict] = []
     with make_bar("bench losses", len(sizes) * len(dtypes), unit="rows") as bar:
+
+        def keep(row: dict) -> None:  # a benchmark that is cut off leaves what it has
+            so_far.append(row)
+            _keep(so_far, out)
+            bar.update()
+
         try:
-            rows = losses.bench_losses(sizes, loss=loss, dtypes=dtypes, **options, progress=lambda _: bar.update())
+            rows = losses.bench_losses(sizes, loss=loss, dtypes=dtypes, **options, progress=keep)
         except ValueError as error:
             raise UserError(str(error)) from error
     print(_table(rows, losses.columns(rows)))
@@ -133,7 +140,7 @@ def bench_step_command(
     if trace is not None:
         trace.mkdir(parents=True, exist_ok=True)
     options = {"what": names, "batch": batch, "steps": steps, "trace": trace, "progress": say}
-    options["keep"] = lambda report: _keep(report, out)  # a benchmark that is cut off leaves what it has
+    options["keep"] = lambda report: _keep(report, out)
     report = step.bench_step(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
     print(step.format_steps(report))
