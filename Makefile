@@ -49,7 +49,7 @@ study: $(VENV)/installed
 	@$(BIN)/rdd study $(ARGS)
 
 # With what Python there is, where nothing can be installed: a machine lent for an hour, without network, WHEELS=a folder
-# that docs/wheels.sh filled.
+# that docs/gpu_day.py --fetch filled.
 gpu:
 	@python="$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))"; \
 		$$python docs/gpu_day.py --images "$(IMAGES)" $(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)

@@ -6,7 +6,8 @@ python docs/gpu_day.py --tiny                                                   
 
 Each step has a time limit, and what it left is kept whatever becomes of the others: JSON, CSV, PNG in OUT/home, with
 steps.json, which says what ran, when, on what and how it ended. Run again, it goes on with the steps that are not done.
-Nothing is fetched. `docs/wheels.sh` puts what a bare machine with PyTorch lacks into a folder, for --wheels.
+Nothing is fetched: what a machine with PyTorch lacks can be brought along. Where there is a network, and with that machine's
+Python version, python docs/gpu_day.py --fetch FOLDER fills the folder for --wheels.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[1]
 KEPT = (".json", ".jsonl", ".csv", ".png", ".txt", ".xml", ".html")
 LARGEST = 16 * 2**20  # bytes of what is taken home, all together
+WHEELS = ("papermill", "typer")  # brought along with what they need
+BARE = ("torch-fidelity", "diffusers", "importlib-metadata", "zipp", "seaborn")  # what these need comes with PyTorch
 FAREWELL = 20  # seconds between asking a step to stop, and so to save, and stopping it
 GPU_TESTS = (
     "tests/test_on_device.py",
@@ -191,23 +194,37 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def bring(folder: Path, *, fetch: bool) -> None:
+    """Fetch wheels into the folder, or install those that it holds."""
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    if fetch:
+        pip += ("download", "-c", str(TOP / "constraints.txt"), "--dest", str(folder))
+    else:
+        pip += ("install", "--no-index", "--find-links", str(folder))
+    for words in (WHEELS, ("--no-deps", *BARE)):
+        subprocess.run([*pip, *words], check=True)
+
+
 def main() -> int:
     """0 where all is done, 1 where a step is not, 2 for wrong input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="CIFAR-10 in a folder: torchvision's files, or images in folders")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels to install torch-fidelity and papermill from")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to install what is missing from")
+    parser.add_argument("--fetch", type=Path, help="only fill such a folder, for this Python and system")
     parser.add_argument("--tiny", action="store_true", help="try it on a CPU, in minutes")
     parser.add_argument("--only", help="some of the steps, with commas between them")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a number of the last study")
     given = parser.parse_args()
+    if given.fetch:
+        bring(given.fetch, fetch=True)
+        return 0
     if not given.tiny and not (given.images and Path(given.images).is_dir()):
         parser.error(f"--images {given.images}: no such folder; name one that holds CIFAR-10, or add --tiny")
     if given.wheels:
         if not given.wheels.is_dir():
-            parser.error(f"--wheels {given.wheels}: no such folder; docs/wheels.sh makes one")
-        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(given.wheels))
-        subprocess.run([*pip, "torch-fidelity", "papermill"], check=True)
+            parser.error(f"--wheels {given.wheels}: no such folder; --fetch makes one")
+        bring(given.wheels, fetch=False)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which stops the step that runs, as Ctrl-C does
     import torch
 
