@@ -15,11 +15,24 @@ from rddlib.cli import main
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
+LONG = [  # files of minutes, begun first, so that no process is left alone with one
+    *("cli/test_commands.py", "study/test_on_meta.py", "cli/test_own_images.py", "report/test_background.py"),
+    *("interop/test_round_trips.py", "interop/test_exchange.py", "report/test_diagnosis.py", "study/test_engines.py"),
+    *("training/test_distributed_training.py", "training/test_interruptions.py", "study/test_fake_cuda.py"),
+    *("distillation/test_train.py", "diffusion/test_samplers.py", "cli/test_refusals.py", "study/test_sweep.py"),
+]
+
+
 def pytest_collection_modifyitems(items):
-    """What looks at a whole study with its notebooks waits for minutes."""
+    """What looks at a whole study with its notebooks is left to CI. One file begins with making it, meanwhile the others do
+    what needs none."""
+    waiting = {item.path for item in items if "smoke_run" in item.fixturenames}
     for item in items:
         if "smoke_run" in item.fixturenames and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.ci)
+    maker, tests = min(waiting, default=None), Path(__file__).parent
+    turn = {tests / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: (item.path != maker, item.path in waiting, turn.get(item.path, len(LONG))))
 
 
 @pytest.fixture
