@@ -13,6 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from rddlib.training.config import RunConfig
+from rddlib.utils.distributed import join
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
@@ -58,6 +59,7 @@ def process_group() -> Accelerator:
     Raises UserError for what the environment says of these, and for another Accelerator of this process that does.
     """
     check_environment()
+    join()
     try:
         found = Accelerator(
             cpu=training_device().type == "cpu",

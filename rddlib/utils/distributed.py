@@ -8,6 +8,7 @@ by the number of ranks, anywhere. Without torch.distributed, or with one rank, e
 
 import contextlib
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -17,6 +18,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from rddlib.utils.errors import UserError
+
+PATIENCE = timedelta(
+    hours=2
+)  # one waits while the first writes, scores or stands before a lock: NCCL's own are 10 minutes
 
 
 def world_size() -> int:
@@ -39,7 +44,7 @@ def join() -> None:
             )
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())
+        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def wait() -> None:

@@ -7,6 +7,7 @@ import torch
 from two_processes import found_by_two, leave
 
 from rddlib.utils.distributed import (
+    PATIENCE,
     agreed,
     all_gather_grad,
     broadcast,
@@ -49,6 +50,7 @@ def test_half_of_what_a_launcher_says_is_refused(monkeypatch, missing):
 def measure(folder):
     """What this process of two sees."""
     join()
+    patience = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
     x = (torch.arange(6.0, dtype=torch.float64).reshape(2, 3) + 10 * rank()).requires_grad_()
     gathered = all_gather_grad(x)
     (gathered * WEIGHTS).sum().backward()  # one global loss, computed by both
@@ -68,7 +70,8 @@ def measure(folder):
         wait()
     summed = sum_over_ranks(torch.tensor(rank() + 1.0))
     values = {"gathered": gathered, "gradient": x.grad, "broadcast": own, "sum": summed}
-    return {name: value.tolist() for name, value in values.items()} | {"agreed": agreed(rank()), "raised": raised}
+    told = {"agreed": agreed(rank()), "raised": raised, "patience": patience.total_seconds()}
+    return {name: value.tolist() for name, value in values.items()} | told
 
 
 def test_two_processes_see_what_both_have(tmp_path):
@@ -78,6 +81,7 @@ def test_two_processes_see_what_both_have(tmp_path):
         # what both losses ask of this process's part: DistributedDataParallel takes the mean over processes of it
         assert found["gradient"] == (2 * WEIGHTS[2 * process : 2 * process + 2]).tolist()
         assert found["sum"] == 3 and found["broadcast"] == [0, 0] and found["agreed"] == 0
+        assert found["patience"] == PATIENCE.total_seconds()
         assert found["raised"][0] == "the second's fault" and "shape []" in found["raised"][1]
 
 
