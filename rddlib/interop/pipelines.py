@@ -137,6 +137,7 @@ def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
     if betas is None or prediction is None:
         what = type(scheduler).__name__ if betas is None else f"prediction_type {one_line(kind)}"
         raise UserError(f"{what} is of another kind of diffusion: {PIXELS}")
+    _check_teaches(scheduler, config)
     betas = tuple(torch.as_tensor(betas, dtype=torch.float64).tolist())
     if prediction == "eps" and 1.0 in betas:
         raise UserError(
@@ -147,6 +148,27 @@ def _schedule_of(scheduler) -> tuple[BetaSchedule, str]:
         return BetaSchedule(betas, float(getattr(scheduler, "final_alpha_cumprod", 1.0))), prediction
     except ValueError as error:
         raise UserError(f"{type(scheduler).__name__} is no schedule of a diffusion ({error}): {PIXELS}") from error
+
+
+def _check_teaches(scheduler, config) -> None:
+    """Raise UserError for the scheduler of a few-step model, or alphas that its betas do not give; say what is left out."""
+    name = type(scheduler).__name__
+    if "original_inference_steps" in config:  # LCMScheduler, TCDScheduler
+        raise UserError(
+            f"{name} is for models that were distilled to few steps, which DDIM cannot follow: name the pipeline that this one "
+            "was distilled from, or give it the DDIMScheduler's scheduler_config.json if it never was"
+        )
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    expected = (1 - torch.as_tensor(scheduler.betas, dtype=torch.float64)).cumprod(0)
+    if alphas is None or not torch.allclose(torch.as_tensor(alphas).double(), expected, rtol=0, atol=1e-4):
+        raise UserError(f"{name} has no alphas that follow from its betas: {PIXELS}")
+    left, reach = "", config.get("clip_sample_range", 1.0)
+    if config.get("thresholding"):
+        left = "thresholding"
+    elif config.get("clip_sample") and reach != 1:
+        left = f"clip_sample_range {one_line(reach)}"
+    if left:
+        say(f"{name}: {left} left out; pixels are held in [-1, 1] at each step, or not at all (evaluation.clip)")
 
 
 def check_described(folder: Path) -> dict:

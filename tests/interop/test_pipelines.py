@@ -330,6 +330,12 @@ DAMAGES = {  # what is done to the folder, and what is said of it
     "another prediction": (changed(SCHEDULER, prediction_type="flow"), "prediction_type flow"),
     "a list for a prediction": (changed(SCHEDULER, prediction_type=["epsilon"]), "prediction_type"),
     "epsilon of pure noise": (changed(SCHEDULER, rescale_betas_zero_snr=True), "ends in pure noise"),
+    "a model of few steps": (changed(SCHEDULER, _class_name="LCMScheduler"), "LCMScheduler is for models .* few steps"),
+    "betas that are none": (changed(SCHEDULER, _class_name="IPNDMScheduler"), "no alphas that follow from its betas"),
+    "alphas that are shifted": (
+        changed(SCHEDULER, _class_name="CogVideoXDDIMScheduler"),
+        "no alphas that follow from its betas",
+    ),
     "an unknown table of betas": (changed(SCHEDULER, beta_schedule="odd"), "cannot be read as a DDPMScheduler"),
     "betas above 1": (changed(SCHEDULER, trained_betas=[2.0, 0.1]), "is no schedule of a diffusion"),
     "half an index": (lambda f: cut(f / INDEX, 30), "model_index.json is missing or damaged"),
@@ -345,7 +351,22 @@ DAMAGES = {  # what is done to the folder, and what is said of it
 def test_folders_of_other_models_and_damaged_ones_are_refused(name, folder):
     damage, said = DAMAGES[name]
     damage(folder)
-    assert said in refused(from_diffusers, folder)
+    assert re.search(said, refused(from_diffusers, folder))
+
+
+@pytest.mark.parametrize(
+    "changes, left",
+    [
+        ({"thresholding": True}, "thresholding"),
+        ({"clip_sample_range": 3.0}, "clip_sample_range 3.0"),
+        ({"clip_sample_range": 3.0, "clip_sample": False}, ""),
+    ],
+)
+def test_what_a_scheduler_does_beside_its_betas_is_left_out_in_a_line(changes, left, folder, capsys):
+    edit(folder / SCHEDULER, **changes)
+    from_diffusers(folder)
+    said = capsys.readouterr().err
+    assert f"DDPMScheduler: {left} left out" in said if left else "left out" not in said
 
 
 @pytest.mark.parametrize(
