@@ -202,9 +202,12 @@ def _read(folder: Path) -> tuple[nn.Module, object, bool]:
 
 
 def no_pipeline(folder: Path) -> None:
-    """Raise UserError for a folder without a pipeline."""
+    """Raise UserError for a folder without a pipeline, naming its networks: checkpoints of training scripts have some."""
+    configs = sorted(folder.glob("*/config.json"), key=lambda path: "ema" not in path.parent.name)
+    networks = [str(path.parent) for path in configs if _json(path).get("_class_name") in UNETS]
     raise UserError(
-        f"{folder} holds no diffusers model (no model_index.json): name the folder of a downloaded pipeline"
+        f"{folder} holds no diffusers model (no model_index.json): name "
+        + (" or ".join(networks) or "the folder of a downloaded pipeline")
     )
 
 

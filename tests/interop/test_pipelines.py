@@ -369,6 +369,16 @@ def test_what_a_scheduler_does_beside_its_betas_is_left_out_in_a_line(changes, l
     assert f"DDPMScheduler: {left} left out" in said if left else "left out" not in said
 
 
+def test_a_checkpoint_of_a_training_script_is_refused_with_the_networks_in_it(folder, tmp_path):
+    checkpoint = tmp_path / "checkpoint-500"
+    for name in ("unet", "unet_ema"):
+        shutil.copytree(folder / "unet", checkpoint / name)
+    (checkpoint / "vae").mkdir()
+    (checkpoint / "vae/config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    (checkpoint / "optimizer.bin").write_bytes(b"")
+    assert refused(from_diffusers, checkpoint).endswith(f": name {checkpoint}/unet_ema or {checkpoint}/unet")
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
