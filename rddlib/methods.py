@@ -29,6 +29,7 @@ from rddlib.distillation.objectives import (
 from rddlib.losses import IMPLEMENTATIONS, load_lpips
 from rddlib.utils.checks import above, at_least, check, one_of
 from rddlib.utils.errors import UserError, nearest
+from rddlib.utils.text import joined
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LossConfig:
             "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt",
         )
         unknown = set(self.released) - RELEASED_SWITCHES.keys()
-        check(not unknown, f"released names {sorted(unknown)}, known are {', '.join(RELEASED_SWITCHES)}")
+        check(not unknown, f"released names {joined(sorted(unknown))}, known are {', '.join(RELEASED_SWITCHES)}")
         check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
 
 

@@ -18,7 +18,7 @@ from rddlib.cli.options import (
     with_models,
 )
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import joined, say
 
 PROCESSES = (2, 4, 8)
 
@@ -122,17 +122,13 @@ def plan(
         fields = "pretrained.convert.batch_size, distill.train.batch_size, .."
         print(f"Memory allows every stage a batch of {found.largest_batch:,} images ({fields})")
     over = [found.over(processes, bandwidth * 1e9) for processes in PROCESSES]
-    faster, talking = (_listed(f"{times:.2g}" for times, _ in over), _listed(f"{share:.0%}" for _, share in over))
+    faster, talking = (joined(f"{times:.2g}" for times, _ in over), joined(f"{share:.0%}" for _, share in over))
     print(
-        f"Over {_listed(PROCESSES)} processes at {bandwidth:g} GB/s: {faster} times as fast, {talking} of the time in\n"
+        f"Over {joined(PROCESSES)} processes at {bandwidth:g} GB/s: {faster} times as fast, {talking} of the time in\n"
         "collectives; computed from the bytes of gradients and feature maps with nothing overlapping, not measured."
     )
     for line in found.warnings():
         print(line)
-
-
-def _listed(words) -> str:
-    return ", ".join(map(str, words))
 
 
 def _say_computed(profile: str, overrides: dict[str, str], teacher: str | None) -> None:

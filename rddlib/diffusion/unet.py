@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rddlib.utils.text import joined
+
 TIME_SCALE = 1024  # t in [0, 1] enters the sinusoids as p = 1024 t, the released code's step index
 GUIDANCE_SCALE = 256  # w enters them as p = 256 w: Meng et al.'s range [0, 4] then covers as much as t does
 NO_CLASS = -1  # the label for "no class" in classifier-free guidance
@@ -44,12 +46,13 @@ class UNetConfig:
         size = self.image_size
         if isinstance(size, tuple):
             if len(size) != 2:
-                raise ValueError(f"image_size is {list(size)}, expected a number, or height and width")
+                raise ValueError(f"image_size lists {joined(size)}, expected a number, or height and width")
             if size[0] == size[1]:  # one shape has one configuration, and so one key
                 object.__setattr__(self, "image_size", size[0])
         _, *sides = self.image_shape
+        said = "x".join(map(str, dict.fromkeys(sides)))
         if min(sides) < 1:
-            raise ValueError(f"image_size is {self.image_size}, expected at least 1")
+            raise ValueError(f"image_size is {said}, expected at least 1")
         for name in ("image_channels", "channels", "blocks", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -59,13 +62,15 @@ class UNetConfig:
         halvings = len(self.multipliers) - 1
         if halvings < 0 or any(side % 2**halvings for side in sides):
             raise ValueError(
-                f"image_size {self.image_size} cannot be halved {halvings} times for {len(self.multipliers)} multipliers"
+                f"image_size {said} cannot be halved {halvings} times for {len(self.multipliers)} multipliers"
             )
         unknown = set(self.attention) - {sides[0] >> i for i in range(len(self.multipliers))}
         if unknown:
-            raise ValueError(f"attention names resolutions {sorted(unknown)} that a {self.image_size} px U-Net lacks")
+            raise ValueError(f"attention names resolutions {joined(sorted(unknown))} that a {said} px U-Net lacks")
         if any((self.channels * m) % self.groups for m in self.multipliers):
-            raise ValueError(f"groups {self.groups} does not divide channels {self.channels} x {self.multipliers}")
+            raise ValueError(
+                f"groups {self.groups} does not divide channels {self.channels} times each of {joined(self.multipliers)}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} is outside [0, 1)")
         if not 0 <= self.label_dropout < 1:
@@ -90,7 +95,9 @@ class UNetConfig:
 def check_guidance_range(guidance: tuple[float, ...]) -> None:
     """Raise ValueError unless guidance is empty or (w_min, w_max) with -1 <= w_min < w_max."""
     if guidance and not (len(guidance) == 2 and -1 <= guidance[0] < guidance[1] < math.inf):
-        raise ValueError(f"guidance is {list(guidance)}, expected nothing, or w_min and w_max with -1 <= w_min < w_max")
+        raise ValueError(
+            f"guidance is {joined(guidance)}, expected nothing, or w_min and w_max with -1 <= w_min < w_max"
+        )
 
 
 def sinusoids(p: Tensor, channels: int) -> Tensor:

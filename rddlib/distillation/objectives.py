@@ -32,6 +32,7 @@ from rddlib.losses import (
 )
 from rddlib.utils.distributed import all_gather_grad, sum_over_ranks, world_size
 from rddlib.utils.errors import nearest
+from rddlib.utils.text import joined
 
 RELEASED_SWITCHES = {
     **RELEASED_RULES,
@@ -626,7 +627,7 @@ class RDD(Sum):
     ):
         for name, value, known in (("weights", weights, WEIGHTS), ("relation", relation, RELATIONS)):
             if value not in known:
-                raise ValueError(f"{name} is {value!r}, expected one of {known}")
+                raise ValueError(f"{name} is {value!r}, expected one of {joined(known)}")
         if not cfd and not alpha:
             raise ValueError("cfd and alpha are 0: M_P2P alone has nothing to compare with while the queue is empty")
         balanced = weights == "balanced"

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rddlib.utils.text import joined
+
 # Where the released RDD code departs from its paper; each can be switched on alone, to measure what it does.
 RELEASED_RULES = {
     "queue_rows": "a batch [N, C, H, W] is viewed as [C, -1] and transposed: no row is a pixel, nor a unit vector",
@@ -19,7 +21,7 @@ RELEASED_RULES = {
 def check_released(names: Collection[str], known: Collection[str]) -> frozenset[str]:
     """The names as a set. Raises ValueError for one that is not known."""
     if unknown := set(names) - set(known):
-        raise ValueError(f"released names {sorted(unknown)}, expected some of {list(known)}")
+        raise ValueError(f"released names {joined(sorted(unknown))}, expected some of {joined(known)}")
     return frozenset(names)
 
 

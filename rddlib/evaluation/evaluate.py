@@ -24,6 +24,7 @@ from rddlib.training.hardware import check_environment
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, join, locked, rank, wait
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import joined
 
 KID_SUBSETS, KID_SUBSET, NEIGHBOURS = 100, 1000, 3  # torch-fidelity's defaults
 METRICS = {
@@ -88,7 +89,7 @@ def evaluate_all(
         network = network or find_network("", images.shape)
         check_fit(images.name, images.shape, len(images), reference, network, metrics, kid_subset)
         if batch_size < 1 or not protocols:
-            raise UserError(f"batch_size {batch_size}, protocols {list(protocols)}: expected at least 1 of each")
+            raise UserError(f"batch_size {batch_size}, protocols {joined(protocols)}: expected at least 1 of each")
         if "agree" in metrics and images.labels(0, 1) is None:
             raise UserError(f"{images.name}: agree is for images drawn of classes or prompts, leave it out")
         needing = {"features": {"fid", "kid", "pr"}, "logits": {"is", "agree"}, "pixels": {"pfd"}}

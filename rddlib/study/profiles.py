@@ -21,6 +21,7 @@ from rddlib.methods import COMPETING, METHODS, OBJECTIVES, WINNER, LossConfig, M
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.utils.checks import above, at_least, check, different, one_of
 from rddlib.utils.errors import UserError, nearest
+from rddlib.utils.text import joined
 
 
 def _check_prediction(config, schedule: str) -> None:
@@ -85,7 +86,7 @@ class ExtractorConfig:
         one_of(self, MAPS, "map_at")
         at_least(self, 0, "shift")
         different(self, "classes")
-        check(min(self.classes, default=0) >= 0, f"classes is {self.classes}, expected whole numbers from 0 on")
+        check(min(self.classes, default=0) >= 0, f"classes is {joined(self.classes)}, expected whole numbers from 0 on")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class DistillConfig:
     def __post_init__(self):
         at_least(self, 0, "lora")
         check(len(self.iterations) == len(self.temperatures), "iterations and temperatures must have the same length")
-        check(min(self.iterations) >= 1, f"iterations is {self.iterations}, expected at least 1 each")
-        check(min(self.temperatures) > 0, f"temperatures is {self.temperatures}, expected above 0")
+        check(min(self.iterations) >= 1, f"iterations is {joined(self.iterations)}, expected at least 1 each")
+        check(min(self.temperatures) > 0, f"temperatures is {joined(self.temperatures)}, expected above 0")
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ class GuidanceConfig:
 
     def __post_init__(self):
         check(0 < self.label_dropout < 1, f"label_dropout is {self.label_dropout}, expected above 0 and below 1")
-        check(len(self.weights) == 2, f"weights is {self.weights}, expected w_min and w_max")
+        check(len(self.weights) == 2, f"weights is {joined(self.weights)}, expected w_min and w_max")
         check_guidance_range(self.weights)
         low, high = self.weights
         inside = bool(self.at) and all(low <= w <= high for w in self.at)
-        check(inside, f"at is {self.at}, expected weights between {low:g} and {high:g}")
+        check(inside, f"at is {joined(self.at)}, expected weights between {low:g} and {high:g}")
         at_least(self, 1, "stochastic")
         at_least(self, 2, "samples")
         above(self, 0, "budget")
@@ -166,7 +167,7 @@ class EvaluationConfig:
     def __post_init__(self):
         at_least(self, 2, "samples")
         at_least(self, 1, "batch_size")
-        check({"fid", "is"} <= set(self.metrics), f"metrics is {self.metrics}, expected fid and is among them")
+        check({"fid", "is"} <= set(self.metrics), f"metrics is {joined(self.metrics)}, expected fid and is among them")
         for baseline in self.baselines:
             name, _, steps = baseline.rpartition("-")
             whole = bool(name) and steps.isdigit() and int(steps) > 0
@@ -186,7 +187,7 @@ def _check_halvings(name: str, steps: int, teacher: int) -> None:
 
 
 def _check_methods(field: str, names: tuple[str, ...], known: Collection[str]) -> None:
-    check(len(set(names)) == len(names) > 0, f"{field} is {names}, expected different ones")
+    check(len(set(names)) == len(names) > 0, f"{field} is {joined(names)}, expected different ones")
     for name in names:
         check(name in known, f"{field} has {name!r}{nearest(name, known)}, known are {', '.join(known)}")
 
@@ -223,7 +224,7 @@ class Profile:
             f"progressive.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
             f"distill.iterations lists {len(halvings)}",
         )
-        check(len(self.seeds) >= 1, f"seeds is {self.seeds}, expected at least one")
+        check(len(self.seeds) >= 1, f"seeds is {joined(self.seeds)}, expected at least one")
         different(self, "seeds")
         _check_methods("methods", self.methods, self.objectives)
         _check_methods("guidance.objectives", self.guidance.objectives, self.objectives)

@@ -64,7 +64,7 @@ from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import agreed, join, locked
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import joined, say
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 GUIDED_COLUMNS = ["method", "steps", "guidance", "sampler", "seed", "fid", "pfd", "is"]
@@ -460,7 +460,7 @@ class Study:
         theirs, own = info.get("class_names"), list(self.dataset.class_names)
         if theirs and own and theirs != own:
             k = next(k for k in range(len(own)) if theirs[k : k + 1] != own[k : k + 1])
-            said = f"class {k} is {theirs[k : k + 1] or 'none'} to pretrained.teacher and {own[k]!r} in {self.dataset.name}"
+            said = f"class {k} is {joined(theirs[k : k + 1])} to pretrained.teacher and {own[k]} in {self.dataset.name}"
             if not self._given_space:
                 raise UserError(f"{said}: give its folders the teacher's names")
             say(f"{said}: classes are matched by number")  # id2label's names are words, ImageNet's folders' are not

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+from rddlib.utils.text import joined
+
 
 def check(condition: bool, message: str) -> None:
     """Raise ValueError with the message unless the condition holds."""
@@ -32,4 +34,4 @@ def different(config: object, *names: str) -> None:
     """No value stands twice in any of these fields."""
     for name in names:
         values = getattr(config, name)
-        check(len(set(values)) == len(values), f"{name} is {values}, expected different ones")
+        check(len(set(values)) == len(values), f"{name} is {joined(values)}, expected different ones")

@@ -1,12 +1,17 @@
 """Lines, numbers and tables as plain text: what commands print."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 def say(line: str) -> None:
     """What goes on, beside the results: on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def joined(values: Iterable) -> str:
+    """a, b, c: what a tuple holds, without Python's marks; "none" of an empty one."""
+    return ", ".join(map(str, values)) or "none"
 
 
 def aligned(heads: Sequence[str], body: Sequence[Sequence[str]], words: Collection[int]) -> str:

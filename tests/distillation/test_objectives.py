@@ -185,7 +185,7 @@ def test_released_push_comes_before_the_loss(extractor, images, generator):
         (lambda e: rdd(e, cfd=0.0, alpha=0.0), "cfd and alpha are 0.*while the queue is empty"),
         (lambda e: rdd(e, relation="across"), "relation is 'across'"),
         (lambda e: rdd(e, weights="learnt"), "weights is 'learnt'"),
-        (lambda e: rdd(e, released=["queue"]), r"released names \['queue'\]"),
+        (lambda e: rdd(e, released=["queue"]), "released names queue, expected"),
         (lambda e: RCFD(e, 0.9, beta=0.0, gamma=0.5, cfd=0.0), "all weights are 0"),
     ],
 )

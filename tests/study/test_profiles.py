@@ -119,7 +119,7 @@ def test_one_value_stands_for_all_of_a_field_of_several():
         ("extractor.name", "vgg", "expected one of"),
         ("extractor.classes", "[1, 1]", "different"),
         ("unet.channels", "30", "groups"),
-        ("unet.image_size", "[8, 9]", r"image_size \(8, 9\) cannot be halved"),
+        ("unet.image_size", "[8, 9]", r"image_size 8x9 cannot be halved"),
         ("unet.image_size", "[8, x]", "'x' is no int"),
         ("unet.image_size", "8x12", "'8x12' is no int"),
         ("loss.tau_is", "0", "above 0"),
