@@ -89,7 +89,7 @@ def bench_losses_command(
     _make_folder(out)
     options = {"repetitions": repetitions, "threads": threads or None, "device": device}
     so_far: list[dict] = []
-    with make_bar("bench losses", len(sizes) * len(dtypes), unit="rows") as bar:
+    with make_bar("bench losses", len(sizes) * len(dtypes), unit="row") as bar:
 
         def keep(row: dict) -> None:  # a benchmark that is cut off leaves what it has
             so_far.append(row)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 if TYPE_CHECKING:
     from rddlib.diffusion.denoiser import Denoiser
@@ -93,7 +94,7 @@ def _write_model(to: Path, denoiser: "Denoiser", info: dict) -> None:
     from rddlib.utils.checkpoint import save_checkpoint
 
     save_checkpoint(to, denoiser.state_dict(), {name: value for name, value in info.items() if name != "sha256"})
-    steps = f"for {denoiser.steps} steps" if denoiser.steps else "for any number of steps"
+    steps = f"for {counted(denoiser.steps)}" if denoiser.steps else "for any number of steps"
     print(f"{to}: {summary(denoiser)}, {steps}")
 
 

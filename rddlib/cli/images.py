@@ -9,6 +9,7 @@ import typer
 
 from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, parse_overrides, study_of
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 if TYPE_CHECKING:
     from rddlib.evaluation import DrawnImages, Network
@@ -89,7 +90,7 @@ def _drawn_by(
         device=device,
         sampler=sampler,
         made=provenance(denoiser, info),
-        name=f"{checkpoint.stem}, {steps} steps",
+        name=f"{checkpoint.stem}, {counted(steps)}",
         guidance=guidance,
         classes=[class_number(word, names, known, checkpoint.name) for word in words] if known else [0] * len(words),
     )
@@ -195,7 +196,7 @@ def sample(
     picture = draw_to_file(images, path, batch, columns)
     if rank() > 0:
         return
-    print(f"{path}: {count} images; {picture}: the first of them")
+    print(f"{path}: {counted(count, 'image')}; {picture}: the first of them")
     if png:
         write_pngs(NpzImages(path), path.with_suffix(""))
         print(f"{path.with_suffix('')}: {count} PNG files")
@@ -321,7 +322,7 @@ def _fits(model: tuple, samples: int, metric_network: str, asked: dict, against)
             )
             compared = against(study, study.image_shape)
             check_fit(
-                f"{method}, {steps} steps",
+                f"{method}, {counted(steps)}",
                 study.image_shape,
                 count,
                 compared,

@@ -18,7 +18,7 @@ from rddlib.cli.options import (
     with_models,
 )
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import joined, say
+from rddlib.utils.text import counted, joined, say
 
 PROCESSES = (2, 4, 8)
 
@@ -120,7 +120,7 @@ def plan(
     print(f"Free disk for {folder}: {human_size(found.free_disk)}{memory}")
     if found.largest_batch is not None:
         fields = "pretrained.convert.batch_size, distill.train.batch_size, .."
-        print(f"Memory allows every stage a batch of {found.largest_batch:,} images ({fields})")
+        print(f"Memory allows every stage a batch of {counted(found.largest_batch, 'image', ',')} ({fields})")
     over = [found.over(processes, bandwidth * 1e9) for processes in PROCESSES]
     faster, talking = (joined(f"{times:.2g}" for times, _ in over), joined(f"{share:.0%}" for _, share in over))
     print(

@@ -21,6 +21,7 @@ from rddlib.cli.options import (
     with_models,
 )
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 if TYPE_CHECKING:
     from rddlib.study.stage import Stage
@@ -123,7 +124,7 @@ def guide(
     guided = guided_study(study)
     _make(guided.stages.conditional, guided.stages.base)
     if results:
-        print(f"{study.out / GUIDED_FILE}: {len(guided_results(study))} rows")
+        print(f"{study.out / GUIDED_FILE}: {counted(len(guided_results(study)), 'row')}")
 
 
 def _ready_to_guide(study: "Study", results: bool) -> None:

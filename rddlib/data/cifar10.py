@@ -7,6 +7,7 @@ import torch
 from rddlib.data.dataset import DataConfig, ImageDataset, check_shape
 from rddlib.data.folder import images_below, load_folder
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 BATCHES = "cifar-10-batches-py"
 SHAPE = (3, 32, 32)
@@ -26,7 +27,9 @@ def load_cifar10(config: DataConfig, split: str, shape=None) -> ImageDataset:
         raise UserError(f"no CIFAR-10 in {root}: {FETCH}, --set data.root=FOLDER names a copy")
     dataset = load_folder(config, split, SHAPE, f"CIFAR-10 images of folder {root.resolve().name}")
     if dataset.num_classes != 10:
-        raise UserError(f"{root} has {dataset.num_classes} classes, CIFAR-10 has 10: --set data.name=folder for others")
+        raise UserError(
+            f"{root} has {counted(dataset.num_classes, 'class')}, CIFAR-10 has 10: --set data.name=folder for others"
+        )
     return dataset
 
 

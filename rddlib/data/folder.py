@@ -14,7 +14,7 @@ from rddlib.data.cache import Recipe, fingerprint, load_cached
 from rddlib.data.dataset import DataConfig, ImageDataset, check_shape
 from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress, mode
-from rddlib.utils.text import say
+from rddlib.utils.text import counted, say
 
 _NAMES = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
 SUFFIXES = {f".{name}" for name in _NAMES.split()}
@@ -79,7 +79,7 @@ def images_below(folder: Path, beside: Collection[str] = ()) -> list[Path]:
             others[file.suffix.lower() or "no suffix"] += 1
     if others:
         kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(others.items()))
-        _say_once(f"{folder}: {sum(others.values())} passed over that are no images by their names ({kinds})")
+        _say_once(f"{folder}: {counted(sum(others.values()), 'file')} passed over, no images by name ({kinds})")
     return sorted(files)
 
 
@@ -153,7 +153,7 @@ def recipe_of(config: DataConfig, part: Path, name: str, shape, hold_out: bool, 
     check_shape(name, (len(colour), size[1], size[0]), shape, f", or {RESIZE}")
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for i in Progress(f"decoding {name}", len(files), unit="images", quiet=mode() == "count"):
+        for i in Progress(f"decoding {name}", len(files), unit="image", quiet=mode() == "count"):
             yield _decode(files[i], colour, size, config.resize)[None], labels[i : i + 1]
 
     facts = [READER, name, colour, list(size) if config.resize else [], hold_out]

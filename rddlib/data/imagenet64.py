@@ -56,7 +56,7 @@ def _batches(root: Path) -> list[Path]:
 def _recipe(root: Path, files: list[Path], name: str, shape, hold_out: bool) -> Recipe:
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         expected = shape
-        for i in Progress(f"converting {name}", len(files), unit="batches", quiet=mode() == "count"):
+        for i in Progress(f"converting {name}", len(files), unit="batch", quiet=mode() == "count"):
             images, labels = read_batch(files[i])
             check_shape(f"{files[i]}", images.shape[1:], expected)
             expected = images.shape[1:]

@@ -80,7 +80,7 @@ def _write(path: Path, shape: tuple[int, ...], block: Callable[[int, int], Tenso
     part = path.with_suffix(".part")
     starts = range(0, shape[0], BLOCK)
     with open(part, "wb") as file:
-        for k in Progress(f"computing {what}", len(starts), unit="blocks", quiet=True):
+        for k in Progress(f"computing {what}", len(starts), unit="block", quiet=True):
             rows = block(starts[k], min(starts[k] + BLOCK, shape[0]))
             file.write(rows.float().cpu().contiguous().numpy())
         file.flush()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 LABEL_DROPOUT = 0.1  # the usual share (Ho & Salimans 2022), for training from a network with a "no class" row
 
@@ -106,8 +107,8 @@ def _config_of(unet: nn.Module, null_class: bool) -> DiffusersConfig:
     sides, classes = sides_of(unet), config.num_class_embeds or 0
     if config.in_channels != config.out_channels:
         raise UserError(
-            f"this UNet2DModel makes {config.out_channels} channels of {config.in_channels}: only networks that predict "
-            "epsilon, sample or v, without a variance, can be taken"
+            f"this UNet2DModel makes {counted(config.out_channels, 'channel')} of {config.in_channels}: only networks that "
+            "predict epsilon, sample or v, without a variance, can be taken"
         )
     if config.time_embedding_type not in ("positional", "learned"):
         raise UserError(

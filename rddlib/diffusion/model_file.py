@@ -11,6 +11,7 @@ from rddlib.diffusion.schedule import schedule_facts, schedule_of
 from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 OF_DIFFUSERS = {"diffusers": DiffusersUNet, "prompted": PromptedUNet, "transformer": ClassTransformer}
 
@@ -81,6 +82,6 @@ def summary(denoiser: Denoiser) -> str:
     inner = getattr(network, "unet", getattr(network, "transformer", None))
     kind = kind if inner is None else f"{type(inner).__name__} of diffusers"
     facts = [kind, f"{size:.2f}M parameters", f"{denoiser.prediction} prediction"]
-    facts += [f"{denoiser.num_classes} classes"] if denoiser.num_classes else []
+    facts += [counted(denoiser.num_classes, "class")] if denoiser.num_classes else []
     facts += [f"takes guidance {denoiser.guidance[0]:g} to {denoiser.guidance[1]:g}"] if denoiser.guidance else []
     return ", ".join(facts)

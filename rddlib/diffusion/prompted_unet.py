@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rddlib.diffusion.diffusers_unet import LABEL_DROPOUT, DiffusersConfig, diffusers_class, plain_config, sides_of
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 GUIDANCE_CHANNELS = 256  # of the sinusoids of w, as diffusers' own distilled models have them
 GUIDANCE_SCALE = 1000.0  # w enters them times this: StableDiffusionPipeline's, with w = guidance_scale - 1
@@ -39,8 +40,9 @@ class PromptedUNet(nn.Module):
         config = unet.config
         if config.in_channels != config.out_channels:
             raise UserError(
-                f"this UNet2DConditionModel makes {config.out_channels} channels of {config.in_channels}: one that takes a "
-                "mask or an image beside the noise cannot be taken, the plain text-to-image one can (it inpaints too)"
+                f"this UNet2DConditionModel makes {counted(config.out_channels, 'channel')} of {config.in_channels}: one "
+                "that takes a mask or an image beside the noise cannot be taken, the plain text-to-image one can (it "
+                "inpaints too)"
             )
         if config.addition_embed_type or config.class_embed_type or config.encoder_hid_dim_type:
             raise UserError(

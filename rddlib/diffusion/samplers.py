@@ -17,6 +17,7 @@ from rddlib.diffusion.diffusers_unet import diffusers_class
 from rddlib.diffusion.sampling import ddim_sample, stochastic_sample
 from rddlib.diffusion.schedule import DiscreteCosineSchedule, Schedule
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 Sampler = Callable[..., Tensor]  # (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images [N, C, H, W]
 
@@ -55,7 +56,7 @@ def _grid_of(name: str, schedule: Schedule, steps: int, multiple: int = 1) -> in
     _check(name, steps)
     most = schedule.steps // multiple if isinstance(schedule, DiscreteCosineSchedule) else math.inf
     if steps > most:
-        raise UserError(f"{name} got {steps} steps on a schedule of {schedule.steps}: choose at most {most}")
+        raise UserError(f"{name} got {counted(steps)} on a schedule of {schedule.steps}: choose at most {most}")
     return grid_size(schedule, multiple * steps)
 
 
@@ -192,7 +193,7 @@ def _check(name: str, steps: int | None) -> None:
     if name not in SAMPLERS:
         raise UserError(f"there is no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
     if steps is not None and steps < SAMPLERS[name].least:
-        raise UserError(f"{name} got {steps} steps: choose at least {SAMPLERS[name].least}")
+        raise UserError(f"{name} got {counted(steps)}: choose at least {SAMPLERS[name].least}")
 
 
 def find_sampler(name: str, steps: int | None = None) -> Sampler:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.utils.text import joined
+from rddlib.utils.text import counted, joined
 
 TIME_SCALE = 1024  # t in [0, 1] enters the sinusoids as p = 1024 t, the released code's step index
 GUIDANCE_SCALE = 256  # w enters them as p = 256 w: Meng et al.'s range [0, 4] then covers as much as t does
@@ -62,7 +62,7 @@ class UNetConfig:
         halvings = len(self.multipliers) - 1
         if halvings < 0 or any(side % 2**halvings for side in sides):
             raise ValueError(
-                f"image_size {said} cannot be halved {halvings} times for {len(self.multipliers)} multipliers"
+                f"image_size {said} cannot be halved {counted(halvings, 'time')} by {len(self.multipliers)} multipliers"
             )
         unknown = set(self.attention) - {sides[0] >> i for i in range(len(self.multipliers))}
         if unknown:

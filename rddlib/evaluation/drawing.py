@@ -22,6 +22,7 @@ from rddlib.utils.checkpoint import digest, write_atomically
 from rddlib.utils.distributed import join, rank, wait, world_size
 from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress
+from rddlib.utils.text import counted
 
 NOISE_BLOCK = 100  # images whose noise is drawn together, whatever the batch size
 
@@ -117,7 +118,7 @@ class DrawnImages(Images):
         self._noise_shape, self.device, self._sample = shape, device, find_sampler(sampler, steps)
         self.shape = denoiser.space.image_shape if denoiser.space else shape
         self.sampler, self.guidance, self.classes = sampler, guidance, tuple(classes)
-        self.name = name or f"{sampler}, {steps} step{'s' * (steps > 1)}"
+        self.name = name or f"{sampler}, {counted(steps)}"
         tensors, evaluated = denoiser.state_dict(), evaluations(sampler, steps)
         read_as = json.dumps({"prediction": denoiser.prediction, **schedule_facts(denoiser.schedule)}, sort_keys=True)
         labels = "drawn at random, all classes alike" if denoiser.num_classes else "none"
@@ -190,7 +191,7 @@ def draw_to_file(images: DrawnImages, path: Path, batch_size: int = 500, names: 
     ranges = [(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     files = [parts / f"{start:09d}-{stop:09d}.npz" for start, stop in ranges]
     mine = range(rank(), len(files), world_size())
-    for position in Progress(f"drawing {images.name}", len(mine), unit="batches", quiet=True):
+    for position in Progress(f"drawing {images.name}", len(mine), unit="batch", quiet=True):
         number = mine[position]
         if not files[number].exists():
             drawn, labels = to_uint8(images.batch(*ranges[number])).cpu(), images.labels(*ranges[number])

@@ -9,6 +9,7 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.losses import entropy_loss
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def entropy_by_step(
     if len(noise) == 0:
         raise UserError("the noise holds no image: pass at least one")
     if y is not None and len(y) != len(noise):
-        raise UserError(f"there are {len(y)} labels for {len(noise)} images: pass one label for each")
+        raise UserError(f"{counted(len(y), 'label')} for {counted(len(noise), 'image')}: pass one label for each")
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} is {value}: choose at least 1")

@@ -24,7 +24,7 @@ from rddlib.training.hardware import check_environment
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, join, locked, rank, wait
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import joined
+from rddlib.utils.text import counted, joined
 
 KID_SUBSETS, KID_SUBSET, NEIGHBOURS = 100, 1000, 3  # torch-fidelity's defaults
 METRICS = {
@@ -143,7 +143,7 @@ def check_fit(
         least, reason = needed[metric]
         for whose, number in ((name, count), *([reference.counted] if metric not in ("is", "agree") else [])):
             if number < least:
-                raise UserError(f"{whose}: {number} images cannot {reason}: give at least {least}")
+                raise UserError(f"{whose}: {counted(number, 'image')} cannot {reason}: give at least {least}")
     if "pfd" in metrics and (values := shape[0] * shape[1] * shape[2]) > MOST_PIXELS:
         raise UserError(f"pfd of images with {values} values: it is made for at most {MOST_PIXELS}, leave it out")
 
@@ -206,7 +206,7 @@ def _agreement(logits: Iterator[tuple[int, Tensor]], images: Images) -> float:
         labels = images.labels(start, start + len(rows))
         if int(labels.max()) >= rows.shape[1]:
             raise UserError(
-                f"{images.name}: the network knows {rows.shape[1]} classes, too few: name one that was taught them"
+                f"{images.name}: the network knows {counted(rows.shape[1], 'class')}, too few: name one that was taught them"
             )
         right += int((rows.argmax(1) == labels).sum())
     return right / len(images)

@@ -99,7 +99,7 @@ def extract(
     missing = [number for number in mine if not complete(shards.path(number))]
     try:
         done = len(mine) - len(missing)
-        for position in Progress(f"scoring {images.name}", len(mine), start=done, unit="batches", quiet=quiet):
+        for position in Progress(f"scoring {images.name}", len(mine), start=done, unit="batch", quiet=quiet):
             _extract_one(images, module, protocols, shards, missing[position - done], device)
     except UserError as met:
         error = met

@@ -20,6 +20,7 @@ from rddlib.evaluation.statistics import Gaussian, gaussian_of, holds_statistics
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, locked, rank, wait
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 WORTH_KEEPING = 2_000  # statistics of more images than this are kept, whatever the network
 
@@ -48,7 +49,7 @@ class Reference:
     def described(self) -> tuple[str, str]:
         """(description, sha256) for the receipt."""
         if self.images is not None:
-            return f"{self.images.name}, {len(self.images)} images", self.images.sha256
+            return f"{self.images.name}, {counted(len(self.images), 'image')}", self.images.sha256
         arrays = {name: torch.from_numpy(array) for name, array in vars(self.statistics).items()}
         return f"statistics {self.path.name}", digest(arrays, "")
 

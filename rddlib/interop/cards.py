@@ -12,6 +12,7 @@ from rddlib.evaluation import VALUES, read_record
 from rddlib.interop.released import one_line
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit
+from rddlib.utils.text import counted
 
 UNKNOWN = "not recorded"
 SCORE_FOLDERS = ("scores", "guidance", "evaluations", "ablations/scores")  # of a study
@@ -50,7 +51,8 @@ def model_card(
     rows = {
         "network": summary(denoiser),
         "images": _images(denoiser, lineage),
-        "sampling": f"DDIM, {_counted(steps)}, x {'held in [-1, 1]' if clip and denoiser.space is None else 'not clipped'}",
+        "sampling": f"DDIM, {counted(steps) if steps else 'any number of steps'}, "
+        f"x {'held in [-1, 1]' if clip and denoiser.space is None else 'not clipped'}",
         **({} if guidance is None else {"guidance": f"w = {guidance:g}, fixed"}),
         "noise schedule": _schedule(denoiser),
         "data": _data(lineage),
@@ -83,10 +85,6 @@ def _licence(lineage: Sequence[dict]) -> str:
     return f" That of {source['name']}: {source['licence']}." if source.get("licence") else ""
 
 
-def _counted(steps: int) -> str:
-    return f"{steps} step{'s' * (steps > 1)}" if steps else "any number of steps"
-
-
 def _dict(found: dict, name: str) -> dict:
     """found[name] if it is a dict, else {}: records may be of other versions."""
     value = found.get(name)
@@ -109,7 +107,7 @@ def _images(denoiser: Denoiser, lineage: Sequence[dict]) -> str:
     config = getattr(denoiser.network, "config", None)
     if not hasattr(config, "image_shape"):
         return UNKNOWN
-    classes = f", of {denoiser.num_classes} classes" if denoiser.num_classes else ""
+    classes = f", of {counted(denoiser.num_classes, 'class')}" if denoiser.num_classes else ""
     if denoiser.space:
         channels, height, width = denoiser.space.image_shape
         shown = ", of prompts" if denoiser.space.takes_prompts else classes
@@ -166,8 +164,8 @@ def _training(info: dict) -> str:
     said = {"batch": train.get("batch_size"), "learning rate": train.get("learning_rate"), "seed": facts.get("seed")}
     said |= {"adapters of rank": facts.get("lora")}
     numbers = [f"{name} {value}" for name, value in said.items() if value is not None]
-    counted = f"{iterations:,}" if isinstance(iterations, int) else iterations
-    return ", ".join([f"{counted} iterations", *numbers, info.get("precision", UNKNOWN)])
+    length = counted(iterations, "iteration", ",") if isinstance(iterations, int) else f"{iterations} iterations"
+    return ", ".join([length, *numbers, info.get("precision", UNKNOWN)])
 
 
 def _lineage(folder: Path, info: dict) -> list[dict]:

@@ -16,11 +16,12 @@ from matplotlib.ticker import MaxNLocator
 
 from rddlib.methods import LABELS, STYLES
 from rddlib.report.entropy_figure import DASHES, MARKERS
-from rddlib.report.figures import counted, log_axis, plot_seeds
+from rddlib.report.figures import log_axis, plot_seeds
 from rddlib.report.published import figure_values, paper_table
 from rddlib.study.ablations import RCFD_PAPER, RDD_PAPER, Ablation
 from rddlib.study.profiles import Profile
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 WIDTH, NARROW = 9.2, 7.2  # inches, of several panels and of one; 1200 pixels at the 130 dots an inch of plots.to_png
 BASELINES = {"PD": "-.", "CFD": "--"}  # settings to compare the others with, and their dash beside an axis

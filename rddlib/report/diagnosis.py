@@ -22,6 +22,7 @@ from rddlib.study.study import Study, guided_study
 from rddlib.training import Checkpoints
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 IMAGES, SAMPLES = 256, 500  # that are looked at; that are drawn for a score along the training
 FILE = re.compile(r"(guided-)?(\w+)-(\d+)-([0-9a-f]{12})\.metrics\.jsonl")
@@ -222,7 +223,8 @@ def causes(seen: Seen) -> list[Cause]:
     fits(
         slow,
         "EMA too slow",
-        f"after {seen.stage.iterations} iterations its average at {config.ema:g} still holds {seen.kept:.0%} of the first",
+        f"after {counted(seen.stage.iterations, 'iteration')} its average at {config.ema:g} still holds "
+        f"{seen.kept:.0%} of the first",
         "--set distill.train.ema=0 --update",
     )
     fits(

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 # Told apart in gray too: each run has its marker and dash, and more steps are darker.
 MARKERS = "oDs^vP*X"
@@ -65,7 +66,7 @@ def _scale(ax: Axes, entropies: list[float], most: float) -> None:
 def _draw_run(ax: Axes, place: int, runs: int, steps: int, values: list[float]) -> None:
     """Draw one run; runs of fewer steps get larger, hollow markers, so that all remain visible at t = 1."""
     if len(values) != steps or steps < 1:
-        raise UserError(f"the run of {steps} steps has {len(values)} entropies: pass one for each step")
+        raise UserError(f"the run of {counted(steps)} has {len(values)} entropies: pass one for each step")
     times = [(steps - k) / steps for k in range(steps)]
     style = dict(color=plt.cm.cividis(0.7 * place / max(runs - 1, 1)), linestyle=DASHES[place % len(DASHES)])
     marker = dict(marker=MARKERS[place % len(MARKERS)], markersize=5 + 3 * place, markerfacecolor="none")

@@ -33,6 +33,7 @@ from rddlib.report.ablation_figures import ablation_figure
 from rddlib.study.ablation_results import Measured
 from rddlib.study.ablations import ABLATIONS
 from rddlib.study.study import Study
+from rddlib.utils.text import counted
 
 DPI = 100  # of pictures that controls redraw
 NOTE = "*In JupyterLab, sliders for {names} appear here and redraw the figure above.*"
@@ -280,8 +281,9 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
         here = held.start <= row < held.stop
         words = f"cosine to the nearest drawn {nearest[row - held.start]:.3f}" if here else "not in the queue"
         title = (
-            f"{len(arrival)} of {N_q} rows after {pushes} pushes; mean cosine to the nearest of V = {int(drawn.sum())} "
-            f"drawn: {nearest.mean():.3f}\nrow {row}: class {classes[row]}, of push {row // per_push + 1}; {words}"
+            f"{len(arrival)} of {N_q} rows after {counted(pushes, 'push')}; mean cosine to the nearest of V = "
+            f"{int(drawn.sum())} drawn: {nearest.mean():.3f}\n"
+            f"row {row}: class {classes[row]}, of push {row // per_push + 1}; {words}"
         )
         return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, row, title)
 

@@ -24,15 +24,11 @@ from torch import Tensor
 
 from rddlib.diffusion.schedule import Schedule
 from rddlib.methods import COMPETING, LABELS, STYLES
+from rddlib.utils.text import counted
 
 SCORE_NAMES = {"fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall"}
 SCORE_NAMES |= {"agree": "agreement (share of images)"}
 IN_TURN = [STYLES[name] for name in ("ddim", *COMPETING, "pndm", "dpm-solver")]  # of curves that are no method's
-
-
-def counted(number: int, noun: str = "step") -> str:
-    """1 step, 4 steps."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def to_png(figure: Figure, dpi: int = 130, quick: bool = False) -> bytes:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rddlib.methods import LABELS, STYLES
-from rddlib.report.figures import SCORE_NAMES, counted, log_axis, plot_seeds
+from rddlib.report.figures import SCORE_NAMES, log_axis, plot_seeds
 from rddlib.study.graph import STOCHASTIC
+from rddlib.utils.text import counted
 
 Curves = dict[tuple[str, str, int], pd.DataFrame]  # (method, sampler, steps): mean fid and is, by w
 _FIRST = dict(linestyle="", marker="o", markersize=11, markerfacecolor="none")  # around the smallest weight

@@ -18,10 +18,10 @@ import pandas as pd
 from rddlib.evaluation import PROTOCOL_FIELDS, PROTOCOLS, differing_protocols, find_protocol, read_record
 from rddlib.evaluation.networks import INCEPTION_SHA256
 from rddlib.methods import LABELS
-from rddlib.report.figures import SCORE_NAMES, Panel, counted
+from rddlib.report.figures import SCORE_NAMES, Panel
 from rddlib.report.published import DATASETS, paper_rows, peer_rows
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import aligned, markdown_table
+from rddlib.utils.text import aligned, counted, markdown_table
 
 SCORES = tuple(SCORE_NAMES)
 UNKNOWN = "not recorded"  # what an older receipt leaves out

@@ -48,7 +48,7 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import locked
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
-from rddlib.utils.text import aligned, human_size, human_time, number
+from rddlib.utils.text import aligned, counted, human_size, human_time, number
 
 SAMPLING = "sampling"  # the kind of a step of DDIM on a batch, beside the stages' kinds
 COSTS_FILE = "costs.json"
@@ -389,16 +389,12 @@ def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[
     names = {kind: stages[0].label for kind, stages in found.items()}
     own = graph.profile.objectives
     students = {kind: stages for kind, stages in found.items() if kind in own}
-    names |= {kind: f"{own[kind].label}, {_counted(len(stages), 'student')}" for kind, stages in students.items()}
+    names |= {kind: f"{own[kind].label}, {counted(len(stages), 'student')}" for kind, stages in students.items()}
     if "halving" in found:
-        names["halving"] = f"PD, {_counted(len(found['halving']), 'halving')}"
+        names["halving"] = f"PD, {counted(len(found['halving']), 'halving')}"
     # a guided study of the first seed finds the extractor there
     repeated = {kind: times - 1 if prefix and kind == "extractor" else times for kind in found}
     return [(prefix + names[kind], stages, repeated[kind]) for kind, stages in found.items()]
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost], maps: float) -> Row:
@@ -572,7 +568,8 @@ def catalogue(seeds: int) -> str:
         [
             *blocks,
             "",
-            f"Costs with {seeds} seeds: runs, and the iterations that train them once teacher and extractor are there.",
+            f"Costs with {counted(seeds, 'seed')}: runs, and the iterations that train them once teacher and extractor "
+            "are there.",
             aligned(heads, body, words=(0,)),
         ]
     )

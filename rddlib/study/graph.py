@@ -44,7 +44,7 @@ from rddlib.study.stage import Stage, Workplace
 from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.training.adapters import adapted, sharing
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import counted, say
 
 STOCHASTIC = "stochastic"
 
@@ -367,7 +367,7 @@ class Graph:
         steps = steps or self.profile.progressive.teacher_steps
         known = halved(self.profile.base.steps, self.profile.progressive.teacher_steps)
         if steps not in known:
-            raise UserError(f"no teacher has {steps} steps: there are {', '.join(map(str, known))}")
+            raise UserError(f"no teacher has {counted(steps)}: there are {', '.join(map(str, known))}")
         if steps == self.profile.base.steps:
             return self.base
         return self._once(("teacher", steps), lambda: self._teacher(steps))
@@ -413,7 +413,7 @@ class Graph:
         p, parent = self.profile, self.drawer(method, steps, seed)
         config = replace(p.distill.train, iterations=p.guidance.stochastic)
         facts = {"method": method, "steps": steps, "seed": seed, "stochastic": True, "train": as_dict(config)}
-        label, seeded = f"{p.method(method).label} {steps} stochastic steps", derive_seed(seed, 11, steps)
+        label, seeded = f"{p.method(method).label} {counted(steps, 'stochastic step')}", derive_seed(seed, 11, steps)
         return self._distilled(f"{method}-{steps}-{STOCHASTIC}", label, parent, config, seeded, facts)
 
     def _distilled(
@@ -495,7 +495,7 @@ def halving_of(profile: Profile, steps: int) -> int:
     """Which of the last halvings ends at `steps`: 0 for teacher_steps/2. Raises UserError where none does."""
     if steps not in profile.student_steps:
         known = ", ".join(map(str, profile.student_steps))
-        raise UserError(f"no student has {steps} steps: the {profile.name} profile's have {known}")
+        raise UserError(f"no student has {counted(steps)}: the {profile.name} profile's have {known}")
     return profile.student_steps.index(steps)
 
 

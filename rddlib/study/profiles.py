@@ -21,7 +21,7 @@ from rddlib.methods import COMPETING, METHODS, OBJECTIVES, WINNER, LossConfig, M
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.utils.checks import above, at_least, check, different, one_of
 from rddlib.utils.errors import UserError, nearest
-from rddlib.utils.text import joined
+from rddlib.utils.text import counted, joined
 
 
 def _check_prediction(config, schedule: str) -> None:
@@ -221,7 +221,7 @@ class Profile:
         _check_halvings("guidance.steps", self.guidance.steps, teacher)
         check(
             teacher == 2 ** len(halvings),
-            f"progressive.teacher_steps {teacher} needs {teacher.bit_length() - 1} halvings to 1 step, "
+            f"progressive.teacher_steps {teacher} needs {counted(teacher.bit_length() - 1, 'halving')} to 1 step, "
             f"distill.iterations lists {len(halvings)}",
         )
         check(len(self.seeds) >= 1, f"seeds is {joined(self.seeds)}, expected at least one")

@@ -64,7 +64,7 @@ from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import agreed, join, locked
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import joined, say
+from rddlib.utils.text import counted, joined, say
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
 GUIDED_COLUMNS = ["method", "steps", "guidance", "sampler", "seed", "fid", "pfd", "is"]
@@ -92,7 +92,7 @@ class Arm(NamedTuple):
 
     @property
     def label(self) -> str:
-        said = f"{self.method}, {self.steps} step{'s' * (self.steps > 1)}"
+        said = f"{self.method}, {counted(self.steps)}"
         return f"{said}, w = {self.guidance:g}, {self.sampler}" if self.conditions else said
 
 
@@ -426,7 +426,7 @@ class Study:
         classes = p.unet.num_classes
         if p.pretrained.teacher and classes not in (0, known):
             raise UserError(
-                f"pretrained.teacher is conditional on {classes} classes and {self.dataset.name} has "
+                f"pretrained.teacher is conditional on {counted(classes, 'class')} and {self.dataset.name} has "
                 f"{known or 'no labels'}: give it images with a folder for each of its classes"
             )
         if p.pretrained.teacher and classes:
@@ -445,14 +445,17 @@ class Study:
             found, own = load_classifier(p.pretrained.extractor)[0].image_channels, self.drawn_shape[0]
             if found != own:
                 raise UserError(
-                    f"pretrained.extractor takes images of {found} channels, these have {own}: name another classifier"
+                    f"pretrained.extractor takes images of {counted(found, 'channel')}, these have {own}: name another "
+                    "classifier"
                 )
         device = next(untrained.parameters()).device
         height, width = untrained.eval()(torch.zeros(1, *self.drawn_shape, device=device)).map.shape[2:]
         whole_batch = "queue_per_batch" in p.loss.released
         candidates = height * width * (p.distill.train.batch_size if whole_batch else 1)
         if p.loss.per_image > candidates:
-            raise UserError(f"loss.per_image is {p.loss.per_image}: the extractor's map offers {candidates} pixels")
+            raise UserError(
+                f"loss.per_image is {p.loss.per_image}: the extractor's map offers {counted(candidates, 'pixel')}"
+            )
 
     def _check_class_names(self) -> None:
         """Raise UserError where the given teacher's classes are others, or in another order, than the data set's."""

@@ -15,7 +15,7 @@ from torch import nn
 from rddlib.training.config import RunConfig
 from rddlib.utils.distributed import join
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import counted, say
 
 # What `accelerate launch` and its configuration tell a training, what of it changes nothing, and who says it here instead.
 LAUNCHED = {
@@ -89,8 +89,8 @@ def say_if_busy() -> None:
     if load > cores:
         few = max(1, cores // 2)
         say(
-            f"this machine is busy ({load:.1f} processes for {cores} cores), so trainings take longer than they need to; "
-            f"OMP_NUM_THREADS={few} lets them take {few} of the cores"
+            f"this machine is busy ({load:.1f} processes for {counted(cores, 'core')}), so trainings take longer than they "
+            f"need to; OMP_NUM_THREADS={few} lets them take {few} of the cores"
         )
 
 

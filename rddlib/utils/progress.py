@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from rddlib.utils.distributed import rank
+from rddlib.utils.text import counted
 
 MODE_VARIABLE = "RDD_PROGRESS"  # "bar" or "line"; a study sets it for the notebooks' kernels, which have no terminal
 _silent = False
@@ -64,7 +65,7 @@ def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm
 
 
 def _said(done: int, unit: str, began: float) -> str:
-    return f"{done} {'iterations' if unit == 'it' else unit} in {time.perf_counter() - began:.1f} s"
+    return f"{counted(done, 'iteration' if unit == 'it' else unit)} in {time.perf_counter() - began:.1f} s"
 
 
 class Bar:

@@ -14,6 +14,12 @@ def joined(values: Iterable) -> str:
     return ", ".join(map(str, values)) or "none"
 
 
+def counted(number: int, noun: str = "step", form: str = "") -> str:
+    """1 step, 4 steps, 2 batches; form: of the number, "," for 50,000 images."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "h")) else "s"
+    return f"{number:{form}} {noun}{ending}"
+
+
 def aligned(heads: Sequence[str], body: Sequence[Sequence[str]], words: Collection[int]) -> str:
     """A table in plain text; words: the columns that lean left, as numbers do not."""
     widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]

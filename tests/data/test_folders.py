@@ -87,7 +87,7 @@ def test_training_and_scoring_read_the_same_images_of_a_folder(tmp_path, draw, c
     trained = load_dataset(DataConfig("folder", str(tmp_path / "set"))).images
     scored = open_images(tmp_path / "set")
     assert len(trained) == 3 and torch.equal(trained.flatten(1).sort(0)[0], scored.batch(0, 3).flatten(1).sort(0)[0])
-    assert capsys.readouterr().err.count("2 passed over that are no images by their names (.txt: 1, hidden: 1)") == 1
+    assert capsys.readouterr().err.count("2 files passed over, no images by name (.txt: 1, hidden: 1)") == 1
 
 
 def test_a_file_becomes_upright_opaque_pixels(tmp_path):

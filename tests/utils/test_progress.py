@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from rddlib.utils import progress
+from rddlib.utils.text import counted
 
 CODE = "import time\nfrom rddlib.utils.progress import Progress\nfor _ in Progress('stage', 6): time.sleep(0.2)"
 
@@ -32,3 +33,12 @@ def test_a_worker_only_counts(monkeypatch, capsys):
     assert list(progress.Progress("stage", 5, start=2)) == [2, 3, 4]
     list(progress.Progress("part", 4, quiet=True))
     assert count.value == 3 and capsys.readouterr() == ("", "")
+
+
+def test_one_is_no_plural(monkeypatch, capsys):
+    monkeypatch.setenv(progress.MODE_VARIABLE, "line")
+    list(progress.Progress("stage", 1))
+    list(progress.Progress("part", 2, unit="batch"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("stage: 1 iteration in ") and second.startswith("part: 2 batches in ")
+    assert counted(1, "class") == "1 class" and counted(50_000, "image", ",") == "50,000 images"
