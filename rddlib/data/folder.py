@@ -68,6 +68,11 @@ def _parts(root: Path) -> tuple[Path, Path | None]:
     return root / "train", root / tests[0] if tests else None
 
 
+def class_names(root: Path) -> list[str]:
+    """The classes of a folder's training images, from names alone: no image is read. Raises UserError as `load_folder` does."""
+    return _listing(_parts(root)[0])[2]
+
+
 def images_below(folder: Path, beside: Collection[str] = ()) -> list[Path]:
     """The image files in a folder and its sub-folders, sorted by path; what else lies there is counted in a line, but for
     files of the suffixes `beside`."""

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from rddlib.data import ImageDataset
+from rddlib.data.folder import class_names
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.distillation.label_free import TEACHER
@@ -30,6 +31,7 @@ from rddlib.study.folder import STUDY_FILE, study_profile
 from rddlib.study.graph import (
     Graph,
     Inputs,
+    check_classes_to_learn,
     check_takes_weight,
     conditional_profile,
     extractor_to_check,
@@ -86,8 +88,11 @@ SHIPS = Cost(0.0, 0.0, note="comes with rddlib")
 
 
 def classes_of(profile: Profile) -> int:
-    """Classes of the profile's images, without reading them."""
-    return profile.unet.num_classes or (1000 if profile.data.name == "imagenet64" else 10)
+    """Classes of the profile's images, without reading them: of a folder that is not there 10, which `make_plan` says."""
+    data = profile.data
+    if not profile.unet.num_classes and data.name == "folder" and data.folder.is_dir():
+        return len(class_names(data.folder))
+    return profile.unet.num_classes or (1000 if data.name == "imagenet64" else 10)
 
 
 def random_images(profile: Profile, count: int = 256, latent: bool = False) -> ImageDataset:
@@ -98,18 +103,19 @@ def random_images(profile: Profile, count: int = 256, latent: bool = False) -> I
         images = torch.randn(shape, generator=generator)
     else:
         images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    return ImageDataset("noise", images, torch.randint(classes, (count,), generator=generator), classes)
+    labels = torch.randint(max(classes, 1), (count,), generator=generator)
+    return ImageDataset(str(profile.data.folder), images, labels, classes)
 
 
 def _space_of(profile: Profile) -> LatentSpace | None:
     """Where a given latent model draws, with a prompt for each class."""
     space = given_model(profile.pretrained)[0].space if profile.pretrained.teacher else None
-    prompts = [f"prompt {k}" for k in range(classes_of(profile))]
+    prompts = [f"prompt {k}" for k in range(classes_of(profile) or 1)]
     return space.with_prompts(prompts) if space and space.takes_prompts else space
 
 
 class Prober:
-    """Runs the stages of a profile's graphs on random images, writing nothing.
+    """Runs the stages of a profile's graphs on random images, writing nothing; guided: None for images without classes.
 
     networks(stage): what its parents hand to it, barely trained, since an iteration costs the same whatever was learnt.
     """
@@ -121,10 +127,10 @@ class Prober:
         # torch.compile would take longer than a measurement may
         run = replace(run, compile="never") if run.compile == "auto" else run
         place = Workplace(Path("nowhere"), run)
-        self.profile = profile
+        self.profile, self.images = profile, images
         self.plain = plain_graph(Inputs(profile, 0, lambda split: images, place, space))
-        guided = conditional_profile(profile, images.num_classes)
-        self.guided = guided_graph(Inputs(guided, 0, lambda split: images, place, space))
+        guided = conditional_profile(profile, images.num_classes) if images.num_classes else None
+        self.guided = guided and guided_graph(Inputs(guided, 0, lambda split: images, place, space))
         self._networks: dict[Stage, nn.Module] = {}
 
     def network(self, stage: Stage) -> nn.Module:
@@ -340,11 +346,15 @@ def make_plan(
     p = study_profile(profile, overrides or {})
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
+    if p.data.name == "folder" and not p.data.folder.is_dir():
+        say(f"there is no folder {p.data.folder}: {counted(classes_of(p), 'class')} assumed (--set data.root=FOLDER)")
     maps = _checked_maps(p)
     memory, prober, seeds = free_memory(training_device().type), Prober(p), len(p.seeds)
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
-    guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
-    if not p.pretrained.teacher or _takes_weight(p):
+    if any(stages[0].kind == "extractor" for _, stages, _ in groups):
+        check_classes_to_learn(prober.images, p.extractor.classes)
+    if prober.guided and (not p.pretrained.teacher or _takes_weight(p)):
+        guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
         groups += _groups(prober.guided, guided, "guided: ", seeds)
     kinds: dict[tuple, Cost] = {}
     for name, stages, _ in groups:
@@ -408,7 +418,8 @@ def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[
 
 def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
     rows = []
-    guided = [] if p.pretrained.teacher else guided_arms(conditional_profile(p, classes_of(p)), 0)
+    classes = 0 if p.pretrained.teacher else classes_of(p)
+    guided = guided_arms(conditional_profile(p, classes), 0) if classes else []
     for name, arms, samples in (
         ("samples to score", plain_arms(p), p.evaluation.samples),
         ("guided: samples to score", guided * len(p.seeds), p.guidance.samples),

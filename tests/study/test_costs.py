@@ -126,6 +126,29 @@ def test_what_a_profile_has_none_of_has_no_row(made_up, tmp_path):
         assert make_plan(name, out=tmp_path).seconds > 0
 
 
+def test_a_folder_is_planned_with_its_own_classes(made_up, tmp_path):
+    root, said, own = tmp_path / "images", [], {"data.name": "folder", "data.root": str(tmp_path / "images")}
+    make_plan("smoke", own, out=tmp_path, say=said.append)
+    assert said[0].startswith(f"there is no folder {root}: 10 classes assumed")
+    for name in ("train/a", "train/b", "train/c"):
+        (root / name).mkdir(parents=True)
+        (root / name / "1.png").write_bytes(b"never read")
+    made = changed(load_profile("smoke"), {"data.name": "folder", "data.root": str(root)})
+    prober = Prober(made)
+    assert prober.images.num_classes == prober.guided.profile.unet.num_classes == 3
+    make_plan("smoke", own, out=tmp_path, say=said.append)
+    assert not any("assumed" in line for line in said[1:])
+
+
+def test_a_folder_without_classes_is_planned_without_guidance_or_refused(made_up, tmp_path):
+    (tmp_path / "1.png").write_bytes(b"never read")
+    own = {"data.name": "folder", "data.root": str(tmp_path)}
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))} has no classes for an extractor to learn"):
+        make_plan("smoke", own, out=tmp_path)
+    rows = make_plan("smoke", own | {"extractor.name": "teacher", "methods": "[pd, rdd]"}, out=tmp_path).rows
+    assert not [row.name for row in rows if "guided" in row.name or row.kind == "extractor"]
+
+
 PLAN = Plan(
     [
         Row("base model", "base", 1000, 64, 1, 1, Cost(0.5, 2 * GIB, GIB, 3 * GIB, "measured at batch 2 and 4")),
