@@ -518,11 +518,11 @@ def plan_of(sweep: Sweep) -> list[dict]:
 
 
 def _work(sweep: Sweep, runs: Iterable, counted: set) -> Counter:
-    """{kind: iterations, at the profile's own batch sizes} of what these runs lack; `counted` paths were counted before."""
+    """{kind: iterations, at the profile's own batch sizes} to train what these runs lack; `counted` paths were before."""
     work: Counter = Counter()
     own = {stage.kind: stage.config.batch_size for stage in sweep.base.lineage() if stage.config}
     for path, (_, stage) in sweep.missing(runs).items():
-        if path not in counted and stage.config:
+        if path not in counted and stage.config and not stage.ships:
             counted.add(path)
             work[stage.kind] += (
                 stage.iterations * stage.config.batch_size / own.get(stage.kind, stage.config.batch_size)

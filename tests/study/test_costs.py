@@ -268,6 +268,16 @@ def test_what_is_left_is_counted_and_shared_work_once(tiny, tmp_path):
     assert "pair" in text and f"{(2 + 1 + 2 + 4 + 2 + 6 * 4) * 10 / 2 / 60:.0f} min" in text.splitlines()[-1]
 
 
+def test_what_comes_with_the_package_is_no_work_of_a_sweep(tmp_path):
+    def work(**changes):
+        study = Study(changed(load_profile("digits"), changes), tmp_path)
+        return plan_of(Sweep(study, [ABLATIONS["alpha"]], [0]))[0]["work"]
+
+    trained = work(**{"run.shipped": "none"})
+    assert {"base", "halving", "extractor"} < trained.keys()
+    assert work() == {kind: n for kind, n in trained.items() if kind not in ("base", "halving", "extractor")}
+
+
 def test_costs_are_measured_once_for_a_folder(tiny, monkeypatch, tmp_path):
     turns = []
 
