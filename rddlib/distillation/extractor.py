@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rddlib.utils.text import joined
+
 MAPS = ("conv", "relu")
 
 
@@ -150,7 +152,7 @@ EXTRACTORS = tuple(_MAKERS)
 def build_extractor(name: str, image_channels: int, num_classes: int, map_at: str = "conv") -> FeatureExtractor:
     """An untrained extractor by name: one of EXTRACTORS. Raises ValueError for another name."""
     if name not in EXTRACTORS:
-        raise ValueError(f"extractor is {name!r}, expected one of {EXTRACTORS}")
+        raise ValueError(f"extractor is {name!r}, expected one of {joined(EXTRACTORS)}")
     return FeatureExtractor(*_MAKERS[name](image_channels), num_classes, map_at)
 
 
