@@ -513,6 +513,11 @@ class Study:
             features = extractor_to_check(self.profile, self.dataset.num_classes).channels
             if config.samples <= features:
                 raise UserError(f"{field} is {config.samples}: the score needs more than {features}")
+            if len(self.dataset) <= features:
+                raise UserError(
+                    f"{self.dataset.name}: {counted(len(self.dataset), 'image')} cannot fill a covariance of {features} "
+                    "features: give more, name a smaller extractor, or let rdd distill do without scores"
+                )
             return
         reference = Reference(self.dataset, config.batch_size, self.device)
         check_fit(

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import rddlib
+from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.samplers import TRAINING_FREE
 from rddlib.diffusion.sampling import two_step_target
@@ -292,6 +294,14 @@ def test_numbers_that_do_not_fit_the_images_or_the_score(tmp_path, changes, word
     with pytest.raises(UserError, match=words):
         study.check(), study.check_scoring()
     assert not list(tmp_path.iterdir())
+
+
+def test_too_few_images_to_score_against_are_said_before_anything_is_trained(tmp_path):
+    few = load_dataset("digits", "test")
+    study = Study(load_profile("smoke", {"evaluation.network": "extractor", "evaluation.samples": "97"}), tmp_path)
+    vars(study)["dataset"] = replace(few, images=few.images[:96], labels=few.labels[:96])  # small_resnet: 96 features
+    with pytest.raises(UserError, match="96 images cannot fill a covariance of 96 features"):
+        study.check_scoring()
 
 
 @pytest.mark.parametrize(
