@@ -568,7 +568,12 @@ def _parsed(text: str, kind, key: str):
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
         items = value if isinstance(value, list) else [value]
         return tuple(_typed(item, typing.get_args(kind)[0], key) for item in items)
+    if kind is str and not isinstance(value, str):  # a folder may be called 2024, or no
+        value = text
     return _typed(value, kind, key)
+
+
+KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 def _typed(value, kind: type, key: str):
@@ -578,7 +583,7 @@ def _typed(value, kind: type, key: str):
         except ValueError:
             pass
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"--set {key}: {value!r} is no {kind.__name__}")
+        raise UserError(f"--set {key}: {value!r} is no {KINDS.get(kind, kind.__name__)}")
     return value
 
 

@@ -143,7 +143,7 @@ def test_a_grid_of_one_s_own_spans_any_fields():
         (lambda p: ABLATIONS["losses"].with_axes({"loss.alpha": "1"}, p), "no axis of losses; it has none"),
         (lambda p: ABLATIONS["alpha"].with_axes({"loss.beta": "1"}, p), "its axes are loss.alpha"),
         (lambda p: ABLATIONS["alpha"].with_axes({"loss.alpha": "[]"}, p), "the grid is empty"),
-        (lambda p: ABLATIONS["alpha"].with_axes({"loss.alpha": "loud"}, p), "'loud' is no float"),
+        (lambda p: ABLATIONS["alpha"].with_axes({"loss.alpha": "loud"}, p), "'loud' is no number"),
         (lambda p: custom({}, p), "custom has an empty grid"),
         (lambda p: custom({"loss.alpa": "1"}, p), "did you mean 'alpha'"),
         (lambda p: custom({"loss.alpha": "1"}, p, "rdf"), r"unknown --method 'rdf' \(did you mean 'rdd'\?\)"),

@@ -103,9 +103,9 @@ def test_one_value_stands_for_all_of_a_field_of_several():
         ("distill", "3", "is a section"),
         ("loss.alpha.x", "3", "has no fields"),
         ("name", "other", "no field 'name'"),
-        ("loss.alpha", "big", "is no float"),
-        ("distill.train.batch_size", "3.5", "is no int"),
-        ("distill.train.batch_size", "true", "is no int"),
+        ("loss.alpha", "big", "is no number"),
+        ("distill.train.batch_size", "3.5", "is no whole number"),
+        ("distill.train.batch_size", "true", "is no whole number"),
         # what each section asks of its numbers
         ("base.steps", "60", "power of two"),
         ("base.prediction", "eps", "needs schedule discrete"),
@@ -120,8 +120,8 @@ def test_one_value_stands_for_all_of_a_field_of_several():
         ("extractor.classes", "[1, 1]", "different"),
         ("unet.channels", "30", "groups"),
         ("unet.image_size", "[8, 9]", r"image_size 8x9 cannot be halved"),
-        ("unet.image_size", "[8, x]", "'x' is no int"),
-        ("unet.image_size", "8x12", "'8x12' is no int"),
+        ("unet.image_size", "[8, x]", "'x' is no whole number"),
+        ("unet.image_size", "8x12", "'8x12' is no whole number"),
         ("loss.tau_is", "0", "above 0"),
         ("loss.relation", "across", "expected one of"),
         ("loss.released", "[queue]", "known are queue_rows"),
@@ -192,3 +192,8 @@ def test_every_profile_takes_a_step_of_each_kind(name, shrink):
     student = once(graph.student("rdd", 4, 0), base, extractor)
     moved = [not torch.equal(a, b) for a, b in zip(base.parameters(), student.parameters(), strict=True)]
     assert any(moved) and all(torch.isfinite(p).all() for p in student.parameters())
+
+
+@pytest.mark.parametrize("word", ["2024", "no", "2024-05-01", "1e3", ""])
+def test_a_name_that_looks_like_something_else_stays_a_name(word):
+    assert load_profile("smoke", {"data.root": word, "data.name": "folder"}).data.root == word
