@@ -30,7 +30,7 @@ CheckpointOption = Annotated[
     ),
 ]
 SamplerOption = Annotated[
-    str, typer.Option(help="How a --checkpoint or a model with --guidance draws: ddim, stochastic, pndm, dpm-solver.")
+    str, typer.Option(help="How a --checkpoint or a model with --guidance draws: ddim, stochastic, pndm, ..")
 ]
 GuidanceOption = Annotated[
     float | None,

@@ -1,8 +1,9 @@
 """Image data sets behind one function, `load_dataset`: one file per source and one line per source in SOURCES."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from rddlib.data.captions import load_captions
 from rddlib.data.cifar10 import load_cifar10
@@ -14,13 +15,21 @@ from rddlib.utils.errors import UserError
 
 __all__ = ["DataConfig", "ImageDataset", "WrongShape", "data_folder", "grid_png", "load_dataset", "to_uint8"]
 
-# Each loader: (config, split, wanted shape (C, H, W) or None) -> ImageDataset.
+
+class Source(NamedTuple):
+    """load: (config, split, wanted shape (C, H, W) or None) -> ImageDataset; classes: how many it has, 0 where its files
+    say."""
+
+    load: Callable[..., ImageDataset]
+    classes: int
+
+
 SOURCES = {
-    "digits": load_digits,
-    "cifar10": load_cifar10,
-    "imagenet64": load_imagenet64,
-    "folder": load_folder,
-    "captions": load_captions,
+    "digits": Source(load_digits, 10),
+    "cifar10": Source(load_cifar10, 10),
+    "imagenet64": Source(load_imagenet64, 1000),
+    "folder": Source(load_folder, 0),
+    "captions": Source(load_captions, 0),
 }
 
 
@@ -44,7 +53,7 @@ def load_dataset(
     _check_known("split", split, ["train", *(DIGITS_SPLITS if config.name == "digits" else ("extractor", "test"))])
     whole = shape and (shape[0], *(size << config.halve for size in shape[1:]))  # before it is halved
     try:
-        dataset = SOURCES[config.name](config, split, whole)
+        dataset = SOURCES[config.name].load(config, split, whole)
     except WrongShape as error:
         if not config.halve:
             raise

@@ -29,7 +29,7 @@ class DataConfig:
     """Which data set to load, and how.
 
     Attributes:
-        name: "digits", "cifar10", "imagenet64" or "folder".
+        name: "digits", "cifar10", "imagenet64", "folder" or "captions".
         root: the folder with the files; "" means the sub-folder `name` of the data folder (digits are bundled).
         download: let torchvision download CIFAR-10 (170 MB).
         flip: mirror each training image with probability 1/2, drawn anew for every batch.

@@ -138,7 +138,7 @@ def _kind(info: dict) -> str:
         return f"{str(facts['method']).upper()} student of {steps}{sampler} step{plural}"
     if "steps" in facts:
         return f"PD teacher of {steps} step{plural}"
-    return "one network that takes guidance" if "guidance" in facts else "base model"
+    return "one network that takes guidance" if "guidance" in facts else info.get("label", "base model")
 
 
 def _line(info: dict) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rddlib.data import ImageDataset
+from rddlib.data import SOURCES, ImageDataset
 from rddlib.data.folder import class_names
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample
@@ -85,6 +85,7 @@ class Cost:
 
 
 SHIPS = Cost(0.0, 0.0, note="comes with rddlib")
+DONE = Cost(0.0, 0.0)  # nothing is left to do
 
 
 def classes_of(profile: Profile) -> int:
@@ -92,18 +93,19 @@ def classes_of(profile: Profile) -> int:
     data = profile.data
     if not profile.unet.num_classes and data.name == "folder" and data.folder.is_dir():
         return len(class_names(data.folder))
-    return profile.unet.num_classes or (1000 if data.name == "imagenet64" else 10)
+    return profile.unet.num_classes or SOURCES[data.name].classes or 10
 
 
-def random_images(profile: Profile, count: int = 256, latent: bool = False) -> ImageDataset:
-    """Noise in the shape of what the profile's models draw, images or latents, with labels."""
-    generator = torch.Generator().manual_seed(0)
-    shape, classes = (count, *profile.unet.image_shape), classes_of(profile)
+def random_images(profile: Profile, latent: bool = False) -> ImageDataset:
+    """Noise in the shape of what the profile's models draw, images or latents, 256 or one of each class."""
+    generator, classes = torch.Generator().manual_seed(0), classes_of(profile)
+    count = max(256, classes)
+    shape = (count, *profile.unet.image_shape)
     if latent:
         images = torch.randn(shape, generator=generator)
     else:
         images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    labels = torch.randint(max(classes, 1), (count,), generator=generator)
+    labels = torch.arange(count) % max(classes, 1)
     return ImageDataset(str(profile.data.folder), images, labels, classes)
 
 
@@ -411,7 +413,7 @@ def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[
     batch, kind = stages[0].config.batch_size, stages[0].kind
     iterations = sum(stage.iterations for stage in stages if not stage.ships) * times
     at_once = min(p.jobs, len(p.methods) * len(p.seeds)) if kind in p.objectives else 1
-    cost = kinds[kind, batch] if iterations else SHIPS
+    cost = kinds[kind, batch] if iterations else SHIPS if any(stage.ships for stage in stages) else DONE
     looks = kind in p.objectives and p.method(kind).looks
     return Row(name, kind, iterations, batch, len(stages) * times, at_once, cost, maps * batch * looks)
 

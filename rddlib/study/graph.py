@@ -77,7 +77,7 @@ class Inputs:
         images = self.split("train")
         return {**facts, "sha256": images.sha256, "labels": images.labels_sha256}
 
-    def stage(self, name, kind, label, parents, config, seed, facts, fit, load=None) -> Stage:
+    def stage(self, name, kind, label, parents, config, seed, facts, fit, load=None, student=False) -> Stage:
         """A Stage made here, of a denoiser unless `load` says otherwise; fit may return the trained network alone."""
 
         def fitted(trainer: Trainer | None, *networks: nn.Module) -> tuple[nn.Module, dict]:
@@ -90,7 +90,8 @@ class Inputs:
                 model["class_names"] = list(names)
             return network, model | extra
 
-        return Stage(name, kind, label, parents, config, seed, facts, fitted, load or self._load_denoiser, self.place)
+        load = load or self._load_denoiser
+        return Stage(name, kind, label, parents, config, seed, facts, fitted, load, self.place, student)
 
     def _load_denoiser(self, tensors: dict, info: dict) -> Denoiser:
         denoiser = build_described(info["model"])
@@ -439,7 +440,8 @@ class Graph:
             options = {"watch": loss.watch > 0, "debug": loss.debug, "stochastic": stochastic}
             return distill(teacher, self.inputs.split("train"), steps, objective, trainer, **options)
 
-        return self.inputs.stage(f"{self.prefix}{name}", method.name, label, parents, config, training_seed, facts, fit)
+        name = f"{self.prefix}{name}"
+        return self.inputs.stage(name, method.name, label, parents, config, training_seed, facts, fit, student=True)
 
     def objective(
         self, method: str, steps: int, seed: int, teacher: Denoiser, extractor: Extractor | None

@@ -20,7 +20,6 @@ from rddlib.utils.installation import shipped
 from rddlib.utils.text import say
 
 MODELS = "data/models"  # that come with the package, named as in a study's folder
-BEFORE_STUDENTS = ("base", "convert", "extractor", "halving", "guidance")  # kinds of stages
 
 
 def key_of(facts: object) -> str:
@@ -54,6 +53,8 @@ class Stage:
             plan may call it with a trainer of few iterations, and it leaves the parents' networks as they are.
         load: load(tensors, recorded facts) -> the network, ready to use.
         place: where it is made.
+        student: whether it is what a study compares, a student of one of its methods: such are trained, not taken from the
+            package, unless a run asks for that.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Stage:
     fit: Callable[..., tuple[nn.Module, dict]]
     load: Callable[[Mapping[str, Tensor], dict], nn.Module]
     place: Workplace
+    student: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -76,7 +78,7 @@ class Stage:
     def mark(self) -> str:
         """Of a student that comes with the package "-shipped": it is rounded, so it never passes for one that was trained."""
         trained = (self.place.folder / f"{self.name}-{self.key}.safetensors").exists()
-        return "-shipped" if self.kind not in BEFORE_STUDENTS and not trained and self._shipped else ""
+        return "-shipped" if self.student and not trained and self._shipped else ""
 
     @property
     def path(self) -> Path:
@@ -151,7 +153,7 @@ class Stage:
         networks = [parent.get() for parent in self.parents]
         network, extra = self._timed(networks) if self.config else self.fit(None, *networks)
         if rank() == 0:
-            self._keep(network.state_dict(), {"kind": self.name, "facts": self.facts(), **extra})
+            self._keep(network.state_dict(), {"kind": self.name, "label": self.label, "facts": self.facts(), **extra})
             Checkpoints(self.files).clear()
         wait()
 
@@ -163,7 +165,7 @@ class Stage:
     def _shipped(self) -> tuple[dict[str, Tensor], dict] | None:
         """(tensors, record) of this key from the package, where it has one and the run asks for it."""
         wanted = self.place.run.shipped
-        if wanted == "none" or (wanted == "start" and self.kind not in BEFORE_STUDENTS):
+        if wanted == "none" or (wanted == "start" and self.student):
             return None
         try:
             return load_checkpoint(shipped(f"{MODELS}/{self.name}-{self.key}.safetensors"))

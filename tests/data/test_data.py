@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rddlib.data import DataConfig, ImageDataset, data_folder, dataset, load_dataset, to_uint8
+from rddlib.data import SOURCES, DataConfig, ImageDataset, data_folder, dataset, load_dataset, to_uint8
 from rddlib.utils.errors import UserError
 
 
@@ -147,3 +147,10 @@ def test_a_data_set_is_halved_as_often_as_asked():
         load_dataset(DataConfig("cifar10", halve=1), shape=(3, 32, 32))
     with pytest.raises(ValueError, match="halve is -1"):
         DataConfig("digits", halve=-1)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_is_told_of(name):
+    assert (
+        f"| `{name}` |" in (Path(__file__).parents[2] / "docs/own.md").read_text() and f'"{name}"' in DataConfig.__doc__
+    )

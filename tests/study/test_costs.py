@@ -23,6 +23,7 @@ from rddlib.study.costs import (
     measured_costs,
     next_batch,
     plan_of,
+    random_images,
 )
 from rddlib.study.profiles import PROFILES, changed, load_profile
 from rddlib.study.study import Study
@@ -317,3 +318,8 @@ def test_the_catalogue_names_every_ablation_with_its_paper_and_its_costs():
         "18, 360k",
         "18, 900k",
     ]  # 6 settings, 3 seeds
+
+
+def test_a_plan_measures_on_images_of_every_class():
+    images = random_images(load_profile("smoke", {"unet.num_classes": "1000"}))
+    assert images.labels.unique().tolist() == list(range(1000)) and len(random_images(load_profile("smoke", {}))) == 256

@@ -39,7 +39,8 @@ def adding(folder, name, own, *parents, seconds=0.0, config=None, run=None):
     def facts():
         return {"own": own, "parents": [parent.key for parent in parents]}
 
-    return Stage(name, name, name, parents, config, 0, facts, fit, load, Workplace(folder, run or RunConfig())), made
+    place, student = Workplace(folder, run or RunConfig()), name == "pd"
+    return Stage(name, name, name, parents, config, 0, facts, fit, load, place, student), made
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_what_is_recorded_of_it(diamond):
     assert last.noted() == {}
     last.get()
     assert last.recorded() == {**last.noted(), "sha256": last.recorded()["sha256"]}
-    assert last.noted() == {"kind": "last", "facts": last.facts(), "own": 1}
+    assert last.noted() == {"kind": "last", "label": "last", "facts": last.facts(), "own": 1}
     last.path.with_suffix(".json").write_text("{")
     assert last.noted() == {}
 
