@@ -18,7 +18,6 @@ import torch.nn.functional as F
 import traitlets
 from IPython import get_ipython
 from IPython.display import HTML, Markdown, display
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -89,8 +88,7 @@ def explore(figure: Callable[..., Figure], **controls: Sequence) -> Live | Markd
     Raises ValueError where figure has no such argument, or its default is none of the values.
 
     Args:
-        figure: what draws; where it has a faster way as `figure.live(**arguments)` -> (a PNG file's bytes, `answers`), that
-            does.
+        figure: what draws; where it takes `into`, one figure for all moves, which is faster.
         controls: the values an argument may take, `N=range(1, 65)` or `tau=(0.5, 1.0)`; words become a menu, all else a
             slider.
     """
@@ -98,11 +96,11 @@ def explore(figure: Callable[..., Figure], **controls: Sequence) -> Live | Markd
         return Markdown(NOTE.format(names=", ".join(controls)))
     named = {name: _control(figure, name, values) for name, values in controls.items()}
     picture, held = Picture(), False
-    live = getattr(figure, "live", lambda **arguments: plots.live(figure(**arguments), DPI))
+    into = {"into": plots.Kept()} if "into" in inspect.signature(figure).parameters else {}
 
     @lru_cache(maxsize=256)
     def drawn(*values) -> tuple[bytes, list]:
-        return live(**dict(zip(named, values, strict=True)))
+        return plots.live(figure(**dict(zip(named, values, strict=True)), **into), DPI)
 
     def now() -> tuple[bytes, list]:
         return drawn(*(control.value for control in named.values()))
@@ -179,11 +177,11 @@ def paths_view(mixture: GaussianMixture, starts: Tensor, data: Tensor, offset: f
         end = ddim_sample(denoiser, starts, N, clip=False, callback=lambda k, t, z, x: (zs.append(z), xs.append(x)))
         return schedule, [*zs, end], xs
 
-    def paths(N: int = 8, t: float = 0.0, offset: float = offset) -> Figure:
+    def paths(N: int = 8, t: float = 0.0, offset: float = offset, into: plots.Kept | None = None) -> Figure:
         schedule, zs, xs = walked(N, offset)
         k = min(math.floor((1 - t) * N + 1e-9), N - 1)  # the step that t lies in; each step is a move along its x
         z = ddim_step(zs[k], xs[k], 1 - k / N, t, schedule)
-        return plots.ddim_figure(schedule, N, t, torch.stack([*zs[: k + 1], z]), data)
+        return plots.ddim_figure(schedule, N, t, torch.stack([*zs[: k + 1], z]), data, into)
 
     return paths
 
@@ -199,6 +197,7 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
     maps = (m.detach().double().cpu().flatten(2) for m in (map_teacher, map_student))
     F_T, F_S = (F.normalize(m, dim=1) for m in maps)  # [N, D, A]
     new = partial(plots.RelationFigure, images.shape[2:], (height, width))
+    kept = lru_cache(maxsize=1)(new)
 
     def relations(
         i: int = 5,
@@ -206,7 +205,7 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
         row: int = 1,
         column: int = 1,
         tau: float = 0.1,
-        into: plots.RelationFigure | None = None,
+        into: plots.Kept | None = None,
     ) -> Figure:
         a = row * width + column
         log_q, log_p = ((features[i, :, a] @ features[j] / tau).log_softmax(dim=0) for features in (F_T, F_S))
@@ -214,19 +213,11 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
         loss = (q * (log_q - log_p)).sum().item()
         title = f"Pixel ({row}, {column}) of image {i} against image {j}, tau = {tau:g}: KL = {loss:.2e} nats"
         shares = (share.reshape(height, width) for share in (q, p))
-        figure = (into or new()).show(images[[i, j]], (row, column), *shares, title)
+        figure = (new() if into is None else kept(into)).show(images[[i, j]], (row, column), *shares, title)
         plots.answering(figure.axes[:1], lambda x, y: {"row": round(y), "column": round(x)})
         plots.answering(figure.axes[1:], lambda x, y: {"i": j, "j": i, "row": round(y), "column": round(x)})
         return figure
 
-    kept = lru_cache(new)  # one figure for all moves
-
-    def live(**arguments) -> tuple[bytes, list]:
-        figure = relations(**arguments, into=kept())
-        plt.close(figure)
-        return kept().png(DPI), plots.answers(figure)
-
-    relations.live = live
     return relations
 
 
@@ -266,6 +257,7 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
         V: int = 64,
         colour: str = "class",
         row: int = total - 1,
+        into: plots.Kept | None = None,
     ) -> Figure:
         held, drawn, nearest = state(N_q, pushes, V)
         arrival = torch.arange(held.start, held.stop)
@@ -285,7 +277,7 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
             f"{int(drawn.sum())} drawn: {nearest.mean():.3f}\n"
             f"row {row}: class {classes[row]}, of push {row // per_push + 1}; {words}"
         )
-        return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, row, title)
+        return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, row, title, into)
 
     return queue
 
@@ -334,14 +326,21 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
         sample = find_sampler(method, steps) if method in TRAINING_FREE else ddim_sample
         return sample(denoiser(method, steps), noise, steps, y=y, clip=clip).cpu()
 
-    def same_noise(method: str = usual, steps: int = 1, first: int = 0, second: int = 1, image: int = 0) -> Figure:
+    def same_noise(
+        method: str = usual,
+        steps: int = 1,
+        first: int = 0,
+        second: int = 1,
+        image: int = 0,
+        into: plots.Kept | None = None,
+    ) -> Figure:
         theirs, ours = drawn("pd", teacher, first, second), drawn(method, steps, first, second)
         apart = (theirs - ours).square().mean().sqrt()
         name = f"{LABELS[method]}, {plots.counted(steps)}"
         rows = {"noise / 3": way(first, second) / 3, f"teacher, {teacher} steps": theirs, name: ours}
         ends = f"From noise {first} (left) to noise {second} (right)"
         title = f"{ends}; RMS distance of the two models {apart:.2f} (range 2)"
-        return plots.image_rows(rows, title, look=image)
+        return plots.image_rows(rows, title, look=image, into=into)
 
     return same_noise
 

@@ -9,16 +9,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
+from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullFormatter
-from matplotlib.transforms import Bbox, Transform
+from matplotlib.transforms import Bbox, IdentityTransform, Transform
 from PIL import Image
 from torch import Tensor
 
@@ -56,7 +59,65 @@ def answers(figure: Figure) -> list[tuple[Bbox, Transform, Answer]]:
 
 def live(figure: Figure, dpi: int) -> tuple[bytes, list[tuple[Bbox, Transform, Answer]]]:
     """What a widget shows of a figure: a PNG file's bytes, made quickly, and `answers`."""
-    return to_png(figure, dpi, quick=True), answers(figure)
+    return figure.png(dpi) if isinstance(figure, Kept) else to_png(figure, dpi, quick=True), answers(figure)
+
+
+class Kept(Figure):
+    """A figure that is drawn again and again, since a slider waits: its axes stay.
+
+    What surrounds those in `still` (ticks, labels, titles) is drawn only when limits or words change: most of a figure's time.
+    """
+
+    still: Sequence[Axes] = ()
+    around: tuple = None, None  # what it depends on, the picture
+
+    def png(self, dpi: int) -> bytes:
+        """The figure as a PNG file's bytes."""
+        if not isinstance(self.canvas, FigureCanvasAgg):
+            FigureCanvasAgg(self).figure.set_dpi(dpi)
+        changing = [artist for ax in self.axes for artist in (_inside(ax) if ax in self.still else [ax])]
+        changing += [self._suptitle] if self._suptitle else []
+        words = [(ax.viewLim.bounds, ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) for ax in self.still]
+        if self.around[0] != words:
+            for artist in changing:
+                artist.set_animated(True)  # left out of what is drawn next
+            self.canvas.draw()
+            for artist in changing:
+                artist.set_animated(False)
+            self.around = words, self.canvas.copy_from_bbox(self.bbox)
+        self.canvas.restore_region(self.around[1])
+        for artist in changing:
+            self.draw_artist(artist)
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(self.canvas.buffer_rgba())).save(buffer, "png", compress_level=1)
+        return buffer.getvalue()
+
+
+def _inside(ax: Axes) -> list[Artist]:
+    """What is drawn in an axes, from the lowest to its frame and legend."""
+    around = ax.xaxis, ax.yaxis, ax.title, ax.patch, *(() if ax.axison else ax.spines.values())
+    return sorted((one for one in ax.get_children() if one not in around), key=lambda one: one.zorder)
+
+
+def blank(into: Kept | None, size: tuple[float, float], boxes: Sequence[tuple]) -> tuple[Figure, list[Axes]]:
+    """A figure and its empty axes: a new one, or `into` again.
+
+    Args:
+        into: whose axes, once made, are emptied and used again.
+        size: (width, height) in inches.
+        boxes: (left, bottom, width, height) of each axes in shares of the figure's size; no solver, which takes its time.
+    """
+    figure = plt.figure(figsize=size) if into is None else into
+    if not figure.axes:
+        figure.set_size_inches(size)
+        figure.still = [figure.add_axes(box) for box in boxes]
+    for ax in figure.axes[len(boxes) :]:
+        ax.remove()
+    for ax in figure.axes:
+        for artist in (*ax.lines, *ax.collections, *ax.patches, *ax.images, *ax.texts):
+            artist.remove()
+        ax.relim()  # of nothing
+    return figure, figure.axes
 
 
 def plot_seeds(ax: Axes, groups, alpha: float, **style) -> None:
@@ -88,11 +149,13 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
 def show_images(ax, images: Tensor, columns: int, title: str = "") -> None:
     """Draw a tiling of images without ticks."""
     ax.imshow(tile(images, columns), interpolation="nearest")
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=10, y=1)  # else matplotlib measures ticks that are not drawn
     ax.set_axis_off()
 
 
-def image_rows(rows: dict[str, Tensor], title: str = "", width: float = 8.0, look: int | None = None) -> Figure:
+def image_rows(
+    rows: dict[str, Tensor], title: str = "", width: float = 8.0, look: int | None = None, into: Kept | None = None
+) -> Figure:
     """One labelled row of images for each entry of {label: [N, C, H, W]}; the same column is the same noise or image.
 
     look: the column that is framed, and shown large below; a click on an image answers {"image": its column}.
@@ -102,19 +165,21 @@ def image_rows(rows: dict[str, Tensor], title: str = "", width: float = 8.0, loo
     row_height = width * (0.99 - left) / count * 1.06 * tall / wide  # and a little air
     below = 0 if look is None else 0.3 + min(1.6, width * (0.99 - left) / len(rows) * tall / wide)
     height = row_height * len(rows) + head + below
-    figure, axes = plt.subplots(len(rows), 1, figsize=(width, height), squeeze=False)
-    for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
+    share, high = (0.99 - left) / len(rows), (1 - (head + below) / height) / (1.06 * len(rows) - 0.06)
+    boxes = [(left, 1 - head / height - (1.06 * i + 1) * high, 0.99 - left, high) for i in range(len(rows))]
+    if look is not None:
+        large = share, (below - 0.3) / height - 0.02
+        boxes += [(left + place * share, 0.02, *large) for place in range(len(rows))]
+    figure, axes = blank(into, (width, height), boxes)
+    for ax, (label, images) in zip(axes, rows.items(), strict=False):
         show_images(ax, images, count)
         ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
-    figure.subplots_adjust(left=left, right=0.99, top=1 - head / height, bottom=below / height, hspace=0.06)
     if look is not None:
-        answering(axes[:, 0], lambda x, y: {"image": round(x) // (wide + 1)})
-        share = (0.99 - left) / len(rows)
-        for place, (ax, (label, images)) in enumerate(zip(axes[:, 0], rows.items(), strict=True)):
+        answering(axes[: len(rows)], lambda x, y: {"image": round(x) // (wide + 1)})
+        for ax, large, (label, images) in zip(axes, axes[len(rows) :], rows.items(), strict=False):
             corner = look * (wide + 1) - 0.5, -0.5
             ax.add_patch(Rectangle(corner, wide, tall, fill=False, edgecolor="#D55E00", linewidth=2, clip_on=False))
-            large = figure.add_axes((left + place * share, 0.02, share, (below - 0.3) / height - 0.02))
             show_images(large, images[look : look + 1], 1, label)
     return figure
 
@@ -149,16 +214,17 @@ def schedule_figure(schedule: Schedule) -> Figure:
     return figure
 
 
-def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tensor) -> Figure:
+def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tensor, into: Kept | None = None) -> Figure:
     """N steps of DDIM, gone down to time t: the schedule with the sampler's times, and 2-D paths over the data.
 
     Args:
         schedule, N, t: of the sampler.
         paths: [k, M, 2], where each of M samples was, from its noise to time t.
         data: [n, 2], samples of the target.
+        into: see blank.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.1))
-    figure.subplots_adjust(left=0.065, right=0.985, top=0.85, bottom=0.13, wspace=0.16)  # no solver: a slider waits
+    boxes = (0.065, 0.13, 0.92 / 2.16, 0.72), (0.985 - 0.92 / 2.16, 0.13, 0.92 / 2.16, 0.72)
+    figure, (left, right) = blank(into, (9, 4.1), boxes)
     times, steps = torch.linspace(0, 1, 61, dtype=torch.float64), torch.arange(N + 1, dtype=torch.float64) / N
     for rate, name, style in (
         (schedule.alpha, "alpha (image)", dict(color="#0072B2", marker="o")),
@@ -169,7 +235,7 @@ def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tenso
         left.plot([], [], **style, markersize=4, label=f"{name}: {float(rate(t)):.3f} at t = {t:g}")
     left.axvline(t, color="0.2", linewidth=1, linestyle=":")
     left.set(xlabel="time t (1: noise, 0: image)", ylabel="rate", ylim=(-0.03, 1.05), xlim=(1.03, -0.03))
-    left.set_title(f"The schedule and the times of {counted(N)}", fontsize=10)
+    left.set_title("The schedule and the sampler's times", fontsize=10)
     left.legend(fontsize=8, loc="lower center")
     right.plot(*data.T, linestyle="", marker=".", markersize=2, color="0.8", label="data")
     right.add_collection(LineCollection(paths.transpose(0, 1).numpy(), color="#0072B2", linewidth=0.7, alpha=0.8))
@@ -309,11 +375,14 @@ class RelationFigure:
     Args:
         size: (H, W) of the images.
         shape: (h, w) of the feature maps.
+        into: the figure to draw in, where it is not a new one.
     """
 
-    def __init__(self, size: tuple[int, int], shape: tuple[int, int]):
+    def __init__(self, size: tuple[int, int], shape: tuple[int, int], into: Kept | None = None):
         height, width = shape
-        self.figure, axes = plt.subplots(1, 5, figsize=(12, 2.9))
+        self.figure = plt.figure() if into is None else into
+        self.figure.set_size_inches(12, 2.9)
+        self.figure.still = axes = self.figure.subplots(1, 5)
         self.figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)
         options = dict(extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
         self.images = [ax.imshow(np.ones((*size, 3)), **options) for ax in axes[:2]]
@@ -327,8 +396,6 @@ class RelationFigure:
         axes[0].set(xticks=range(width), yticks=range(height), xlabel="column of the map", ylabel="row of the map")
         framed = ([axes[0]], "-"), (axes[[2, 1]], "-"), (axes[[3, 1]], ":")
         self.frames = [[_frame(ax, dash) for ax in places] for places, dash in framed]
-        self.title = self.figure.suptitle("", fontsize=11)
-        self.drawn: tuple | None = None
 
     def show(self, images: Tensor, pixel: tuple[int, int], teacher: Tensor, student: Tensor, title: str) -> Figure:
         """Draw other numbers.
@@ -350,29 +417,8 @@ class RelationFigure:
         for frames, (row, column) in zip(self.frames, (pixel, *most), strict=True):
             for frame in frames:
                 frame.set_xy((column - 0.46, row - 0.46))
-        self.title.set_text(title)
+        self.figure.suptitle(title, fontsize=11)
         return self.figure
-
-    def png(self, dpi: int) -> bytes:
-        """The figure as a PNG file's bytes. What never changes is drawn once: a slider waits."""
-        if self.drawn is None:
-            canvas = FigureCanvasAgg(self.figure)
-            self.figure.set_dpi(dpi)
-            changing = [self.title]
-            for ax in self.figure.axes:  # axes' frames lie over the images
-                own = (*ax.images, *ax.patches, *ax.spines.values(), *ax.texts)
-                changing += sorted(own, key=lambda artist: artist.zorder)
-            for artist in changing:
-                artist.set_animated(True)  # left out of what is drawn next
-            canvas.draw()
-            self.drawn = canvas, canvas.copy_from_bbox(self.figure.bbox), changing
-        canvas, background, changing = self.drawn
-        canvas.restore_region(background)
-        for artist in changing:
-            self.figure.draw_artist(artist)
-        buffer = io.BytesIO()
-        Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, "png", compress_level=1)
-        return buffer.getvalue()
 
 
 def _frame(ax: Axes, dash: str) -> Rectangle:
@@ -390,6 +436,7 @@ def queue_figure(
     ages: Tensor,
     row: int,
     title: str,
+    into: Kept | None = None,
 ) -> Figure:
     """The queue's rows in the plane, marked by their class, those drawn ringed; below them its slots by age.
 
@@ -405,20 +452,25 @@ def queue_figure(
         ages: [N_q], of each slot's row in pushes, NaN where the slot is empty.
         row: the one of all that is framed.
         title: of the figure.
+        into: see blank.
     """
-    figure = plt.figure(figsize=(7.4, 5.6))  # axes by hand, no solver: a slider waits
-    ax, slots = figure.add_axes((0.1, 0.25, 0.75, 0.66)), figure.add_axes((0.1, 0.09, 0.75, 0.045))
+    boxes = (0.1, 0.25, 0.75, 0.66), (0.1, 0.09, 0.75, 0.045)
+    figure, (ax, slots) = blank(into, (7.4, 5.6), boxes)
     ax.plot(*points.T, linestyle="", marker=".", markersize=1.5, color="0.7")
+    order, few = (
+        classes.argsort(stable=True),
+        len(classes.unique()) <= 20,
+    )  # digits cannot tell a thousand classes apart
+    numbers = classes[order].numpy() if few else np.zeros(len(order), dtype=int)
+    marks = {number: _mark(f"${number}$" if few else ".") for number in set(numbers.tolist())}
+    tones = dict(facecolors=plt.get_cmap("tab10")(numbers % 10))
+    if shade is not None:
+        tones = dict(array=shade[order].numpy(), cmap="copper")
     x, y = points[held].T
-    numbers = classes.unique().tolist()
-    for number in numbers if len(numbers) <= 20 else [None]:  # a thousand classes cannot be told apart by digits
-        of = classes == number if number is not None else torch.ones_like(drawn)
-        style = dict(marker=f"${number}$", s=22) if number is not None else dict(marker=".", s=12)
-        if shade is None:
-            ax.scatter(x[of], y[of], color=plt.get_cmap("tab10")((number or 0) % 10), linewidths=0, **style)
-        else:
-            limits = dict(vmin=shade.min().item(), vmax=shade.max().item())
-            dots = ax.scatter(x[of], y[of], c=shade[of].numpy(), cmap="copper", linewidths=0, **limits, **style)
+    where = dict(offsets=points[held][order].numpy(), offset_transform=ax.transData)
+    paths = [marks[number] for number in numbers.tolist()]  # one collection: a scatter of each class takes its time
+    dots = PathCollection(paths, [22 if few else 12], transform=IdentityTransform(), linewidths=0, **where, **tones)
+    ax.add_collection(dots, autolim=False)
     hollow = dict(linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
     ax.plot(x[drawn], y[drawn], **hollow, markeredgewidth=0.7, label=f"drawn, V = {int(drawn.sum())}")
     framed = dict(linestyle="", marker="s", markersize=13, markerfacecolor="none", markeredgecolor="#D55E00")
@@ -437,6 +489,11 @@ def queue_figure(
     return figure
 
 
+def _mark(marker: str) -> Path:
+    style = MarkerStyle(marker)
+    return style.get_path().transformed(style.get_transform())
+
+
 def _queue_slots(ax: Axes, ages: Tensor) -> None:
     held = ages.isfinite()
     oldest = ages[held].max()
@@ -450,7 +507,8 @@ def _queue_slots(ax: Axes, ages: Tensor) -> None:
         ax.text((start + stop - 1) / 2, 0, age, ha="center", va="center", fontsize=8, color=shade)
     ax.set(xlabel="slot of the queue (hatched: still empty)")
     ax.yaxis.set_visible(False)
-    ax.set_title(f"{held.double().mean():.0%} full; age of the rows in pushes", fontsize=9, pad=3)
+    words = dict(xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=9)
+    ax.annotate(f"{held.double().mean():.0%} full; age of the rows in pushes", (0.5, 1), (0, 3), **words)
 
 
 Panel = tuple[str, str, pd.DataFrame]  # title, name of the FID, rows: see comparison_figure

@@ -234,15 +234,38 @@ def test_relations_look_after_moves_as_drawn_afresh(size):
     maps = torch.randn(2, 8, 16, size, size, generator=generator)
     relations, last = explorers.relations_view(images, *maps), size - 1
     moves = dict(i=1, j=2, row=last), dict(i=1, j=1, tau=1.0), dict(i=3, j=2, row=0, column=last, tau=0.01)
+    assert_looks_as_drawn_afresh(relations, moves)
+
+
+def assert_looks_as_drawn_afresh(figure, moves):
+    into = plots.Kept()
     for move in moves:
-        kept, fresh = relations.live(**move)[0], plots.to_png(relations(**move), explorers.DPI, quick=True)
-        kept, fresh = (np.asarray(Image.open(io.BytesIO(png))) for png in (kept, fresh))
+        pngs = plots.live(figure(**move, into=into), explorers.DPI)[0], plots.live(figure(**move), explorers.DPI)[0]
+        kept, fresh = (np.asarray(Image.open(io.BytesIO(png))) for png in pngs)
         assert np.array_equal(kept, fresh), move
+
+
+MOVES = {
+    "paths": [dict(N=4), dict(N=8, t=0.3), dict(N=8, t=0.0), dict(N=64, t=0.7, offset=0.3), dict(N=4, t=0.3)],
+    "same noise": [dict(), dict(image=7), dict(method="ddim", steps=4), dict(first=5, second=5), dict(image=2)],
+    "queue": [
+        dict(N_q=2048, pushes=3),
+        dict(N_q=512, pushes=8, colour="age"),
+        dict(N_q=512, pushes=1, colour="row", row=40, V=256),
+        dict(N_q=2048, pushes=8, colour="nearest", row=1),
+        dict(N_q=512, pushes=8),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_explorers_look_after_moves_as_drawn_afresh(set_up, name):
+    assert_looks_as_drawn_afresh(set_up[name][0], MOVES[name])
 
 
 def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "ddim_figure", lambda schedule, N, t, paths, data: drawn.append(paths))
+    monkeypatch.setattr(plots, "ddim_figure", lambda schedule, N, t, paths, data, into: drawn.append(paths))
     starts = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     paths = explorers.paths_view(mixture, starts, starts, 0.008)
     schedule = CosineSchedule(0.008)
@@ -280,7 +303,7 @@ def test_the_queue_shown_is_the_librarys_queue(maps, monkeypatch):
         for k in range(pushes):
             queue.push(rows[32 * k : 32 * (k + 1), :, None, None], 1)
         shown(N_q=size, pushes=pushes, V=10, colour="age")
-        points, held, classes, shade, _, chosen, ages, _, title = drawn[-1]
+        points, held, classes, shade, _, chosen, ages, _, title, _ = drawn[-1]
         slots = torch.full((size,), -1)
         slots[classes % size] = classes
         assert len(classes) == len(queue) and chosen.sum() == 10
@@ -304,7 +327,7 @@ def test_same_noise_rows_are_the_studys_images(study, monkeypatch):
     torch.manual_seed(0)
     model = build_denoiser(study.profile).eval().requires_grad_(False)
     monkeypatch.setattr(study, "denoiser", lambda *_: model)
-    monkeypatch.setattr(plots, "image_rows", lambda rows, title, look: drawn.append(list(rows.values())))
+    monkeypatch.setattr(plots, "image_rows", lambda rows, title, look, into: drawn.append(list(rows.values())))
     explorers.same_noise_view(study, count=5)(method="pd", steps=2, first=3, second=6)
     noise, teacher, student = drawn[0]
     ends = study.noise(48)[[3, 6]]
