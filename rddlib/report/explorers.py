@@ -336,7 +336,7 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     ) -> Figure:
         theirs, ours = drawn("pd", teacher, first, second), drawn(method, steps, first, second)
         apart = (theirs - ours).square().mean().sqrt()
-        name = f"{LABELS[method]}, {plots.counted(steps)}"
+        name = f"{LABELS[method]}, {counted(steps)}"
         rows = {"noise / 3": way(first, second) / 3, f"teacher, {teacher} steps": theirs, name: ours}
         ends = f"From noise {first} (left) to noise {second} (right)"
         title = f"{ends}; RMS distance of the two models {apart:.2f} (range 2)"
