@@ -191,7 +191,7 @@ def export_table() -> str:
     for report in _json("bench_export"):
         for batch, rows in pd.DataFrame(report["rows"]).groupby("batch"):
             speeds = [f" ({row.speed:.1f}x)" * (row.steps == 1) for row in rows.itertuples()]
-            cells = [f"{rate:.3g}{speed}" for rate, speed in zip(rows["images_per_second"], speeds, strict=True)]
+            cells = [f"{float(f'{rate:.3g}'):,g}{speed}" for rate, speed in zip(rows["images_per_second"], speeds, strict=True)]
             body.append([report["profile"], str(batch), *cells])
     heads = ["teacher, 8 steps", "student, Python", "student, TorchScript"]
     return _table(["profile", "images at a time", *heads], body)
