@@ -151,6 +151,14 @@ def ablations_table() -> str:
     return _table(["ablation", "source", "claims", "by FID", "by pFD"], body)
 
 
+def photos_losses_table() -> str:
+    """Table 3 of Feng et al. at 4 steps, on photographs."""
+    rows = pd.read_csv(RESULTS / "photos_losses.csv")
+    assert rows["setting"].is_unique and set(rows["steps"]) == {4}
+    body = [[name, *(f"{x:.2f}" for x in scores)] for name, *scores in rows[["setting", "fid", "pfd", "is"]].to_numpy()]
+    return _table(["terms", "FID", "pFD", "IS"], body)
+
+
 def guided_table() -> str:
     """FID at every guidance weight, mean ± standard deviation over seeds, and IS at two."""
     table, _ = guidance.published()
@@ -191,7 +199,10 @@ def export_table() -> str:
     for report in _json("bench_export"):
         for batch, rows in pd.DataFrame(report["rows"]).groupby("batch"):
             speeds = [f" ({row.speed:.1f}x)" * (row.steps == 1) for row in rows.itertuples()]
-            cells = [f"{float(f'{rate:.3g}'):,g}{speed}" for rate, speed in zip(rows["images_per_second"], speeds, strict=True)]
+            cells = [
+                f"{float(f'{rate:.3g}'):,g}{speed}"
+                for rate, speed in zip(rows["images_per_second"], speeds, strict=True)
+            ]
             body.append([report["profile"], str(batch), *cells])
     heads = ["teacher, 8 steps", "student, Python", "student, TorchScript"]
     return _table(["profile", "images at a time", *heads], body)
@@ -224,6 +235,7 @@ TABLES = {
     "digits": digits_table,
     "evidence": evidence_table,
     "ablations": ablations_table,
+    "photos_losses": photos_losses_table,
     "guidance": guided_table,
     "networks": networks_table,
     "pipeline": diffusers_table,
