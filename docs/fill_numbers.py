@@ -230,6 +230,20 @@ def losses_table() -> str:
     return _table(heads, [["size", "maps", "reference", "chunked", "reference", "chunked"], *body])
 
 
+def sliders_table() -> str:
+    """Milliseconds between a slider's move and its picture."""
+    rows = pd.DataFrame(_json("bench_sliders")["rows"]).groupby("explorer", sort=False)
+    body = [
+        [
+            name,
+            ", ".join(f"{row.control} {row.median_ms:.0f}" for row in found.itertuples()),
+            f"{found['empty_ms'].mean():.0f}",
+        ]
+        for name, found in rows
+    ]
+    return _table(["explorer", "control and median, ms", "an empty figure, ms"], body)
+
+
 TABLES = {
     "summary": summary_table,
     "digits": digits_table,
@@ -246,6 +260,7 @@ TABLES = {
     "text": text_table,
     "step": step_table,
     "losses": losses_table,
+    "sliders": sliders_table,
 }
 
 
