@@ -156,7 +156,8 @@ def photos_ablation_table(name: str) -> str:
     rows = pd.read_csv(RESULTS / "photos_ablations.csv").query("ablation == @name")
     assert rows["setting"].is_unique and set(rows["steps"]) == {4}
     body = [[name, *(f"{x:.2f}" for x in scores)] for name, *scores in rows[["setting", "fid", "pfd", "is"]].to_numpy()]
-    return _table(["CFD + IS_P2P at", "FID", "pFD", "IS"] if name == "tau_is" else ["terms", "FID", "pFD", "IS"], body)
+    heads = {"losses": "terms", "tau_is": "CFD + IS_P2P at", "label_free": "method"}
+    return _table([heads[name], "FID", "pFD", "IS"], body)
 
 
 def guided_table() -> str:
@@ -250,6 +251,7 @@ TABLES = {
     "evidence": evidence_table,
     "ablations": ablations_table,
     "photos_losses": lambda: photos_ablation_table("losses"),
+    "photos_label_free": lambda: photos_ablation_table("label_free"),
     "photos_tau_is": lambda: photos_ablation_table("tau_is"),
     "guidance": guided_table,
     "networks": networks_table,
