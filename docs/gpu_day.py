@@ -87,9 +87,9 @@ def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = ()) -
         study("study", 600, "smoke", "methods=[pd,rdd]", *TINY)
     else:
         metric, data = work / "metric.safetensors", f"data.root={images}"
-        folder, few = work / "photos", ("--seeds", "1", "--jobs", "8", "--set", data, "--set", "run.compile=never")
+        folder, few = work / "photos", ("--first", "--seeds", "1", "--jobs", "8", "--set", data)
         command = (*rdd, "ablate", *ABLATIONS, "--profile", "photos", *few, "--out", str(folder))
-        steps.append(Step("photos_ablations", command, 3600, (folder / "ablations",)))
+        steps.append(Step("photos_ablations", command, 540, (folder / "ablations",)))
         command = (*rdd, "metric-network", "cifar10_small", "--out", str(metric), "--set", data)
         steps.append(Step("metric_network", command, 300, (metric.with_suffix(".json"),)))
         chosen = (data, f"methods=[{METHODS}]", f"evaluation.network={metric.resolve()}", *settings)
