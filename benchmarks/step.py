@@ -41,6 +41,7 @@ CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does n
     "bf16 eager": {"precision": "bf16", "channels_last": "never", "compile": "never"},
     "bf16 channels_last": {"precision": "bf16", "channels_last": "always", "compile": "never"},
     "auto": SETTINGS["auto"],
+    "cuda graphs": {"precision": "auto", "channels_last": "auto", "compile": "graphs"},
     "fused losses": {"precision": "auto", "channels_last": "auto", "compile": "auto", "impl": "fused"},
 }
 
@@ -209,6 +210,7 @@ def bench_step(
     overrides: dict[str, str] | None = None,
     *,
     what: Sequence[str] = ("base", "pd", "rdd"),
+    how: Sequence[str] = (),
     batch: int = 0,
     steps: int = 2,
     trace: Path | None = None,
@@ -225,6 +227,7 @@ def bench_step(
 
     Args:
         what: "base" and the profile's methods, its own sums among them.
+        how: of the settings that the device has, () for all; ratios are to the first, float32 eager.
         batch: images a step; 0 for the profile's on CUDA and 32 on a CPU.
         steps: timed, after a warm-up.
         trace: a folder, for a trace of a step of each row by PyTorch's profiler.
@@ -242,6 +245,9 @@ def bench_step(
         raise UserError(
             f"--batch {batch} --steps {steps}: choose a batch of at least 1 (0: chosen here), 1 step or more"
         )
+    settings = settings_of(device, any(one != "base" and loaded.objectives[one].looks for one in what))
+    if not set(how) <= set(settings):
+        raise UserError(f"--how {','.join(how)}: name some of {', '.join(settings)}")
     for method in set(what) - {"base"}:
         loaded.objectives[method].needs()
     if loaded.pretrained.teacher or loaded.pretrained.extractor:
@@ -261,12 +267,13 @@ def bench_step(
         full = (loaded.base if one == "base" else loaded.distill).train.batch_size
         images = batch or (full if device.type == "cuda" else min(32, full))
         eager: dict = {}
-        for setting, choice in settings_of(device, one != "base" and loaded.objectives[one].looks).items():
+        own = settings_of(device, one != "base" and loaded.objectives[one].looks)
+        for setting in [name for name in own if name in how or not how]:
             progress(f"{one}, {setting}, batch {images}")
             job = {"what": one, "batch": images, "steps": steps}
             traced = {"trace": str(trace / f"{one}-{setting.replace(' ', '-')}.json")} if trace else {}
-            row = {"setting": setting, **job, **run(measure_step, **job, **choice, **traced)}
-            eager = eager or row
+            row = {"setting": setting, **job, **run(measure_step, **job, **own[setting], **traced)}
+            eager = row if setting == "float32 eager" else eager
             rows.append(with_ratios(row, eager, peaks))
             keep(report)
     return report

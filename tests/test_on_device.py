@@ -147,14 +147,16 @@ class Cut(Exception):
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-@pytest.mark.parametrize("compile", ["never", pytest.param("always", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "compile", ["never", *(pytest.param(how, marks=pytest.mark.slow) for how in ("always", "graphs"))]
+)
 def test_a_cut_training_ends_where_an_uncut_one_does(device, tmp_path, precision, compile):
-    """RDD with queue, head and averaged weights, channels last. To rounding: a GPU adds in no fixed order."""
+    """CFD, relations at a share of it, queue, head, averaged weights, channels last. To rounding: a GPU adds in no fixed order."""
     if device.type != training_device().type:
         pytest.skip("a process trains on one device: on a GPU where there is one")
     if precision == "tf32" and device.type == "cpu":
         pytest.skip("CPUs have no TF32")
-    profile = load_profile("smoke", {})
+    profile = load_profile("smoke", {"sums": '["loud = cfd + is_p2p(share=1 tau=0.1) + m_p2p(share=0.3)"]'})
     config = TrainConfig(6, 16, 1e-3, ema=0.9, precision=precision)
     run = RunConfig(save_every=0, log_every=1, channels_last="always", compile=compile)
 
@@ -162,7 +164,7 @@ def test_a_cut_training_ends_where_an_uncut_one_does(device, tmp_path, precision
         teacher, extractor = tiny_denoiser(), build_extractor("small_resnet", 1, 10).eval()
         loss = replace(profile.loss, **QUEUE)
         torch.manual_seed(1)
-        objective = build_objective(profile.method("rdd"), loss, 0.9, teacher.schedule, extractor, 2)
+        objective = build_objective(profile.method("loud"), loss, 0.9, teacher.schedule, extractor, 2)
         after = objective.after_step
 
         def cut(generator):

@@ -115,6 +115,7 @@ def bench_step_command(
     what: Annotated[
         str, typer.Option(help="base, or a method (pd, cfd, rdd, cfd_pd, ..): one or several.")
     ] = "base,pd,rdd",
+    how: Annotated[str, typer.Option(help='Settings, such as "float32 eager,auto"; default: all.')] = "",
     batch: Annotated[int, typer.Option(help="Images a step; 0: the profile's on a GPU, 32 on a CPU.")] = 0,
     steps: Annotated[int, typer.Option(help="Timed steps, after a warm-up.")] = 2,
     trace: Annotated[
@@ -132,14 +133,15 @@ def bench_step_command(
     Examples:
       rdd bench step --profile smoke
       rdd bench step --what rdd --batch 4 --steps 1
-      rdd bench step --profile imagenet64 --set unet.channels=64 --out step.json
+      rdd bench step --profile imagenet64 --how "float32 eager,auto" --out step.json
     """
     step = benchmark("step")
     _make_folder(out)
     names = [name for name in what.split(",") if name]
     if trace is not None:
         trace.mkdir(parents=True, exist_ok=True)
-    options = {"what": names, "batch": batch, "steps": steps, "trace": trace, "progress": say}
+    chosen = [name.strip() for name in how.split(",") if name.strip()]
+    options = {"what": names, "how": chosen, "batch": batch, "steps": steps, "trace": trace, "progress": say}
     options["keep"] = lambda report: _keep(report, out)
     report = step.bench_step(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")

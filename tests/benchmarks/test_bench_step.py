@@ -118,7 +118,8 @@ def test_from_the_command_line_to_the_file(rdd, tmp_path):
 
 def test_a_gpu_is_measured_in_all_that_auto_is_made_of_and_by_the_fused_losses():
     cuda, cpu = (settings_of(torch.device(name), looks=True) for name in ("cuda", "cpu"))
-    assert list(cuda) == ["float32 eager", "tf32", "bf16 eager", "bf16 channels_last", "auto", "fused losses"]
+    assert list(cuda)[:4] == ["float32 eager", "tf32", "bf16 eager", "bf16 channels_last"]
+    assert list(cuda)[4:] == ["auto", "cuda graphs", "fused losses"]
     assert cuda.keys() - settings_of(torch.device("cuda"), looks=False).keys() == {"fused losses"}
     assert cpu.keys() <= {"float32 eager", "auto", "bf16"} and cuda["fused losses"]["impl"] == "fused"
 
@@ -128,6 +129,7 @@ def test_a_gpu_is_measured_in_all_that_auto_is_made_of_and_by_the_fused_losses()
     [
         ({"what": ["base", "rdx"]}, "name some of base, pd, pd_lpips, pd_stages, cfd, rcfd, rdd"),
         ({"what": ["base", "pd_lpips"]}, "LPIPS needs"),
+        ({"how": ["auto", "quick"]}, "name some of float32 eager, auto"),
         ({"batch": -1}, "a batch of at least 1"),
         ({"steps": 0}, "1 step or more"),
         ({"overrides": {"pretrained.teacher": "theirs"}}, "leave pretrained.teacher"),
