@@ -41,7 +41,6 @@ CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does n
     "bf16 eager": {"precision": "bf16", "channels_last": "never", "compile": "never"},
     "bf16 channels_last": {"precision": "bf16", "channels_last": "always", "compile": "never"},
     "auto": SETTINGS["auto"],
-    "cuda graphs": {"precision": "auto", "channels_last": "auto", "compile": "graphs"},
     "fused losses": {"precision": "auto", "channels_last": "auto", "compile": "auto", "impl": "fused"},
 }
 

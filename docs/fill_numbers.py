@@ -221,6 +221,16 @@ def step_table() -> str:
     return _table(["step", "setting", "whole", *parts, "images/s", "of peak", "speed"], body)
 
 
+def gpu_step_table() -> str:
+    """Milliseconds of a training step and of its parts on a GPU."""
+    parts, body = ("teacher", "student", "extractor", "losses", "optimiser"), []
+    for row in _json("h200_step")["rows"]:
+        cells = [f"{1e3 * seconds:.0f}" for seconds in (row["seconds"], *(row["parts"][part] for part in parts))]
+        facts = [f"{row['images_per_second']:.0f}", f"{row['of_peak']:.0%}", f"{row['ratio']:.2f}"]
+        body.append([row["setting"], *cells, f"{1e3 * row['parts_seconds']:.0f}", *facts])
+    return _table(["RDD step, ms", "whole", *parts, "their sum", "images/s", "of peak", "speed"], body)
+
+
 def losses_table() -> str:
     """Memory and time of IS_P2P in both forms."""
     rows = [row for row in _json("bench_losses") if row["loss"] == "is_p2p"]
@@ -257,6 +267,7 @@ TABLES = {
     "networks": networks_table,
     "pipeline": diffusers_table,
     "export": export_table,
+    "gpu_step": gpu_step_table,
     "photos": lambda: digits_table("photos"),
     "claims": claims_table,
     "text": text_table,

@@ -147,9 +147,7 @@ class Cut(Exception):
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-@pytest.mark.parametrize(
-    "compile", ["never", *(pytest.param(how, marks=pytest.mark.slow) for how in ("always", "graphs"))]
-)
+@pytest.mark.parametrize("compile", ["never", pytest.param("always", marks=pytest.mark.slow)])
 def test_a_cut_training_ends_where_an_uncut_one_does(device, tmp_path, precision, compile):
     """CFD, relations at a share of it, queue, head, averaged weights, channels last. To rounding: a GPU adds in no fixed order."""
     if device.type != training_device().type:

@@ -10,7 +10,6 @@ PRECISIONS = ("auto", "float32", "tf32", "bf16")
 OPTIMIZERS = ("adam", "sgd")
 SHIPPED = ("all", "start", "none")
 SWITCHES = ("auto", "always", "never")
-COMPILE = (*SWITCHES, "graphs")
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim")
 
 
@@ -57,9 +56,7 @@ class RunConfig:
     out of range."""
 
     channels_last: str = "auto"  # where it is faster: on CUDA, and in float32 on a CPU; or "always", "never"
-    # torch.compile: "auto" on CUDA where a training is long enough for it, "always", "never"; "graphs": always, and on CUDA
-    # replayed as CUDA graphs, which spares small networks the time that launching their kernels takes
-    compile: str = "auto"
+    compile: str = "auto"  # torch.compile, on CUDA where a training is long enough for it; or "always", "never"
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl
@@ -70,8 +67,7 @@ class RunConfig:
     tracker: str = "none"  # who else gets the records, on this machine's disk: "tensorboard", "wandb", "mlflow", "aim"
 
     def __post_init__(self):
-        one_of(self, SWITCHES, "channels_last")
-        one_of(self, COMPILE, "compile")
+        one_of(self, SWITCHES, "channels_last", "compile")
         one_of(self, SHIPPED, "shipped")
         one_of(self, TRACKERS, "tracker")
         at_least(self, 0, "save_every", "sample_every")

@@ -121,9 +121,9 @@ def laid_out(module: nn.Module, run: RunConfig, precision: str) -> nn.Module:
 
 def compiled(module: nn.Module, run: RunConfig) -> nn.Module:
     """The module, in place, with torch.compile where `run` asks for it. Compilation happens at the first call."""
-    if run.compile in ("always", "graphs") or (run.compile == "auto" and next(module.parameters()).is_cuda):
+    if run.compile == "always" or (run.compile == "auto" and next(module.parameters()).is_cuda):
         functorch.donated_buffer = False  # terms with a share take their gradients through one extractor, one by one
-        module.compile(mode="reduce-overhead" if run.compile == "graphs" else None)
+        module.compile()
     return module
 
 

@@ -123,7 +123,6 @@ class Trainer:
             StopRequests(device) as stop,
         ):
             for number in progress:
-                torch.compiler.cudagraph_mark_step_begin()  # what the last iteration's graphs returned is done with
                 step = self._step(number, epochs, accelerator)
                 self._set_rates(state.optimizer, number)
                 state.optimizer.zero_grad(set_to_none=True)
