@@ -324,6 +324,7 @@ class Prefixing:
         plain = sys.stdout, sys.stderr
         os.environ["COLUMNS"] = str(shutil.get_terminal_size((100, 24)).columns - 12)
         sys.stdout, sys.stderr = (Prefixed(stream, f"{self.label} | ") for stream in plain)
+        progress.report_to(None)  # what it trains is shown by lines of its own
         try:
             self.work(*self.arguments)
             return "done"
