@@ -156,7 +156,7 @@ def photos_ablation_table(name: str) -> str:
     rows = pd.read_csv(RESULTS / "photos_ablations.csv").query("ablation == @name")
     assert rows["setting"].is_unique and set(rows["steps"]) == {4}
     body = [[name, *(f"{x:.2f}" for x in scores)] for name, *scores in rows[["setting", "fid", "pfd", "is"]].to_numpy()]
-    heads = {"losses": "terms", "tau_is": "CFD + IS_P2P at", "label_free": "method"}
+    heads = {"losses": "terms", "tau_is": "CFD + IS_P2P at", "label_free": "method", "batch": "CFD + IS_P2P"}
     return _table([heads[name], "FID", "pFD", "IS"], body)
 
 
@@ -262,6 +262,7 @@ TABLES = {
     "ablations": ablations_table,
     "photos_losses": lambda: photos_ablation_table("losses"),
     "photos_label_free": lambda: photos_ablation_table("label_free"),
+    "photos_batch": lambda: photos_ablation_table("batch"),
     "photos_tau_is": lambda: photos_ablation_table("tau_is"),
     "guidance": guided_table,
     "networks": networks_table,

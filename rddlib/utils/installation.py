@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -56,4 +57,4 @@ def hardware(device: torch.device | str | None = None) -> str:
             if "model name" in line
         ]
         model = names[0] if names else model
-    return f"{model}, {torch.get_num_threads()} threads"
+    return f"{model}, {counted(torch.get_num_threads(), 'thread')}"
