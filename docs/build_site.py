@@ -159,7 +159,7 @@ def stage(folder: Path, studies: list[Path]) -> None:
     for name, text in pages.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace("README.md#", "index.md#").replace("```mermaid", "```"), encoding="utf-8")
+        path.write_text(text.replace("README.md#", "index.md#"), encoding="utf-8")
     (folder / "llms.txt").write_text(_for_language_models(pages, contents), encoding="utf-8")
 
 

@@ -1,11 +1,13 @@
 """All that is to be measured once a GPU is at hand, step by step; what is to be taken home lies in one small folder.
 
 python docs/gpu_day.py --images CIFAR10_FOLDER [--out runs/gpu] [--wheels wheels]     # make gpu IMAGES=CIFAR10_FOLDER
-python docs/gpu_day.py --images CIFAR10_FOLDER --only bench_step_cifar10,study --set base.train.iterations=5000
+python docs/gpu_day.py --images CIFAR10_FOLDER --only study --limit 540 --set base.train.iterations=5000
 python docs/gpu_day.py --tiny                                                         # the same on a CPU, in minutes
 
 Each step has a time limit, and what it left is kept whatever becomes of the others: JSON, CSV, PNG in OUT/home, with
 steps.json, which says what ran, when, on what and how it ended. Run again, it goes on with the steps that are not done.
+Those of QUICK end within nine minutes together: no training in them is compiled, which takes minutes. The study goes on where
+it was stopped, so that --limit does it in pieces.
 Nothing is fetched: what a machine with PyTorch lacks can be brought along. Where there is a network, and with that machine's
 Python version, python docs/gpu_day.py --fetch FOLDER fills the folder for --wheels.
 """
@@ -33,6 +35,15 @@ GPU_TESTS = (
     "tests/losses/test_fused.py",
     "tests/data/test_data.py",
 )  # that a GPU adds tests to
+QUICK = (  # and their limits in seconds: 540 together
+    ("smoke", 60),
+    ("test_gpu", 150),
+    ("bench_losses_is_p2p", 70),
+    ("bench_losses_m_p2p", 70),
+    ("bench_step_cifar10", 110),
+    ("bench_step_imagenet64", 80),
+)
+EAGER, COMPILED = "float32 eager,tf32,bf16 channels_last", "float32 eager,auto,fused losses"
 ABLATIONS = ("losses", "batch", "tau_is", "balance")
 METHODS = "pd,pd_stages,cfd,rcfd,rdd,cfd_is,cfd_pd,cfd_is_pd"
 TINY = ("base.train.iterations=2", "progressive.train.iterations=1", "extractor.train.iterations=2")
@@ -55,43 +66,50 @@ class Step:
     results: tuple[Path, ...] = ()
 
 
-def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = ()) -> list[Step]:
-    """What there is to do, in order; tiny: in minutes, on a CPU; settings: FIELD=VALUE of the last study."""
+def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = (), limit: float = 4 * 3600) -> list[Step]:
+    """What there is to do, in order; tiny: in minutes, on a CPU; settings: FIELD=VALUE of the last study; limit: of each."""
+    limits = dict.fromkeys((name for name, _ in QUICK), 600.0) if tiny else dict(QUICK)
     python, rdd = sys.executable, (sys.executable, "-m", "rddlib.cli")
     device, work, steps = ("cpu" if tiny else "cuda"), out / "work", []
 
-    def bench(name: str, limit: float, *options: str) -> None:
-        path = work / f"bench_{name}.json"
-        steps.append(Step(f"bench_{name}", (*rdd, "bench", *options, "--out", str(path)), limit, (path,)))
+    def step(name: str, longest: float, command: tuple[str, ...], *results: Path) -> None:
+        steps.append(Step(name, command, min(limits.get(name, longest), limit), results))
 
-    def study(name: str, limit: float, profile: str, *settings: str) -> None:
+    def bench(name: str, *options: str) -> None:
+        path = work / f"bench_{name}.json"
+        step(f"bench_{name}", 900, (*rdd, "bench", *options, "--out", str(path)), path)
+
+    def study(name: str, longest: float, profile: str, *settings: str) -> None:
         folder = work / name
         chosen = [word for setting in settings for word in ("--set", setting)]
         command = (*rdd, "study", "--profile", profile, "--no-notebooks", "--out", str(folder), *chosen)
-        steps.append(Step(name, command, limit, (folder,)))
+        step(name, longest, command, folder)
 
     if not tiny:  # whose own study comes last
-        study("smoke", 180, "smoke")
-    chosen = (GPU_TESTS[0], "-k", "queue") if tiny else (*GPU_TESTS, "-m", "gpu", "-n0")
+        study("smoke", 60, "smoke")
+    chosen = (GPU_TESTS[0], "-k", "queue") if tiny else (*GPU_TESTS, "-m", "gpu", "-n4")
     report = work / "test_gpu.xml"
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, f"--junitxml={report}")
-    steps.append(Step("test_gpu", pytest, 300, (report,)))
+    step("test_gpu", 150, pytest, report)
     quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32")
-    quick = quick if tiny else ("--size", "cifar10,imagenet64")
+    quick = quick if tiny else ("--size", "cifar10,imagenet64", "--dtype", "bfloat16")
     for loss in ("is_p2p",) if tiny else ("is_p2p", "m_p2p"):
-        bench(f"losses_{loss}", 180, "losses", "--device", device, "--loss", loss, *quick)
+        bench(f"losses_{loss}", "losses", "--device", device, "--loss", loss, *quick)
     quick = ("--what", "pd", "--batch", "2", "--steps", "1") if tiny else ("--what", "rdd", "--steps", "10")
+    how = () if tiny else ("--how", EAGER)
     for profile in ("smoke",) if tiny else ("cifar10", "imagenet64"):
-        bench(f"step_{profile}", 300, "step", "--profile", profile, *quick)
+        bench(f"step_{profile}", "step", "--profile", profile, *quick, *how)
     if tiny:
         study("study", 600, "smoke", "methods=[pd,rdd]", *TINY)
     else:
+        for profile in ("cifar10", "imagenet64"):
+            bench(f"compiled_{profile}", "step", "--profile", profile, *quick, "--how", COMPILED)
         metric, data = work / "metric.safetensors", f"data.root={images}"
         folder, few = work / "photos", ("--first", "--seeds", "1", "--jobs", "8", "--set", data)
         command = (*rdd, "ablate", *ABLATIONS, "--profile", "photos", *few, "--out", str(folder))
-        steps.append(Step("photos_ablations", command, 540, (folder / "ablations",)))
+        step("photos_ablations", 900, command, folder / "ablations")
         command = (*rdd, "metric-network", "cifar10_small", "--out", str(metric), "--set", data)
-        steps.append(Step("metric_network", command, 300, (metric.with_suffix(".json"),)))
+        step("metric_network", 300, command, metric.with_suffix(".json"))
         chosen = (data, f"methods=[{METHODS}]", f"evaluation.network={metric.resolve()}", *settings)
         study("study", 4 * 3600, "cifar10_small", *chosen)
     return steps
@@ -215,12 +233,15 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="try it on a CPU, in minutes")
     parser.add_argument("--only", help="some of the steps, with commas between them")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a number of the last study")
+    parser.add_argument("--limit", type=float, default=4 * 3600.0, help="seconds that a step may take at most")
     given = parser.parse_args()
     if given.fetch:
         bring(given.fetch, fetch=True)
         return 0
     if not given.tiny and not (given.images and Path(given.images).is_dir()):
         parser.error(f"--images {given.images}: no such folder; name one that holds CIFAR-10, or add --tiny")
+    if given.limit <= 0:
+        parser.error(f"--limit {given.limit:g}: give more than 0 seconds")
     if given.wheels:
         if not given.wheels.is_dir():
             parser.error(f"--wheels {given.wheels}: no such folder; --fetch makes one")
@@ -231,7 +252,7 @@ def main() -> int:
     if not given.tiny and not torch.cuda.is_available():
         parser.error("this machine has no GPU that PyTorch sees: add --tiny to try it on the CPU")
     out = given.out.resolve()
-    steps = steps_of(out, str(Path(given.images or ".").resolve()), given.tiny, given.set)
+    steps = steps_of(out, str(Path(given.images or ".").resolve()), given.tiny, given.set, given.limit)
     chosen = (given.only or ",".join(step.name for step in steps)).split(",")
     if unknown := set(chosen) - {step.name for step in steps}:
         parser.error(f"--only {','.join(sorted(unknown))}: known are {', '.join(step.name for step in steps)}")

@@ -88,16 +88,12 @@ def cut_once(wait, path):
 
 def test_every_step_is_planned_with_its_limit(gpu_day, tmp_path):
     steps = gpu_day.steps_of(tmp_path, "/photos", tiny=False)
-    names = [
-        "smoke",
-        "test_gpu",
-        "bench_losses_is_p2p",
-        "bench_losses_m_p2p",
-        "bench_step_cifar10",
-        "bench_step_imagenet64",
-    ]
-    assert [step.name for step in steps] == [*names, "photos_ablations", "metric_network", "study"]
-    assert all(0 < step.limit <= 4 * 3600 for step in steps) and "data.root=/photos" in steps[-1].command
+    names, quick = [step.name for step in steps], dict(gpu_day.QUICK)
+    assert names == [*quick, "bench_compiled_cifar10", "bench_compiled_imagenet64", *names[-3:]]
+    assert names[-3:] == ["photos_ablations", "metric_network", "study"] and "data.root=/photos" in steps[-1].command
+    assert sum(step.limit for step in steps if step.name in quick) <= 540
+    assert all(0 < step.limit <= 4 * 3600 for step in steps)
+    assert max(step.limit for step in gpu_day.steps_of(tmp_path, "/photos", tiny=False, limit=99)) == 99
 
 
 @pytest.mark.parametrize("words, fault", [([], "no such folder"), (["--tiny", "--wheels", "nowhere"], "--fetch")])
