@@ -75,6 +75,7 @@ def work() -> dict:
     return found | {"trained": trained(False), "alike": trained(True)}
 
 
+@pytest.mark.ci
 def test_two_processes_equal_one(tmp_path):
     first, second = found_by_two(__file__, tmp_path)
     for name, options in FORMS.items():

@@ -55,6 +55,7 @@ def score(folder, data):
     return found
 
 
+@pytest.mark.ci
 def test_two_processes_share_the_work_and_find_the_same(few, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     both = subprocess.run([*launch, tmp_path], capture_output=True, text=True, timeout=240)

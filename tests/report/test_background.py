@@ -133,6 +133,7 @@ def test_a_failed_training_says_why_in_one_line(tmp_path):
     assert run.progress()["state"] == "done"
 
 
+@pytest.mark.ci
 def test_a_killed_training_is_no_running_one_and_goes_on(tmp_path, stopping):
     study = continue_study("smoke", {"base.train.iterations": "5000", "run.save_every": "0.2"}, tmp_path / "out")
     stopping.append(run := train_in_background(study, "base"))

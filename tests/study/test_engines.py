@@ -77,6 +77,7 @@ def test_failures_leave_the_others(tmp_path, jobs):
     assert len({outcome.said for outcome in found.values() if not outcome.failed}) == jobs  # processes that did them
 
 
+@pytest.mark.ci
 def test_a_task_whose_process_dies_is_tried_again_and_given_up_in_the_end(tmp_path):
     tasks = [Note(tmp_path, 0, "die"), Note(tmp_path, 1, "die once"), Note(tmp_path, 2)]
     found = outcomes(on_this_machine(2), tasks)

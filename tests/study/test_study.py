@@ -209,6 +209,7 @@ def edited(tmp_path):
     return run
 
 
+@pytest.mark.ci
 def test_a_method_of_one_s_own_is_two_files(edited, tiny_folder, tmp_path):
     """Commands know it at once; the study trains it, scores it and shows it in figures and report."""
     out = shutil.copytree(tiny_folder, tmp_path / "study")

@@ -114,6 +114,7 @@ def table_of(study, name):
     return pd.read_csv(study.out / f"ablations/{name}.csv")
 
 
+@pytest.mark.ci
 def test_a_sweep_measures_all_its_points_once_and_leaves_a_tidy_table(tiny):
     performed = []
 

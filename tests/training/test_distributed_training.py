@@ -33,6 +33,7 @@ def fit(files=None) -> dict:
     return {"world": world_size(), "weights": weights.tolist(), "seen": seen}
 
 
+@pytest.mark.ci
 def test_two_processes_train_as_one(tmp_path):
     expected = pytest.approx(fit()["weights"], rel=1e-9, abs=1e-12)
     for found in found_by_two(__file__, tmp_path):
@@ -67,6 +68,7 @@ def test_the_command_on_two_processes_makes_one_artefact(tmp_path):
     assert names == [".json", ".jsonl", ".safetensors"]
 
 
+@pytest.mark.ci
 def test_bad_input_on_two_processes_is_said_once(tmp_path):
     done = launched("-m", "rddlib.cli", "train", "--set", "base.train.batch_size=33", "--out", str(tmp_path))
     assert done.returncode != 0 and done.stderr.count("rdd: batch_size 33 cannot be shared by 2 processes") == 1
@@ -83,6 +85,7 @@ def study_from_a_notebook(out):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.ci
 def test_a_notebook_launches_two_processes(tmp_path):
     code = f"""
 import sys

@@ -239,6 +239,7 @@ def test_a_full_disk_stops_cleanly_with_the_last_checkpoint_whole(tmp_path, monk
 # the command
 
 
+@pytest.mark.ci
 def test_the_command_stops_on_a_signal_and_goes_on(tmp_path):
     words = [sys.executable, "-m", "rddlib.cli", "train", "--profile", "smoke", "--out", str(tmp_path / "out")]
     words += ["--set", "base.train.iterations=100", "--set"]

@@ -74,6 +74,7 @@ def measure(folder):
     return {name: value.tolist() for name, value in values.items()} | told
 
 
+@pytest.mark.ci
 def test_two_processes_see_what_both_have(tmp_path):
     first = torch.arange(6.0).reshape(2, 3)
     for process, found in enumerate(found_by_two(__file__, tmp_path)):
