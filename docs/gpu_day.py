@@ -35,14 +35,16 @@ GPU_TESTS = (
     "tests/losses/test_fused.py",
     "tests/data/test_data.py",
 )  # that a GPU adds tests to
-QUICK = (  # and their limits in seconds: 540 together
-    ("smoke", 60),
-    ("test_gpu", 150),
-    ("bench_losses_is_p2p", 70),
-    ("bench_losses_m_p2p", 70),
-    ("bench_step_cifar10", 110),
-    ("bench_step_imagenet64", 80),
-)
+QUICK = {  # and their limits in seconds: 540 together
+    "smoke": 60,
+    "test_gpu": 150,
+    "bench_losses_is_p2p": 70,
+    "bench_losses_m_p2p": 70,
+    "bench_step_cifar10": 110,
+    "bench_step_imagenet64": 80,
+}
+LIMITS = QUICK | {"metric_network": 300, "study": 4 * 3600}  # of all others: LONGEST
+LONGEST = 900
 EAGER, COMPILED = "float32 eager,tf32,bf16 channels_last", "float32 eager,auto,fused losses"
 ABLATIONS = ("losses", "batch", "tau_is", "balance")
 METHODS = "pd,pd_stages,cfd,rcfd,rdd,cfd_is,cfd_pd,cfd_is_pd"
@@ -68,29 +70,29 @@ class Step:
 
 def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = (), limit: float = 4 * 3600) -> list[Step]:
     """What there is to do, in order; tiny: in minutes, on a CPU; settings: FIELD=VALUE of the last study; limit: of each."""
-    limits = dict.fromkeys((name for name, _ in QUICK), 600.0) if tiny else dict(QUICK)
     python, rdd = sys.executable, (sys.executable, "-m", "rddlib.cli")
     device, work, steps = ("cpu" if tiny else "cuda"), out / "work", []
 
-    def step(name: str, longest: float, command: tuple[str, ...], *results: Path) -> None:
-        steps.append(Step(name, command, min(limits.get(name, longest), limit), results))
+    def step(name: str, command: tuple[str, ...], *results: Path) -> None:
+        longest = LONGEST if tiny else LIMITS.get(name, LONGEST)
+        steps.append(Step(name, command, min(longest, limit), results))
 
     def bench(name: str, *options: str) -> None:
         path = work / f"bench_{name}.json"
-        step(f"bench_{name}", 900, (*rdd, "bench", *options, "--out", str(path)), path)
+        step(f"bench_{name}", (*rdd, "bench", *options, "--out", str(path)), path)
 
-    def study(name: str, longest: float, profile: str, *settings: str) -> None:
+    def study(name: str, profile: str, *settings: str) -> None:
         folder = work / name
         chosen = [word for setting in settings for word in ("--set", setting)]
         command = (*rdd, "study", "--profile", profile, "--no-notebooks", "--out", str(folder), *chosen)
-        step(name, longest, command, folder)
+        step(name, command, folder)
 
     if not tiny:  # whose own study comes last
-        study("smoke", 60, "smoke")
+        study("smoke", "smoke")
     chosen = (GPU_TESTS[0], "-k", "queue") if tiny else (*GPU_TESTS, "-m", "gpu", "-n4")
     report = work / "test_gpu.xml"
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, f"--junitxml={report}")
-    step("test_gpu", 150, pytest, report)
+    step("test_gpu", pytest, report)
     quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32")
     quick = quick if tiny else ("--size", "cifar10,imagenet64", "--dtype", "bfloat16")
     for loss in ("is_p2p",) if tiny else ("is_p2p", "m_p2p"):
@@ -100,18 +102,18 @@ def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = (), l
     for profile in ("smoke",) if tiny else ("cifar10", "imagenet64"):
         bench(f"step_{profile}", "step", "--profile", profile, *quick, *how)
     if tiny:
-        study("study", 600, "smoke", "methods=[pd,rdd]", *TINY)
+        study("study", "smoke", "methods=[pd,rdd]", *TINY)
     else:
         for profile in ("cifar10", "imagenet64"):
             bench(f"compiled_{profile}", "step", "--profile", profile, *quick, "--how", COMPILED)
         metric, data = work / "metric.safetensors", f"data.root={images}"
         folder, few = work / "photos", ("--first", "--seeds", "1", "--jobs", "8", "--set", data)
         command = (*rdd, "ablate", *ABLATIONS, "--profile", "photos", *few, "--out", str(folder))
-        step("photos_ablations", 900, command, folder / "ablations")
+        step("photos_ablations", command, folder / "ablations")
         command = (*rdd, "metric-network", "cifar10_small", "--out", str(metric), "--set", data)
-        step("metric_network", 300, command, metric.with_suffix(".json"))
+        step("metric_network", command, metric.with_suffix(".json"))
         chosen = (data, f"methods=[{METHODS}]", f"evaluation.network={metric.resolve()}", *settings)
-        study("study", 4 * 3600, "cifar10_small", *chosen)
+        study("study", "cifar10_small", *chosen)
     return steps
 
 

@@ -88,7 +88,7 @@ def cut_once(wait, path):
 
 def test_every_step_is_planned_with_its_limit(gpu_day, tmp_path):
     steps = gpu_day.steps_of(tmp_path, "/photos", tiny=False)
-    names, quick = [step.name for step in steps], dict(gpu_day.QUICK)
+    names, quick = [step.name for step in steps], gpu_day.QUICK
     assert names == [*quick, "bench_compiled_cifar10", "bench_compiled_imagenet64", *names[-3:]]
     assert names[-3:] == ["photos_ablations", "metric_network", "study"] and "data.root=/photos" in steps[-1].command
     assert sum(step.limit for step in steps if step.name in quick) <= 540
