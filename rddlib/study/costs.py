@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rddlib.data import SOURCES, ImageDataset
+from rddlib.data import SOURCES, ImageDataset, load_dataset
 from rddlib.data.folder import class_names
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample
@@ -117,14 +117,15 @@ def _space_of(profile: Profile) -> LatentSpace | None:
 
 
 class Prober:
-    """Runs the stages of a profile's graphs on random images, writing nothing; guided: None for images without classes.
+    """Runs the stages of a profile's graphs, writing nothing; guided: None for images without classes.
 
-    networks(stage): what its parents hand to it, barely trained, since an iteration costs the same whatever was learnt.
+    images: default random ones. networks(stage): what its parents hand to it, barely trained, since an iteration costs the same
+    whatever was learnt.
     """
 
-    def __init__(self, profile: Profile):
+    def __init__(self, profile: Profile, images: ImageDataset | None = None):
         space = _space_of(profile)
-        images = random_images(profile, latent=space is not None)
+        images = images or random_images(profile, latent=space is not None)
         run = replace(profile.run, log_every=1, sample_every=0, tracker="none")
         # torch.compile would take longer than a measurement may
         run = replace(run, compile="never") if run.compile == "auto" else run
@@ -351,7 +352,7 @@ def make_plan(
     if p.data.name == "folder" and not p.data.folder.is_dir():
         say(f"there is no folder {p.data.folder}: {counted(classes_of(p), 'class')} assumed (--set data.root=FOLDER)")
     maps = _checked_maps(p)
-    memory, prober, seeds = free_memory(training_device().type), Prober(p), len(p.seeds)
+    memory, prober, seeds = free_memory(training_device().type), Prober(p, _at_hand(p)), len(p.seeds)
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
     if any(stages[0].kind == "extractor" for _, stages, _ in groups):
         check_classes_to_learn(prober.images, p.extractor.classes)
@@ -370,6 +371,14 @@ def make_plan(
     return Plan(
         [row for row in rows if row.iterations or row.cost is SHIPS], shutil.disk_usage(_existing(out)).free, memory
     )
+
+
+def _at_hand(p: Profile) -> ImageDataset | None:
+    """CIFAR-10 where it is here already: which models come with the package is known by the pixels that they learnt from."""
+    if p.data.name == "cifar10" and not p.pretrained.teacher:
+        with contextlib.suppress(UserError):
+            return load_dataset(replace(p.data, download=False), shape=p.unet.image_shape)
+    return None
 
 
 def _takes_weight(p: Profile) -> bool:
@@ -394,7 +403,7 @@ def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[
     """(name, stages of one kind, how often each is trained) of what these arms need."""
     found: dict[str, list[Stage]] = {}
     for arm in arms:
-        for stage in graph.drawer(arm.method, arm.steps, arm.seed, arm.sampler).lineage():
+        for stage in graph.drawer(arm.method, arm.steps, arm.seed, arm.sampler).missing():
             if stage.config:  # else it is taken as it is
                 same = found.setdefault(stage.kind, [])
                 same += [stage] * (stage not in same)

@@ -5,7 +5,9 @@ import re
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from rddlib.data import DataConfig, load_dataset
 from rddlib.study import costs
 from rddlib.study.ablations import ABLATIONS
 from rddlib.study.costs import (
@@ -26,6 +28,7 @@ from rddlib.study.costs import (
     random_images,
 )
 from rddlib.study.profiles import PROFILES, changed, load_profile
+from rddlib.study.stage import Stage
 from rddlib.study.study import Study
 from rddlib.study.sweep import Sweep
 from rddlib.utils.checkpoint import load_checkpoint
@@ -141,6 +144,26 @@ def test_a_folder_is_planned_with_its_own_classes(made_up, tmp_path):
     assert not any("assumed" in line for line in said[1:])
 
 
+def test_what_ships_for_the_images_that_are_here_is_not_planned_nor_what_it_was_made_from(
+    made_up, tmp_path, monkeypatch
+):
+    for number, name in enumerate(f"{part}/{label}" for part in ("train", "test") for label in "abcdefghij"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / name / "1.png")
+    pixels = load_dataset(DataConfig("cifar10", str(tmp_path), flip=True, halve=1)).sha256
+
+    def known(stage):
+        return ({}, {}) if stage.name == "pd-8" and pixels in repr(stage.lineage()[0].facts()) else None
+
+    monkeypatch.setattr(Stage, "_shipped", property(known))
+    plans = [make_plan("photos", {"data.root": str(tmp_path / place)}, out=tmp_path) for place in (".", "elsewhere")]
+    halvings = [{row.name: row.iterations for row in plan.rows if row.kind == "halving"} for plan in plans]
+    assert halvings == [
+        {"PD, 1 halving": 0, "guided: PD, 1 halving": 400},
+        {"PD, 3 halvings": 1200, "guided: PD, 1 halving": 400},
+    ]
+
+
 def test_a_folder_without_classes_is_planned_without_guidance_or_refused(made_up, tmp_path):
     (tmp_path / "1.png").write_bytes(b"never read")
     own = {"data.name": "folder", "data.root": str(tmp_path)}
@@ -244,7 +267,7 @@ def test_a_plan_of_the_smoke_profile(tmp_path):
 
 def test_what_comes_with_the_package_is_planned_as_taken(made_up, tmp_path):
     rows = {row.name: row for row in make_plan("digits", out=tmp_path).rows}
-    for name in ("base model", "PD, 3 halvings", "extractor small_resnet"):
+    for name in ("base model", "PD, 1 halving", "extractor small_resnet"):
         assert (rows[name].iterations, rows[name].seconds, rows[name].cost.note) == (0, 0.0, "comes with rddlib")
     trained = {row.name: row for row in make_plan("digits", {"run.shipped": "none"}, out=tmp_path).rows}
     assert trained["base model"].iterations == load_profile("digits").base.train.iterations
