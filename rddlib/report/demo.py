@@ -42,7 +42,7 @@ def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:
         arms = [(method, steps if method == "ddim" else 1) for method, one in models if one == 1]
         theirs = drawn("pd", teacher, noise)
         apart = [f"{LABELS[m]} {(drawn(m, n, noise) - theirs).square().mean().sqrt():.2f}" for m, n in arms]
-        title = f"RMS distance from the teacher: {', '.join(apart)}"
+        title = f"One noise a column; RMS distance from the teacher: {', '.join(apart)}"
         return same_noise_figure(lambda method, n: drawn(method, n, noise), teacher, arms, title)
 
     return demo

@@ -252,7 +252,7 @@ class Profile:
 
 
 def digits() -> Profile:
-    """Real 8x8 digits on a laptop, about seventeen minutes on 2 cores."""
+    """Real 8x8 digits on a laptop, some twenty minutes on 2 cores."""
     return Profile(
         name="digits",
         data=DataConfig("digits"),

@@ -392,11 +392,13 @@ class Study:
                 task.perform()
             return
 
-        def report(outcome: Outcome) -> None:
-            if outcome.failed:  # those that run are finished, no other begins
-                raise UserError(f"{outcome.task.label}: {outcome.said}")
-
         with progress.Bar(label, total) as bar:
+
+            def report(outcome: Outcome) -> None:
+                if outcome.failed:  # those that run are finished, no other begins
+                    raise UserError(f"{outcome.task.label}: {outcome.said}")
+                bar.say(f"{outcome.task.label}: {outcome.said} ({outcome.seconds:.0f} s)")
+
             on_this_machine(jobs, bar.count)(tasks, report)
 
     def _cost(self, method: str) -> int:

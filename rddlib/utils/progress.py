@@ -87,6 +87,11 @@ class Bar:
         self._bar.update(done - self._done)
         self._done = done
 
+    def say(self, line: str) -> None:
+        """A line in a log, for what one of the processes has done."""
+        if mode() == "line":
+            print(line, flush=True)
+
     def __enter__(self) -> "Bar":
         return self
 

@@ -42,3 +42,13 @@ def test_one_is_no_plural(monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("stage: 1 iteration in ") and second.startswith("part: 2 batches in ")
     assert counted(1, "class") == "1 class" and counted(50_000, "image", ",") == "50,000 images"
+
+
+def test_what_other_processes_have_done_is_said_in_a_log_alone(monkeypatch, capsys):
+    for kind, lines in (("line", ["PD, seed 0: FID 1.2", "2 cascades: 6 iterations in "]), ("bar", [])):
+        monkeypatch.setenv(progress.MODE_VARIABLE, kind)
+        with progress.Bar("2 cascades", 6) as bar:
+            bar.count(6)
+            bar.say("PD, seed 0: FID 1.2")
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == len(lines) and all(line.startswith(start) for line, start in zip(said, lines, strict=True))
