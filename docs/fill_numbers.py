@@ -233,7 +233,8 @@ def gpu_step_table() -> str:
 
 def losses_table() -> str:
     """Memory and time of IS_P2P in both forms."""
-    rows = [row for row in _json("bench_losses") if row["loss"] == "is_p2p"]
+    found = {(row["A"], row["N"], row["dtype"]): row for row in _json("bench_losses") if row["loss"] == "is_p2p"}
+    rows = [found[size] for size in sorted(found, reverse=True)]
     names = {"mib": ".0f", "s": ".3f"}
     cells = [[format(row[f"{f}_{n}"], names[n]) for n in names for f in ("reference", "chunked")] for row in rows]
     body = [[f"N = {row['N']}, A = {row['A']}", row["dtype"], *line] for row, line in zip(rows, cells, strict=True)]
