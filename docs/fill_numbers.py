@@ -227,7 +227,7 @@ def gpu_step_table() -> str:
     for row in _json("h200_step")["rows"]:
         whole = [f"{1e3 * row['seconds']:.0f}", f"{row['ratio']:.2f}", f"{row['of_peak']:.0%}"]
         body.append([row["setting"], *whole, *(f"{1e3 * row['parts'][part]:.0f}" for part in parts)])
-    return _table(["step, ms", "whole", "speed", "of peak", *parts], body)
+    return _table(["step, ms", "whole", "speed", "of peak", *parts[:-1], "Adam"], body)
 
 
 def losses_table() -> str:
