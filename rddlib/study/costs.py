@@ -352,7 +352,7 @@ def make_plan(
     if p.data.name == "folder" and not p.data.folder.is_dir():
         say(f"there is no folder {p.data.folder}: {counted(classes_of(p), 'class')} assumed (--set data.root=FOLDER)")
     maps = _checked_maps(p)
-    memory, prober, seeds = free_memory(training_device().type), Prober(p, _at_hand(p)), len(p.seeds)
+    memory, prober, seeds = free_memory(training_device().type), Prober(p, _at_hand(p, say)), len(p.seeds)
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
     if any(stages[0].kind == "extractor" for _, stages, _ in groups):
         check_classes_to_learn(prober.images, p.extractor.classes)
@@ -373,11 +373,13 @@ def make_plan(
     )
 
 
-def _at_hand(p: Profile) -> ImageDataset | None:
+def _at_hand(p: Profile, say: Callable[[str], None]) -> ImageDataset | None:
     """CIFAR-10 where it is here already: which models come with the package is known by the pixels that they learnt from."""
-    if p.data.name == "cifar10" and not p.pretrained.teacher:
-        with contextlib.suppress(UserError):
+    if p.data.name == "cifar10" and p.data.folder.is_dir() and not p.pretrained.teacher:
+        try:
             return load_dataset(replace(p.data, download=False), shape=p.unet.image_shape)
+        except UserError as error:
+            say(f"planned as if no model shipped for these images: {error}")
     return None
 
 

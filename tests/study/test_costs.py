@@ -162,6 +162,10 @@ def test_what_ships_for_the_images_that_are_here_is_not_planned_nor_what_it_was_
         {"PD, 1 halving": 0, "guided: PD, 1 halving": 400},
         {"PD, 3 halvings": 1200, "guided: PD, 1 halving": 400},
     ]
+    said = []
+    (tmp_path / "train/a/1.png").write_bytes(b"no image")
+    make_plan("photos", {"data.root": str(tmp_path)}, out=tmp_path, say=said.append)
+    assert said[0].startswith("planned as if no model shipped for these images: ") and "1.png" in said[0]
 
 
 def test_a_folder_without_classes_is_planned_without_guidance_or_refused(made_up, tmp_path):
