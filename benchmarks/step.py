@@ -24,24 +24,24 @@ from rddlib.distillation import train
 from rddlib.study.costs import Prober
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.training import Trainer, chosen_precision, training_device
+from rddlib.training.graphs import Recorded
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
 from rddlib.utils.errors import UserError
 
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
 STEP = "step"  # the mark at the end of an optimiser's step
 FEW = 2  # images a step whose FLOPs are counted
-SETTINGS = {
-    "float32 eager": {"precision": "float32", "channels_last": "never", "compile": "never"},
-    "auto": {"precision": "auto", "channels_last": "auto", "compile": "auto"},
-    "bf16": {"precision": "bf16", "channels_last": "auto", "compile": "auto"},
-}
+NONE = {"channels_last": "never", "compile": "never", "graphs": "never"}
+ALL = {"precision": "auto", "channels_last": "auto", "compile": "auto", "graphs": "auto"}
+SETTINGS = {"float32 eager": NONE | {"precision": "float32"}, "auto": ALL, "bf16": ALL | {"precision": "bf16"}}
 CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does not choose
     "float32 eager": SETTINGS["float32 eager"],
-    "tf32": {"precision": "tf32", "channels_last": "never", "compile": "never"},
-    "bf16 eager": {"precision": "bf16", "channels_last": "never", "compile": "never"},
-    "bf16 channels_last": {"precision": "bf16", "channels_last": "always", "compile": "never"},
-    "auto": SETTINGS["auto"],
-    "fused losses": {"precision": "auto", "channels_last": "auto", "compile": "auto", "impl": "fused"},
+    "tf32": NONE | {"precision": "tf32"},
+    "bf16 eager": NONE | {"precision": "bf16"},
+    "bf16 channels_last": NONE | {"precision": "bf16", "channels_last": "always"},
+    "bf16 graphs": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "auto"},
+    "auto": ALL,
+    "fused losses": ALL | {"impl": "fused"},
 }
 
 COLUMNS = (
@@ -135,7 +135,10 @@ class PartClock:
         """The student's image; nearest: the part that the gradient leaves when it arrives there."""
         x_student = self._around("data", "student", model)(*inputs)
         x_student.register_hook(lambda _: self.mark(nearest))
-        self.found = {"channels_last": _is_channels_last(model), "compiled": model._compiled_call_impl is not None}
+        calls = [module._compiled_call_impl for module in model.modules() if module._compiled_call_impl is not None]
+        graphs = [call for call in calls if isinstance(call, Recorded)]
+        compiled = len(calls) > len(graphs) or any(call.compiled for call in graphs)
+        self.found = {"channels_last": _is_channels_last(model), "compiled": compiled, "graphs": bool(graphs)}
         return x_student
 
     @contextlib.contextmanager
@@ -190,7 +193,7 @@ class Subject:
 
     def flops(self) -> float:
         """FLOPs of a step's convolutions and matrix products, per image. The second step's: the first has no queue yet."""
-        trainer, seen = self.trainer(2, FEW, "float32", compile="never", channels_last="never"), []
+        trainer, seen = self.trainer(2, FEW, "float32", compile="never", channels_last="never", graphs="never"), []
         with FlopCounterMode(display=False) as counter, each_step(lambda: seen.append(counter.get_total_flops())):
             self.fit(trainer)
         return (seen[1] - seen[0]) / FEW
@@ -280,7 +283,7 @@ def bench_step(
 
 def with_ratios(row: dict, eager: dict, peaks: dict) -> dict:
     """The row with what follows from the others; None where a figure is missing."""
-    figures = ("seconds", "peak_mib", "parts", "precision", "channels_last", "compiled", "flops")
+    figures = ("seconds", "peak_mib", "parts", "precision", "channels_last", "compiled", "graphs", "flops")
     row = {"note": "", **dict.fromkeys(figures), **row}
     seconds, flops, top = row["seconds"], row["flops"], peaks.get("peaks", {}).get(row["precision"])
     row["images_per_second"] = row["batch"] / seconds if seconds else None
@@ -294,7 +297,7 @@ def measure_step(job: dict) -> dict:
     """What the process of one setting does."""
     overrides = job["overrides"] | ({"loss.impl": job["impl"]} if "impl" in job else {})
     profile, device, precision = load_profile(job["profile"], overrides), job["device"], job["precision"]
-    run = replace(profile.run, channels_last=job["channels_last"], compile=job["compile"])
+    run = replace(profile.run, channels_last=job["channels_last"], compile=job["compile"], graphs=job["graphs"])
     subject = Subject(replace(profile, run=run), job["what"])
     warm_up, steps, batch = 3 if device == "cuda" else 1, job["steps"], job["batch"]
     flops = subject.flops()
@@ -341,5 +344,5 @@ def format_steps(report: dict) -> str:
 def _how(row: dict) -> str:
     if row["setting"] == "float32 eager" or row["precision"] is None:
         return row["setting"]
-    how = [row["precision"], *["channels_last"] * bool(row["channels_last"]), *["compiled"] * bool(row["compiled"])]
+    how = [row["precision"], *(word for word in ("channels_last", "compiled", "graphs") if row.get(word))]
     return f"{row['setting']}: {' '.join(how)}"

@@ -21,6 +21,7 @@ from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.losses import loss_weight
 from rddlib.training import Step, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.training.adapters import sharing
+from rddlib.training.graphs import recorded
 from rddlib.utils.checkpoint import save_checkpoint, write_atomically
 from rddlib.utils.errors import UserError
 
@@ -128,7 +129,7 @@ def train_base(
 def _as_teacher(denoiser: Denoiser, trainer: Trainer) -> Denoiser:
     """A copy on the training device, in eval mode, without gradients, laid out and compiled as the trainer's run says."""
     teacher = copy.deepcopy(denoiser).to(training_device()).eval().requires_grad_(False)
-    return prepared(teacher, trainer.run, trainer.config.precision)
+    return recorded(prepared(teacher, trainer.run, trainer.config.precision), trainer.run)
 
 
 def takes_guidance(teacher: Denoiser, guidance: tuple[float, float]) -> Denoiser:

@@ -56,7 +56,10 @@ class RunConfig:
     out of range."""
 
     channels_last: str = "auto"  # where it is faster: on CUDA, and in float32 on a CPU; or "always", "never"
-    compile: str = "auto"  # torch.compile, on CUDA where a training is long enough for it; or "always", "never"
+    compile: str = (
+        "auto"  # torch.compile of U-Nets, on CUDA where a training is long enough for it; "always": of all; "never"
+    )
+    graphs: str = "auto"  # U-Nets as CUDA graphs where one process trains, its batch in one part; or "never"
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl
@@ -68,6 +71,7 @@ class RunConfig:
 
     def __post_init__(self):
         one_of(self, SWITCHES, "channels_last", "compile")
+        one_of(self, ("auto", "never"), "graphs")
         one_of(self, SHIPPED, "shipped")
         one_of(self, TRACKERS, "tracker")
         at_least(self, 0, "save_every", "sample_every")
