@@ -28,19 +28,21 @@ from rddlib.training.graphs import Recorded
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
 from rddlib.utils.errors import UserError
 
+CUDA = torch.autograd.DeviceType.CUDA
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
 STEP = "step"  # the mark at the end of an optimiser's step
 FEW = 2  # images a step whose FLOPs are counted
 NONE = {"channels_last": "never", "compile": "never", "graphs": "never"}
-ALL = {"precision": "auto", "channels_last": "auto", "compile": "auto", "graphs": "auto"}
+ALL = {"precision": "auto", "channels_last": "auto", "compile": "auto", "graphs": "never"}
 SETTINGS = {"float32 eager": NONE | {"precision": "float32"}, "auto": ALL, "bf16": ALL | {"precision": "bf16"}}
 CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does not choose
     "float32 eager": SETTINGS["float32 eager"],
     "tf32": NONE | {"precision": "tf32"},
     "bf16 eager": NONE | {"precision": "bf16"},
     "bf16 channels_last": NONE | {"precision": "bf16", "channels_last": "always"},
-    "bf16 graphs": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "auto"},
+    "bf16 graphs": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "always"},
     "auto": ALL,
+    "auto graphs": ALL | {"graphs": "always"},
     "fused losses": ALL | {"impl": "fused"},
 }
 
@@ -51,6 +53,7 @@ COLUMNS = (
     ("s/step", "seconds", ".3g"),
     *((part, part, ".2g") for part in PARTS),
     ("sum", "parts_seconds", ".3g"),
+    ("kernels", "kernels", ".3g"),
     ("images/s", "images_per_second", ".3g"),
     ("of peak", "of_peak", ".0%"),
     ("MiB", "peak_mib", ".0f"),
@@ -222,10 +225,10 @@ def bench_step(
 ) -> dict:
     """Measure on `training_device()`: {"profile", "hardware", "peaks", ..., "rows"}, a row for each of `what` and setting.
 
-    A row holds seconds of a step, images_per_second, flops of a step (convolutions and matrix products, counted at 2
-    images and scaled), of_peak (a share of the fastest large matrix product in the same precision), peak_mib, ratio
-    (images_per_second over float32 eager's), parts (seconds by PARTS), their sum parts_seconds, and note, which says why
-    figures are missing.
+    A row holds seconds of a step, kernels (seconds that a GPU worked in one), images_per_second, flops of a step (convolutions
+    and matrix products, counted at 2 images and scaled), of_peak (a share of the fastest large matrix product in the same
+    precision), peak_mib, ratio (images_per_second over float32 eager's), parts (seconds by PARTS), their sum parts_seconds,
+    and note, which says why figures are missing.
 
     Args:
         what: "base" and the profile's methods, its own sums among them.
@@ -283,7 +286,7 @@ def bench_step(
 
 def with_ratios(row: dict, eager: dict, peaks: dict) -> dict:
     """The row with what follows from the others; None where a figure is missing."""
-    figures = ("seconds", "peak_mib", "parts", "precision", "channels_last", "compiled", "graphs", "flops")
+    figures = ("seconds", "kernels", "peak_mib", "parts", "precision", "channels_last", "compiled", "graphs", "flops")
     row = {"note": "", **dict.fromkeys(figures), **row}
     seconds, flops, top = row["seconds"], row["flops"], peaks.get("peaks", {}).get(row["precision"])
     row["images_per_second"] = row["batch"] / seconds if seconds else None
@@ -312,11 +315,13 @@ def measure_step(job: dict) -> dict:
     clock, trainer = PartClock(lambda: now(device)), subject.trainer(warm_up + steps, batch, precision)
     with clock.watching(trainer):
         subject.fit(trainer)
-    if "trace" in job:
+    busy = None
+    if "trace" in job or device == "cuda":
         when = torch.profiler.schedule(wait=warm_up - 1, warmup=1, active=1, repeat=1)
-        ready = lambda profiler: profiler.export_chrome_trace(job["trace"])  # noqa: E731
+        ready = lambda profiler: "trace" in job and profiler.export_chrome_trace(job["trace"])  # noqa: E731
         with torch.profiler.profile(schedule=when, on_trace_ready=ready) as profiler, each_step(profiler.step):
             subject.fit(subject.trainer(warm_up + 1, batch, precision))
+        busy = kernel_seconds(profiler.key_averages())
     chosen = str(chosen_precision(precision, training_device())).removeprefix("torch.")
     return {
         "seconds": (ends[1] - ends[0]) / steps,
@@ -324,8 +329,18 @@ def measure_step(job: dict) -> dict:
         "parts": seconds_per_part(clock.marks, steps),
         "precision": precision if precision == "tf32" else chosen,
         "flops": flops * batch,
+        "kernels": busy,
         **clock.found,
     }
+
+
+def kernel_seconds(averages: Iterable) -> float | None:
+    """How long a GPU's kernels ran; averages: what PyTorch's profiler saw, None where there was no GPU in it."""
+    return (
+        sum(one.self_device_time_total for one in averages if one.device_type == CUDA and not one.is_user_annotation)
+        / 1e6
+        or None
+    )
 
 
 # reading it

@@ -150,6 +150,7 @@ def bench_step_command(
     print(
         f"Seconds. s/step: untouched; {' + '.join(step.PARTS)} = sum:\n"
         "a second run that notes the time at each boundary. speed: images/s over float32 eager.\n"
+        "kernels: how long a GPU worked in a step; the rest of it, it waited for Python.\n"
         "of peak: the step's convolutions and matrix products (counted at 2 images, scaled) against\n"
         f"the fastest large matrix product measured here: {peaks or 'none (' + report['note'] + ')'}."
     )

@@ -98,6 +98,8 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
     config, record = _plain(profile, seed), out / STUDY_FILE
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
+    # listed before the record is looked for: a command beside this one may be making the folder, and writes it first
+    others = [path for path in out.glob("*") if not path.name.startswith(f".{STUDY_FILE}.")]
     if record.exists():
         found = _read_record(record)
         if found["config"] == config and found["overrides"] == overrides:
@@ -110,7 +112,7 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
                 f"{out} was made by another configuration (it differs in {', '.join(differences[:5])}): choose another "
                 "--out, or add --update to rerun here what depends on the change"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif others:
         raise UserError(f"{out} is not empty and no study made it: choose another --out")
     text = json.dumps({"profile": profile.name, "overrides": overrides, "seed": seed, "config": config}, indent=1)
     if not look_only:

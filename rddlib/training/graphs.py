@@ -62,11 +62,11 @@ class _Call(nn.Module):
 
 
 def recorded(module: nn.Module, run: RunConfig) -> nn.Module:
-    """The module, in place, its U-Nets `Recorded` on CUDA unless `run` says never; after `compiled`, undone by `plain`.
+    """The module, in place, its U-Nets `Recorded` on CUDA where `run` says so; after `compiled`, undone by `plain`.
 
     Not for a module whose gradients are added up over several backward passes: a graph writes them to the same place.
     """
     for network in module.modules():
-        if isinstance(network, UNet) and next(network.parameters()).is_cuda and run.graphs == "auto":
+        if isinstance(network, UNet) and next(network.parameters()).is_cuda and run.graphs == "always":
             network._compiled_call_impl = Recorded(network)
     return module

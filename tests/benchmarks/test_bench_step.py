@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from benchmarks.step import (
     Subject,
     bench_step,
     format_steps,
+    kernel_seconds,
     seconds_per_part,
     settings_of,
     with_ratios,
@@ -83,16 +85,32 @@ def test_nothing_of_the_watching_stays():
 
 
 def test_a_row_has_ratios_and_the_table_says_what_is_missing_and_why():
-    row = {"what": "pd", "setting": "auto", "batch": 8, "seconds": 2.0, "peak_mib": 700.4, "flops": 100.0}
-    row |= {"precision": "bfloat16", "channels_last": True, "compiled": False}
+    row = {
+        "what": "pd",
+        "setting": "auto",
+        "batch": 8,
+        "seconds": 2.0,
+        "peak_mib": 700.4,
+        "flops": 100.0,
+        "kernels": 1.25,
+    }
+    row |= {"precision": "bfloat16", "channels_last": True, "compiled": False, "graphs": True}
     row |= {"parts": dict.fromkeys(PARTS, 0.5) | {"extractor": 0.0}}
     killed = {"what": "pd", "setting": "bf16", "batch": 8, "note": "killed"}
     rows = [with_ratios(one, {"seconds": 3.0}, {"peaks": {"bfloat16": 200.0}}) for one in (row, killed)]
     lines = [line.split() for line in format_steps({"rows": rows}).splitlines()]
-    figures = ["2", "0.5", "0.5", "0.5", "-", "0.5", "0.5", "2.5", "4", "25%", "700", "1.50"]
-    assert lines[1] == ["pd", "auto:", "bfloat16", "channels_last", "8", *figures]
-    assert lines[2] == ["pd", "bf16", "8", *["-"] * 12]
+    figures = ["2", "0.5", "0.5", "0.5", "-", "0.5", "0.5", "2.5", "1.25", "4", "25%", "700", "1.50"]
+    assert lines[1] == ["pd", "auto:", "bfloat16", "channels_last", "graphs", "8", *figures]
+    assert lines[2] == ["pd", "bf16", "8", *["-"] * 13]
     assert lines[3] == ["pd,", "bf16:", "killed"]
+
+
+def test_the_time_of_kernels_is_the_gpu_s_alone():
+    """Neither what the CPU did nor the spans that PyTorch draws around steps."""
+    cpu, gpu = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    seen = [(gpu, 2e6, False), (gpu, 5e5, False), (gpu, 9e6, True), (cpu, 1e6, False)]
+    averages = [SimpleNamespace(device_type=d, self_device_time_total=t, is_user_annotation=a) for d, t, a in seen]
+    assert kernel_seconds(averages) == 2.5 and kernel_seconds(averages[3:]) is None
 
 
 @pytest.mark.ci
@@ -118,8 +136,8 @@ def test_from_the_command_line_to_the_file(rdd, tmp_path):
 
 def test_a_gpu_is_measured_in_all_that_auto_is_made_of_and_by_the_fused_losses():
     cuda, cpu = (settings_of(torch.device(name), looks=True) for name in ("cuda", "cpu"))
-    assert list(cuda)[:4] == ["float32 eager", "tf32", "bf16 eager", "bf16 channels_last"]
-    assert list(cuda)[4:] == ["auto", "fused losses"]
+    assert list(cuda)[:5] == ["float32 eager", "tf32", "bf16 eager", "bf16 channels_last", "bf16 graphs"]
+    assert list(cuda)[5:] == ["auto", "auto graphs", "fused losses"]
     assert cuda.keys() - settings_of(torch.device("cuda"), looks=False).keys() == {"fused losses"}
     assert cpu.keys() <= {"float32 eager", "auto", "bf16"} and cuda["fused losses"]["impl"] == "fused"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -30,6 +31,15 @@ def test_folders_that_are_not_a_study_s_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         prepare_folder(tmp_path / "letter.txt", load_profile("smoke"), {}, 0)
     assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def test_commands_that_begin_together_share_a_new_folder(tmp_path):
+    """rdd train beside rdd extractor, say: neither takes the other's beginnings for a stranger's."""
+    smoke = load_profile("smoke")
+    with ThreadPoolExecutor(8) as pool:
+        for folder in (tmp_path / str(number) for number in range(10)):
+            list(pool.map(lambda _, folder=folder: prepare_folder(folder, smoke, {}, 0), range(8)))
+            assert os.listdir(folder) == [STUDY_FILE]
 
 
 def test_another_configuration_is_refused_by_what_differs_and_nothing_changes(tiny):
