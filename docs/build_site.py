@@ -20,6 +20,7 @@ import nbformat
 import pandas as pd
 
 import rddlib
+from docs.settings import settings_page
 from rddlib.report.notebooks import executed_notebooks, notebook_files
 from rddlib.utils.errors import UserError
 
@@ -75,7 +76,7 @@ def reference() -> dict[str, str]:
     lines = [f"| {{py:obj}}`{name} <{shown[value]}>` | {_first(value.__doc__)} |" for name, value in values.items()]
     table = "\n".join(["| name | what |", "|---|---|", *lines])
     first = f"# rddlib\n{rddlib.__doc__}\n{table}\n\n## Described here\n{_described(rest)}\n"
-    return {"rddlib": first, **pages, "equations": _equations(), "published": _published()}
+    return {"rddlib": first, **pages, "settings": settings_page(), "equations": _equations(), "published": _published()}
 
 
 def _first(text: str) -> str:

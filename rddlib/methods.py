@@ -53,7 +53,7 @@ class LossConfig:
     rcfd_gamma: float = 0.75  # share of entropy in them, the rest is diversity
     perceptual: float = 1.0  # weight of the perceptual distance beside PD
     every: int = 8  # at how many iterations once the gradients behind shares of a sum are measured
-    weights: str = "fixed"  # or "balanced": alpha and beta say the size of the gradients as a share of CFD's
+    weights: str = "fixed"  # "fixed"; "balanced": alpha and beta say the size of the gradients as a share of CFD's
     released: tuple[str, ...] = ()  # where to follow the released code instead of the paper, of RELEASED_SWITCHES
     dual: bool = False  # CFD's temperature on both sides (Eq. 8, Sun et al. 2023)
     predictions: bool = False  # CFD on class predictions instead of features

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import nbformat
 import pytest
 
 import rddlib
+from docs.settings import said
+from rddlib.study.profiles import load_profile
 from rddlib.utils.errors import UserError
 
 TOP = Path(__file__).resolve().parents[1]
@@ -47,6 +50,33 @@ def test_notebooks_are_the_studys_and_name_no_folder_of_this_machine(study, tmp_
     texts = {path.stem: path.read_text() for path in (tmp_path / "source/notebooks").iterdir()}
     assert "seen in runs/study/grid.png" in texts[SHOWN]
     assert [name for name, text in texts.items() if "this study has not run it" not in text] == [SHOWN]
+
+
+def test_every_field_of_a_profile_is_on_the_page_of_settings_with_words_and_values():
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", SITE["reference"]()["settings"], re.M))
+    profile = load_profile("digits")
+    sections = {field.name: getattr(profile, field.name) for field in fields(profile)}
+    of_sections = [
+        f"{name}.{field.name}"
+        for name, section in sections.items()
+        if is_dataclass(section)
+        for field in fields(section)
+        if not is_dataclass(getattr(section, field.name))
+    ]
+    assert set(of_sections) | {"methods", "sums", "seeds", "jobs"} <= rows.keys()
+    assert rows["loss.tau_m"] == "temperature of M_P2P (Eq. 8, 9) | 0.1 | 0.1 | 0.1 | 0.1"
+    assert rows["distill.train.learning_rate"].endswith("| 0.0003 | 0.0003 | 5e-05 | 0.0001")
+    assert all(words.split(" | ")[0] not in ("", '""') for words in rows.values())
+
+
+def test_a_field_without_words_stops_the_build():
+    @dataclass
+    class Silent:
+        loud: int = 1  # it says something
+        quiet: int = 2
+
+    with pytest.raises(UserError, match="Silent says nothing of quiet"):
+        said(Silent)
 
 
 def test_every_public_name_is_described_once():

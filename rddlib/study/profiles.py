@@ -41,7 +41,7 @@ class BaseConfig:
     weight: str = "truncated"  # of the squared error of x, of rddlib.losses.LOSS_WEIGHTS
     snr_max: float = 0.0  # upper bound of that weight, 0: none
     steps: int = 1024  # of the DDIM sampler that progressive distillation starts from
-    schedule: str = "continuous"  # as in the papers, or "discrete" as in the released code
+    schedule: str = "continuous"  # "continuous" as in the papers, "discrete" as in the released code
     schedule_offset: float = 0.008  # s of the cosine
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ class ProgressiveConfig:
     """Progressive distillation (PD) from base.steps down to teacher_steps."""
 
     train: TrainConfig  # of each halving
-    teacher_steps: int = 8
+    teacher_steps: int = 8  # where it ends, and what the methods start from
 
     def __post_init__(self):
         at_least(self, 2, "teacher_steps")
@@ -69,7 +69,7 @@ class ExtractorConfig:
     """The network whose features are distilled: a classifier that is trained, or one that needs no labels."""
 
     train: TrainConfig
-    name: str = "densenet201"  # of rddlib.distillation.extractor.EXTRACTORS, "teacher" or e.g. "torchvision:resnet50"
+    name: str = "densenet201"  # "teacher", e.g. "torchvision:resnet50", or of rddlib.distillation.extractor.EXTRACTORS
     shift: int = 1  # pixels by which its images are shifted at most
     map_at: str = "conv"  # which map relations see, of MAPS
     seed: int = 0  # another one gives another classifier of the same kind
@@ -94,7 +94,7 @@ class DistillConfig:
     """The last halvings, which the methods compete in, all with the same budget; one entry for each from teacher_steps to 1."""
 
     train: TrainConfig  # of a halving, but for its iterations
-    iterations: tuple[int, ...]
+    iterations: tuple[int, ...]  # of each halving
     temperatures: tuple[float, ...]  # tau of CFD
     lora: int = 0  # rank of the adapters of attention (peft) that students learn in the place of all weights, 0: none
 
@@ -208,8 +208,7 @@ class Profile:
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)  # how this machine trains: checkpoints, logs, compilation
-    # Which compete, of rddlib.methods.OBJECTIVES and those that `sums` adds. WINNER is ours: chosen on digits, and untested
-    # at every other scale until rows say otherwise.
+    # which compete, of rddlib.methods.OBJECTIVES and those that `sums` adds; cfd_is_pd is ours, chosen on digits
     methods: tuple[str, ...] = (*COMPETING, WINNER)
     sums: tuple[str, ...] = ()  # methods of one's own, such as "ours = cfd + is_p2p(share=1 tau=0.1)"
     seeds: tuple[int, ...] = (0,)  # of the last halvings, one cascade for each, and of all that guidance distils

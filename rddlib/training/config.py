@@ -17,15 +17,15 @@ TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim")
 class TrainConfig:
     """What is trained. Raises ValueError for a value out of range."""
 
-    iterations: int
+    iterations: int  # updates of the weights
     batch_size: int  # images an iteration, over all processes
-    learning_rate: float
-    lr_schedule: str = "constant"  # or "cosine", annealed to 0
+    learning_rate: float  # the highest, of AdamW or SGD
+    lr_schedule: str = "constant"  # "constant" or "cosine": annealed to 0
     warmup: int = 0  # iterations of linear rise
     clip: float = 1.0  # largest gradient norm, 0: none
     ema: float = 0.0  # decay of the averaged weights, 0: none
-    optimizer: str = "adam"  # AdamW where weight_decay > 0; or "sgd" with Nesterov momentum 0.9
-    weight_decay: float = 0.0
+    optimizer: str = "adam"  # "adam": AdamW where weight_decay > 0; "sgd": with Nesterov momentum 0.9
+    weight_decay: float = 0.0  # of AdamW or SGD, 0: none
     accumulate: int = (
         1  # parts that a batch is worked through in, to save memory; what relates images sees one at a time
     )
