@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rddlib.diffusion.unet import UNet
 from rddlib.training.config import RunConfig
+from rddlib.utils.distributed import world_size
 
 MOST = 4  # kinds of input of one network that are recorded, each with memory of its own; others run as they are
 
@@ -62,11 +63,13 @@ class _Call(nn.Module):
 
 
 def recorded(module: nn.Module, run: RunConfig) -> nn.Module:
-    """The module, in place, its U-Nets `Recorded` on CUDA where `run` says so; after `compiled`, undone by `plain`.
+    """The module, in place, its U-Nets `Recorded` on CUDA where `run` says so and one process trains; after `compiled`, undone
+    by `plain`.
 
     Not for a module whose gradients are added up over several backward passes: a graph writes them to the same place.
     """
-    for network in module.modules():
-        if isinstance(network, UNet) and next(network.parameters()).is_cuda and run.graphs == "always":
-            network._compiled_call_impl = Recorded(network)
+    if run.graphs == "always" and world_size() == 1:  # others' collectives would disturb a recording
+        for network in module.modules():
+            if isinstance(network, UNet) and next(network.parameters()).is_cuda:
+                network._compiled_call_impl = Recorded(network)
     return module

@@ -104,7 +104,7 @@ class Trainer:
         state = self._state(model, auxiliary or nn.Module(), auxiliary_free, device)
         start = self._resume(state, accelerator)
         compiled(state.model, self.run)
-        if accelerator.num_processes == config.accumulate == 1:
+        if config.accumulate == 1:
             recorded(state.model, self.run)
         wrapped = accelerator.prepare_model(state.model)
         main = accelerator.is_main_process
