@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from rddlib.cli import ablate, bench, classroom, demo, diagnose, exchange, images, report, study, training
+from rddlib.cli import ablate, bench, exchange, images, show, study, training
 from rddlib.utils.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Relational Diffusion Distillation: study it, reproduce it, use it.",
 )
 for _command in (
-    demo.demo,
+    show.demo,
     study.study,
     study.plan,
     training.train,
@@ -32,11 +32,11 @@ for _command in (
     ablate.ablate,
     images.sample,
     images.evaluate,
-    diagnose.diagnose,
+    show.diagnose,
+    show.report,
+    show.app,
 ):
     app.command()(_command)
-app.command()(report.report)
-app.command()(classroom.app)
 app.add_typer(exchange.importing, name="import")
 app.add_typer(exchange.exporting, name="export")
 app.add_typer(bench.bench, name="bench")
