@@ -250,6 +250,12 @@ class Profile:
         return tuple(self.progressive.teacher_steps >> k for k in range(1, len(self.distill.iterations) + 1))
 
 
+def _but(config, **changes):
+    """A profile or section with fields replaced; a dict in the place of a section replaces fields of it."""
+    inner = {name: _but(getattr(config, name), **c) if isinstance(c, dict) else c for name, c in changes.items()}
+    return replace(config, **inner)
+
+
 def digits() -> Profile:
     """Real 8x8 digits on a laptop, some twenty minutes on 2 cores."""
     return Profile(
@@ -286,27 +292,25 @@ def digits() -> Profile:
 
 def smoke() -> Profile:
     """The digits study shrunk until the tests can run all of it; its numbers mean nothing."""
-    full = digits()
-    return replace(
-        full,
+    return _but(
+        digits(),
         name="smoke",
-        unet=replace(full.unet, channels=16),
-        base=replace(full.base, train=replace(full.base.train, iterations=60, batch_size=32), steps=16),
-        progressive=replace(full.progressive, train=replace(full.progressive.train, iterations=4, batch_size=16)),
-        extractor=replace(full.extractor, train=replace(full.extractor.train, iterations=40)),
-        distill=replace(full.distill, train=replace(full.distill.train, batch_size=16), iterations=(4, 4, 6)),
-        guidance=replace(
-            full.guidance,
-            base=replace(full.guidance.base, iterations=60, batch_size=32),
-            train=replace(full.guidance.train, iterations=10, batch_size=16),
+        unet=dict(channels=16),
+        base=dict(train=dict(iterations=60, batch_size=32), steps=16),
+        progressive=dict(train=dict(iterations=4, batch_size=16)),
+        extractor=dict(train=dict(iterations=40)),
+        distill=dict(train=dict(batch_size=16), iterations=(4, 4, 6)),
+        guidance=dict(
+            base=dict(iterations=60, batch_size=32),
+            train=dict(iterations=10, batch_size=16),
             stochastic=4,
             budget=1.0,
             at=(0.0, 2.0),
             samples=200,
         ),
-        pretrained=PretrainedConfig(replace(full.pretrained.convert, iterations=10, batch_size=16)),
-        loss=replace(full.loss, queue_size=500, draws=64),
-        evaluation=replace(full.evaluation, samples=200, batch_size=100),
+        pretrained=dict(convert=dict(iterations=10, batch_size=16)),
+        loss=dict(queue_size=500, draws=64),
+        evaluation=dict(samples=200, batch_size=100),
         methods=COMPETING,
     )
 
@@ -346,122 +350,93 @@ def cifar10() -> Profile:
 
 def text() -> Profile:
     """A small text-guided latent model on a folder of captioned images, such as examples/text_guided.py makes; it is given."""
-    full = digits()
-    return replace(
-        full,
+    return _but(
+        digits(),
         name="text",
         data=DataConfig("captions"),
-        unet=replace(full.unet, image_channels=4),  # of the latents; the given model brings its own
-        base=replace(full.base, steps=32),
-        progressive=ProgressiveConfig(TrainConfig(150, 64, 3e-4, lr_schedule="cosine")),
-        extractor=replace(full.extractor, name=TEACHER),
-        distill=replace(full.distill, iterations=(200, 200, 400)),
-        guidance=replace(
-            full.guidance,
-            train=TrainConfig(600, 64, 1e-3, lr_schedule="cosine", warmup=20),
-            stochastic=75,
+        unet=dict(image_channels=4),  # of the latents; the given model brings its own
+        base=dict(steps=32),
+        progressive=dict(train=dict(iterations=150)),
+        extractor=dict(name=TEACHER),
+        distill=dict(iterations=(200, 200, 400)),
+        guidance=dict(
+            train=dict(iterations=600, learning_rate=1e-3),
             budget=1.0,
             weights=(0.0, 6.0),  # the notes on Meng et al., 4.2: 2 to 14 for a large model of text
             steps=32,
             objectives=("pd", "cfd", WINNER),
             at=(0.0, 1.0, 2.0, 4.0),
-            samples=600,
         ),
-        evaluation=replace(full.evaluation, metrics=("fid", "is", "agree"), baselines=()),
+        evaluation=dict(metrics=("fid", "is", "agree"), baselines=()),
         methods=("pd", "cfd", "rdd", WINNER),
     )
 
 
 def imagenet64() -> Profile:
     """ImageNet 64x64, class-conditional, as in the RDD paper; the source of each number stands beside it."""
-    base = cifar10()
-    return replace(
-        base,
+    return _but(
+        cifar10(),
         name="imagenet64",
-        data=DataConfig("imagenet64", flip=True),  # flips: ours
+        data=dict(name="imagenet64"),
         unet=UNetConfig(64, 3, 128, (1, 2, 3, 4), blocks=3, attention=(16, 8), num_classes=1000),  # RDD A.1
-        base=BaseConfig(TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999)),  # RDD A.2
-        progressive=ProgressiveConfig(
-            TrainConfig(50_000, 256, 1e-4, lr_schedule="cosine")
+        base=dict(train=dict(iterations=1_000_000, batch_size=512, learning_rate=1e-4)),  # RDD A.2
+        progressive=dict(
+            train=dict(iterations=50_000, batch_size=256, learning_rate=1e-4)
         ),  # not stated; as the next stages
-        extractor=ExtractorConfig(  # ours: 40 epochs
-            TrainConfig(
-                200_000, 256, 0.1, lr_schedule="cosine", warmup=5000, clip=0.0, optimizer="sgd", weight_decay=1e-4
-            ),
-            shift=4,
+        extractor=dict(  # ours: 40 epochs
+            train=dict(iterations=200_000, batch_size=256, learning_rate=0.1, warmup=5000, weight_decay=1e-4)
         ),
-        distill=DistillConfig(
-            TrainConfig(1, 256, 1e-4, lr_schedule="cosine"),  # RDD A.2
+        distill=dict(
+            train=dict(batch_size=256, learning_rate=1e-4),  # RDD A.2
             iterations=(50_000, 50_000, 100_000),  # RDD A.2
             temperatures=(0.85, 0.85, 0.85),  # RDD 5.2
         ),
-        guidance=replace(  # sources as for CIFAR-10
-            base.guidance,
-            base=TrainConfig(1_000_000, 512, 1e-4, warmup=5000, ema=0.9999),
-            train=TrainConfig(50_000, 256, 1e-4, lr_schedule="cosine", warmup=1000),
+        guidance=dict(  # sources as for CIFAR-10
+            base=dict(iterations=1_000_000, batch_size=512, learning_rate=1e-4),
+            train=dict(batch_size=256, learning_rate=1e-4),
             stochastic=50_000,
         ),
-        pretrained=PretrainedConfig(
-            TrainConfig(50_000, 256, 1e-4, lr_schedule="cosine", warmup=1000, ema=0.9999)
-        ),  # ours
-        loss=LossConfig(alpha=100.0),  # RDD 5.2
+        pretrained=dict(convert=dict(batch_size=256)),  # ours
+        loss=dict(alpha=100.0),  # RDD 5.2
     )
 
 
 def cifar10_small() -> Profile:
     """CIFAR-10 with a 64-channel U-Net, for half an hour on one H100."""
-    full = cifar10()
-    return replace(
-        full,
+    return _but(
+        cifar10(),
         name="cifar10_small",
-        unet=replace(full.unet, channels=64, dropout=0.0),
-        base=replace(
-            full.base,
-            train=replace(full.base.train, iterations=20_000, ema=0.999),
-            prediction="v",
-            snr_max=1e3,
-            steps=64,
-        ),
-        progressive=replace(
-            full.progressive, train=replace(full.progressive.train, iterations=500, learning_rate=1e-4)
-        ),
-        extractor=replace(full.extractor, name="resnet18", train=replace(full.extractor.train, iterations=8000)),
-        distill=replace(
-            full.distill, train=replace(full.distill.train, learning_rate=1e-4), iterations=(1000, 1000, 2000)
-        ),
-        guidance=replace(
-            full.guidance,
-            base=replace(full.guidance.base, iterations=20_000, ema=0.999),
-            train=replace(full.guidance.train, iterations=3000, learning_rate=1e-4),
+        unet=dict(channels=64, dropout=0.0),
+        base=dict(train=dict(iterations=20_000, ema=0.999), prediction="v", snr_max=1e3, steps=64),
+        progressive=dict(train=dict(iterations=500, learning_rate=1e-4)),
+        extractor=dict(name="resnet18", train=dict(iterations=8000)),
+        distill=dict(train=dict(learning_rate=1e-4), iterations=(1000, 1000, 2000)),
+        guidance=dict(
+            base=dict(iterations=20_000, ema=0.999),
+            train=dict(iterations=3000, learning_rate=1e-4),
             stochastic=1000,
             steps=64,
             samples=5000,
         ),
-        pretrained=PretrainedConfig(replace(full.pretrained.convert, iterations=5000, ema=0.999)),
-        evaluation=replace(full.evaluation, samples=10_000),
-        run=replace(full.run, save_every=60, log_every=25, sample_every=1000),
+        pretrained=dict(convert=dict(iterations=5000, ema=0.999)),
+        evaluation=dict(samples=10_000),
+        run=dict(save_every=60, log_every=25, sample_every=1000),
     )
 
 
 def photos() -> Profile:
     """CIFAR-10 halved to 16x16, for a laptop: some hours on 2 cores where every model is trained anew."""
-    small = digits()
-    return replace(
-        small,
+    return _but(
+        digits(),
         name="photos",
         data=DataConfig("cifar10", flip=True, halve=1),
         unet=UNetConfig(16, 3, channels=32, multipliers=(1, 2, 2), blocks=1, attention=(8,), groups=8),
-        base=replace(
-            small.base,
-            train=TrainConfig(24_000, 64, 1e-3, lr_schedule="cosine", warmup=500, ema=0.999),  # 1.5 million images
+        base=dict(train=dict(iterations=24_000, learning_rate=1e-3, warmup=500, ema=0.999)),  # 1.5 million images
+        progressive=dict(train=dict(iterations=400)),
+        extractor=dict(
+            train=dict(iterations=3000, batch_size=128, warmup=100, weight_decay=5e-2), name="medium_resnet", shift=2
         ),
-        progressive=ProgressiveConfig(TrainConfig(400, 64, 3e-4, lr_schedule="cosine")),
-        extractor=ExtractorConfig(
-            TrainConfig(3000, 128, 2e-3, lr_schedule="cosine", warmup=100, weight_decay=5e-2),
-            name="medium_resnet",
-            shift=2,
-        ),
-        distill=replace(small.distill, iterations=(400, 400, 800)),
+        distill=dict(iterations=(400, 400, 800)),
     )
 
 
@@ -470,20 +445,19 @@ def own() -> Profile:
 
     Nothing needs labels. The numbers are ours and untested at this scale; without a teacher a U-Net for 64x64 is trained.
     """
-    small = cifar10_small()
     train = TrainConfig(200, 16, 5e-5, lr_schedule="cosine")  # rdd plan says which batch memory allows
-    return replace(
-        small,
+    return _but(
+        cifar10_small(),
         name="own",
         data=DataConfig("folder"),
         unet=UNetConfig(64, 3, 64, (1, 2, 3, 4), blocks=2, attention=(16, 8)),
-        base=replace(small.base, train=replace(small.base.train, batch_size=16, learning_rate=1e-4), steps=32),
-        progressive=ProgressiveConfig(train),
-        extractor=replace(small.extractor, name=TEACHER, level=2),  # relations of maps of 16 to 64 pixels a side
-        distill=replace(small.distill, train=replace(train, iterations=1), iterations=(200, 200, 400)),
-        pretrained=PretrainedConfig(replace(train, iterations=1000, warmup=100, ema=0.99)),
-        evaluation=replace(small.evaluation, samples=2500, batch_size=50, baselines=()),
-        run=replace(small.run, sample_every=0),  # 64 large images at a time
+        base=dict(train=dict(batch_size=16, learning_rate=1e-4), steps=32),
+        progressive=dict(train=train),
+        extractor=dict(name=TEACHER, level=2),  # relations of maps of 16 to 64 pixels a side
+        distill=dict(train=replace(train, iterations=1), iterations=(200, 200, 400)),
+        pretrained=dict(convert=replace(train, iterations=1000, warmup=100, ema=0.99)),
+        evaluation=dict(samples=2500, batch_size=50, baselines=()),
+        run=dict(sample_every=0),  # 64 large images at a time
         methods=("pd", WINNER),
         jobs=1,
     )
@@ -508,7 +482,7 @@ def changed(profile: Profile, overrides: dict[str, str]) -> Profile:
     for key, text in overrides.items():
         _collect(changes, profile, key.split("."), text, key)
     try:
-        return _rebuilt(profile, changes)
+        return _but(profile, **changes)
     except ValueError as error:
         given = " ".join(f"{key}={text}" for key, text in overrides.items())
         raise UserError(f"--set {given}: {error}") from error
@@ -550,11 +524,6 @@ def _collect(changes: dict, config, path: list[str], text: str, key: str) -> Non
         _collect(changes.setdefault(head, {}), current, rest, text, key)
     else:
         changes[head] = _parsed(text, typing.get_type_hints(type(config))[head], key)
-
-
-def _rebuilt(config, changes: dict):
-    inner = {name: _rebuilt(getattr(config, name), c) if isinstance(c, dict) else c for name, c in changes.items()}
-    return replace(config, **inner)
 
 
 def _parsed(text: str, kind, key: str):
