@@ -51,14 +51,18 @@ class Axis:
         )
 
 
+Alone = tuple[str, str, dict[str, object]] | tuple[str, str, dict[str, object], str]
+PD, CFD = ("PD", "pd", {}), ("CFD", "cfd", {})
+
+
 @dataclass(frozen=True)
 class Ablation:
     """name; source: where in which paper; title; claim: what is said there, to be checked.
 
     method and fixed {field: value}: of every point of the grid that `axes` span, the first of which is a figure's x axis and
-    the second tells its lines apart; beside: settings that stand alone, as functions of (profile, costs). whole: down to one
-    step instead of the first halving only, on which the papers' figures are. measures: "scores" or "entropy". timed: whether
-    settings follow from costs.
+    the second tells its lines apart; beside: settings that stand alone, as (name, method, {field: value}, series if it has
+    one), or what makes them of (profile, costs). whole: down to one step instead of the first halving only, on which the
+    papers' figures are. measures: "scores" or "entropy". timed: whether settings follow from costs.
     """
 
     name: str
@@ -68,7 +72,7 @@ class Ablation:
     method: str = "rdd"
     fixed: Mapping[str, object] = field(default_factory=dict)
     axes: tuple[Axis, ...] = ()
-    beside: Callable[[Profile, Mapping[str, float]], Sequence[Setting]] = lambda profile, costs: ()
+    beside: Sequence[Alone] | Callable[[Profile, Mapping[str, float]], Sequence[Alone]] = ()
     whole: bool = False
     measures: str = "scores"
     timed: bool = False
@@ -78,7 +82,9 @@ class Ablation:
 
         Raises UserError where an axis has no value.
         """
-        return [*(self._grid(profile) if self.axes else ()), *self.beside(profile, costs or {})]
+        beside = self.beside(profile, costs or {}) if callable(self.beside) else self.beside
+        alone = [Setting(name, by, overrides_of(profile, changes), *series) for name, by, changes, *series in beside]
+        return (self._grid(profile) if self.axes else []) + alone
 
     def _grid(self, profile: Profile) -> list[Setting]:
         values = [axis.of(profile) for axis in self.axes]
@@ -151,70 +157,27 @@ def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whol
 # settings that stand beside grids
 
 
-def _cfd(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    return [Setting("CFD", "cfd")]
+def _longer(profile: Profile, costs: Mapping[str, float], name: str, than: str) -> dict:
+    """As many iterations of one method as take the time of another's, by the measured costs of one."""
+    ratio = max(1.0, round(costs[than] / costs[name], 2)) if than in costs else 1.0
+    return {"distill.iterations": tuple(round(n * ratio) for n in profile.distill.iterations)}
 
 
-def _pd_and_cfd(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    return [Setting("PD", "pd"), Setting("CFD", "cfd")]
-
-
-def _losses(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    def rdd(name: str, **changes) -> Setting:
-        return Setting(name, "rdd", overrides_of(profile, {f"loss.{key}": value for key, value in changes.items()}))
-
-    return [
-        *_pd_and_cfd(profile, costs),
-        rdd("CFD + II_P2P", relation="ii_p2p", beta=0.0),
-        rdd("CFD + IS_P2P", beta=0.0),
-        rdd("CFD + M_P2P", alpha=0.0),
-        rdd("CFD + IS_P2P + M_P2P"),
-    ]
-
-
-def _rcfd_losses(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    def rcfd(name: str, **changes) -> Setting:
-        return Setting(name, "rcfd", overrides_of(profile, {f"loss.{key}": value for key, value in changes.items()}))
-
-    return [
-        *_pd_and_cfd(profile, costs),
-        rcfd("entropy", cfd=0.0, rcfd_gamma=1.0),
-        rcfd("diversity", cfd=0.0, rcfd_gamma=0.0),
-        rcfd("entropy + diversity", cfd=0.0),
-        rcfd("CFD + entropy + diversity"),
-    ]
-
-
-def _classifiers(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+def _classifiers(profile: Profile, costs: Mapping[str, float]) -> list[Alone]:
     own = profile.extractor.name
     kinds = [own, "resnet18"] if profile.data.name == "digits" else ["resnet18", "resnet50", "densenet201"]
-
-    def cfd(label: str, **changes) -> Setting:
-        fields = {f"extractor.{key}": value for key, value in changes.items()}
-        return Setting(label, "cfd", overrides_of(profile, fields | {"loss.per_image": 1}))  # some maps have one pixel
-
-    half = tuple(range((profile.unet.num_classes or 10) // 2))
-    return [
-        Setting("PD", "pd"),
-        *(cfd(kind, name=kind) for kind in dict.fromkeys([*kinds, own])),
-        *(cfd(f"{own}, trained anew ({seed})", seed=seed) for seed in (1, 2)),
-        cfd(f"{own}, half the classes", classes=half),
-    ]
+    through: dict = {kind: {"extractor.name": kind} for kind in (*kinds, own)}
+    through |= {f"{own}, trained anew ({seed})": {"extractor.seed": seed} for seed in (1, 2)}
+    through[f"{own}, half the classes"] = {"extractor.classes": tuple(range((profile.unet.num_classes or 10) // 2))}
+    # some maps have one pixel
+    return [PD, *((name, "cfd", changes | {"loss.per_image": 1}) for name, changes in through.items())]
 
 
-def _label_free(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+def _label_free(profile: Profile, costs: Mapping[str, float]) -> list[Alone]:
     names = ("cfd", "rdd", WINNER)  # without RCFD, which needs predictions
-    own = overrides_of(profile, {"extractor.name": TEACHER, "methods": ("pd", *names)})
-    methods = [(LABELS[name], name) for name in names]
-    return [
-        Setting("PD", "pd"),
-        *(Setting(label, name) for label, name in methods),
-        *(Setting(f"{label}, the teacher's features", name, own) for label, name in methods),
-    ]
-
-
-def _entropies(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    return [Setting("teacher", "teacher"), *(Setting(name.upper(), name) for name in ("pd", "cfd", "rcfd"))]
+    own = {"extractor.name": TEACHER, "methods": ("pd", *names)}
+    through = (("", {}), (", the teacher's features", own))
+    return [PD, *((LABELS[name] + more, name, changes) for more, changes in through for name in names)]
 
 
 RELEASED_BESIDE_SWITCHES = {
@@ -234,39 +197,26 @@ def _switched(profile: Profile, switch: str) -> dict:
     return {"loss.released": (switch,), **together.get(switch, {})}
 
 
-def _released(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+def _released(profile: Profile, costs: Mapping[str, float]) -> list[Alone]:
     switches = [name for name in RELEASED_SWITCHES if name not in OVER_PROCESSES]
     alone = {name: _switched(profile, name) for name in switches}
     alone |= {name: made(profile) if callable(made) else made for name, made in RELEASED_BESIDE_SWITCHES.items()}
     if profile.loss.alpha != 1:  # on ImageNet
         alone["alpha fixed at 1"] = {"loss.alpha": 1.0}
-    together: dict = {}
-    for changes in alone.values():
-        together |= changes
+    together = dict(itertools.chain.from_iterable(changes.items() for changes in alone.values()))
     alone |= SCORED_OTHERWISE
     alone["all together"] = together | {"loss.released": tuple(switches), "evaluation.protocol": "released"}
-    return [
-        Setting("CFD", "cfd"),
-        Setting("as in the paper", "rdd"),
-        *(Setting(name, "rdd", overrides_of(profile, changes)) for name, changes in alone.items()),
-    ]
+    return [CFD, ("as in the paper", "rdd", {}), *((name, "rdd", changes) for name, changes in alone.items())]
 
 
-def _budget(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    """RDD's time spent by the cheaper methods on more iterations, in proportion to the measured costs of one."""
-    equal = [
-        Setting(f"{name.upper()}, equal iterations", name, series="equal iterations") for name in ("pd", "cfd", "rdd")
-    ]
-    longer = []
-    for name in ("pd", "cfd"):
-        ratio = max(1.0, round(costs["rdd"] / costs[name], 2)) if costs else 1.0
-        iterations = tuple(round(n * ratio) for n in profile.distill.iterations)
-        changes = overrides_of(profile, {"distill.iterations": iterations})
-        longer.append(Setting(f"{name.upper()}, equal time", name, changes, "equal time"))
-    return equal + longer
+def _budget(profile: Profile, costs: Mapping[str, float]) -> list[Alone]:
+    """RDD's time spent by the cheaper methods on more iterations."""
+    equal = [(f"{name.upper()}, equal iterations", name, {}, "equal iterations") for name in ("pd", "cfd", "rdd")]
+    longer = {name: _longer(profile, costs, name, "rdd") for name in ("pd", "cfd")}
+    return equal + [(f"{name.upper()}, equal time", name, more, "equal time") for name, more in longer.items()]
 
 
-_BALANCES = {
+_BALANCES = {  # sums of terms whose gradients are held at a share of CFD's
     "IS_P2P, share 0.3": "cfd + is_p2p(share=0.3 tau=0.1)",
     "IS_P2P, share 1": "cfd + is_p2p(share=1 tau=0.1)",
     "IS_P2P, share 3": "cfd + is_p2p(share=3 tau=0.1)",
@@ -291,43 +241,28 @@ _BALANCES = {
 }
 
 
-def _balances(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
-    """Sums of terms whose gradients are held at a share of CFD's."""
-
-    def balanced(name: str, terms: str) -> Setting:
-        return Setting(f"CFD + {name}", "balanced", overrides_of(profile, {"sums": (f"balanced = {terms}",)}))
-
-    rdd = Setting("RDD, the paper's weights", "rdd")
-    return [*_pd_and_cfd(profile, costs), rdd, *(balanced(*entry) for entry in _BALANCES.items())]
-
-
 EXTRACTOR_SEEDS = (0, 1, 2)  # of the evidence; the search saw another
 
 
-def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Setting]:
+def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Alone]:
     """Every method through extractors of several seeds; WINNER without each of its terms; PD and CFD also with as much time as
     it takes."""
     numbers = [METHODS[WINNER].arguments(profile.loss, 1.0, steps)["terms"] for steps in profile.student_steps]
     taus = {"distill.temperatures": tuple(term["tau"] for terms in numbers for term in terms if term["loss"] == "cfd")}
-
-    def longer(name: str) -> dict:
-        ratio = max(1.0, round(costs[WINNER] / costs[name], 2)) if WINNER in costs else 1.0
-        return {"distill.iterations": tuple(round(n * ratio) for n in profile.distill.iterations)}
 
     held = {"sums": (f"held = {COOL} + {PIXELS}",)}
     variants = [
         *((LABELS[name], name, {}) for name in (*COMPETING, *SUMS)),
         ("CFD, low tau", "cfd", taus),
         ("CFD + PD, low tau", "held", held),
-        *((f"{LABELS[name]}, equal time", name, longer(name)) for name in ("pd", "cfd")),
+        *((f"{LABELS[name]}, equal time", name, _longer(profile, costs, name, WINNER)) for name in ("pd", "cfd")),
     ]
-    settings = {}
+    found = {}
     for seed in EXTRACTOR_SEEDS:
         for label, name, changes in variants:
-            through = {"extractor.seed": seed} if name != "pd" else {}
-            title = label + f", extractor {seed}" * bool(through)
-            settings[title] = Setting(title, name, overrides_of(profile, {**changes, **through}))
-    return list(settings.values())
+            title = label if name == "pd" else f"{label}, extractor {seed}"  # PD looks through none
+            found[title] = (title, name, {**changes, **({} if name == "pd" else {"extractor.seed": seed})})
+    return list(found.values())
 
 
 def _of(name: str, *shares: float) -> Callable[[Profile], list[int]]:
@@ -345,7 +280,14 @@ ABLATIONS = {
             f"Table 3, {RDD_PAPER}",
             "Which terms of the loss matter",
             "Each relational term improves CFD's one-step FID, across images more than within, and all together most.",
-            beside=_losses,
+            beside=(
+                PD,
+                CFD,
+                ("CFD + II_P2P", "rdd", {"loss.relation": "ii_p2p", "loss.beta": 0.0}),
+                ("CFD + IS_P2P", "rdd", {"loss.beta": 0.0}),
+                ("CFD + M_P2P", "rdd", {"loss.alpha": 0.0}),
+                ("CFD + IS_P2P + M_P2P", "rdd", {}),
+            ),
             whole=True,
         ),
         Ablation(
@@ -370,7 +312,7 @@ ABLATIONS = {
             "FID is below CFD's at every temperature, best at 0.7 and 0.9.",
             fixed={"loss.beta": 0.0},
             axes=(Axis("tau_IS", "loss.tau_is", (0.1, 0.4, 0.7, 0.9, 1.0)),),
-            beside=_cfd,
+            beside=(CFD,),
         ),
         Ablation(
             "tau_m",
@@ -379,7 +321,7 @@ ABLATIONS = {
             "FID is below CFD's at every temperature, best at 0.4.",
             fixed={"loss.alpha": 0.0},
             axes=(Axis("tau_M", "loss.tau_m", (0.05, 0.1, 0.2, 0.4, 0.7)),),
-            beside=_cfd,
+            beside=(CFD,),
         ),
         Ablation(
             "queue_size",
@@ -388,7 +330,7 @@ ABLATIONS = {
             "FID falls with the queue up to 20,000 rows and rises beyond.",
             fixed={"loss.alpha": 0.0},
             axes=(Axis("N_q", "loss.queue_size", _of("queue_size", 0.05, 0.25, 0.5, 1, 2)),),
-            beside=_cfd,
+            beside=(CFD,),
         ),
         Ablation(
             "queue_draws",
@@ -397,7 +339,7 @@ ABLATIONS = {
             "FID falls with the number drawn and saturates at 2048.",
             fixed={"loss.alpha": 0.0},
             axes=(Axis("V", "loss.draws", _of("draws", 0.125, 0.25, 0.5, 1, 2)),),
-            beside=_cfd,
+            beside=(CFD,),
         ),
         Ablation(
             "alpha",
@@ -405,7 +347,7 @@ ABLATIONS = {
             "Weight of IS_P2P",
             "FID is below CFD's at every weight, best at 0.8; 100 is the weight used on ImageNet.",
             axes=(Axis("alpha", "loss.alpha", (0.2, 0.5, 0.8, 1.0, 10.0, 100.0)),),
-            beside=_cfd,
+            beside=(CFD,),
         ),
         Ablation(
             "beta",
@@ -413,14 +355,21 @@ ABLATIONS = {
             "Weight of M_P2P",
             "FID is below CFD's at every weight, best at 0.3.",
             axes=(Axis("beta", "loss.beta", (0.05, 0.1, 0.3, 0.5, 1.0)),),
-            beside=_cfd,
+            beside=(CFD,),
         ),
         Ablation(
             "rcfd_losses",
             f"Table 2, {RCFD_PAPER}",
             "Terms of RCFD",
             "Entropy and diversity are useless without CFD and improve it where they stand beside it.",
-            beside=_rcfd_losses,
+            beside=(
+                PD,
+                CFD,
+                ("entropy", "rcfd", {"loss.cfd": 0.0, "loss.rcfd_gamma": 1.0}),
+                ("diversity", "rcfd", {"loss.cfd": 0.0, "loss.rcfd_gamma": 0.0}),
+                ("entropy + diversity", "rcfd", {"loss.cfd": 0.0}),
+                ("CFD + entropy + diversity", "rcfd", {}),
+            ),
         ),
         Ablation(
             "classifier",
@@ -436,7 +385,7 @@ ABLATIONS = {
             "Features beat predictions almost always, and beat PD from 0.9 to 1.",
             method="cfd",
             axes=(Axis("tau", "distill.temperatures", (0.7, 0.8, 0.9, 1.0, 1.2)), _FEATURES),
-            beside=lambda profile, costs: [Setting("PD", "pd")],
+            beside=(PD,),
         ),
         Ablation(
             "cfd_tau_dual",
@@ -446,14 +395,14 @@ ABLATIONS = {
             method="cfd",
             fixed={"loss.dual": True},
             axes=(Axis("tau", "distill.temperatures", (0.5, 1.0, 2.0, 4.0)), _FEATURES),
-            beside=_pd_and_cfd,
+            beside=(PD, CFD),
         ),
         Ablation(
             "entropy",
             f"Fig. 2, {RCFD_PAPER}",
             "How sure a classifier is of the predicted images",
             "A sampler run with fewer steps draws images of larger entropy.",
-            beside=_entropies,
+            beside=(("teacher", "teacher", {}), PD, CFD, ("RCFD", "rcfd", {})),
             whole=True,
             measures="entropy",
         ),
@@ -469,7 +418,12 @@ ABLATIONS = {
             "ours",
             "Relations and pixels as loud as CFD",
             "Nothing is claimed: at the paper's weights the relations' gradient is a hundredth of CFD's.",
-            beside=_balances,
+            beside=(
+                PD,
+                CFD,
+                ("RDD, the paper's weights", "rdd", {}),
+                *((f"CFD + {name}", "balanced", {"sums": (f"balanced = {sum}",)}) for name, sum in _BALANCES.items()),
+            ),
             whole=True,
         ),
         Ablation(

@@ -480,7 +480,9 @@ def changed(profile: Profile, overrides: dict[str, str]) -> Profile:
     """The profile with fields replaced, all at once, since they may depend on each other. Raises as `load_profile`."""
     changes: dict = {}
     for key, text in overrides.items():
-        _collect(changes, profile, key.split("."), text, key)
+        *sections, name = key.split(".")
+        value = parse_value(profile, key, text)
+        functools.reduce(lambda inner, section: inner.setdefault(section, {}), sections, changes)[name] = value
     try:
         return _but(profile, **changes)
     except ValueError as error:
@@ -490,11 +492,18 @@ def changed(profile: Profile, overrides: dict[str, str]) -> Profile:
 
 def parse_value(profile: Profile, key: str, text: str):
     """What `text` means for the field "section.field", in that field's type. Raises UserError as `load_profile` does."""
-    changes: dict = {}
-    _collect(changes, profile, key.split("."), text, key)
-    while isinstance(changes, dict):
-        changes = next(iter(changes.values()))
-    return changes
+    config, path = profile, key.split(".")
+    for depth, head in enumerate(path, 1):
+        known = [f.name for f in fields(config) if f.name != "name" or config is not profile]
+        if head not in known:
+            raise UserError(f"--set {key}: no field {head!r}{nearest(head, known)}; known are {', '.join(known)}")
+        kind, config = typing.get_type_hints(type(config))[head], getattr(config, head)
+        if is_dataclass(config) and depth == len(path):
+            inner = ", ".join(f.name for f in fields(config))
+            raise UserError(f"--set {key}: {head!r} is a section, name one of {inner}")
+        if not is_dataclass(config) and depth < len(path):
+            raise UserError(f"--set {key}: {head!r} has no fields")
+    return _parsed(text, kind, key)
 
 
 def overrides_of(profile: Profile, changes: dict[str, object]) -> dict[str, str]:
@@ -506,24 +515,6 @@ def overrides_of(profile: Profile, changes: dict[str, object]) -> dict[str, str]
             value = (value,) * max(1, len(current))
         texts[key] = json.dumps(value)
     return texts
-
-
-def _collect(changes: dict, config, path: list[str], text: str, key: str) -> None:
-    """Put the value of "a.b=text" into the nested changes {"a": {"b": value}}, checked against config's fields."""
-    known = {f.name: f for f in fields(config) if f.name != "name" or not isinstance(config, Profile)}
-    head, rest = path[0], path[1:]
-    if head not in known:
-        raise UserError(f"--set {key}: no field {head!r}{nearest(head, known)}; known are {', '.join(known)}")
-    current = getattr(config, head)
-    if is_dataclass(current) != bool(rest):
-        what = (
-            f"is a section, name one of {', '.join(f.name for f in fields(current))}" if not rest else "has no fields"
-        )
-        raise UserError(f"--set {key}: {head!r} {what}")
-    if rest:
-        _collect(changes.setdefault(head, {}), current, rest, text, key)
-    else:
-        changes[head] = _parsed(text, typing.get_type_hints(type(config))[head], key)
 
 
 def _parsed(text: str, kind, key: str):

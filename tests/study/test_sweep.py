@@ -12,7 +12,7 @@ from rddlib.evaluation.entropy import entropy_by_step
 from rddlib.report.run_sweep import run_sweep, shard_of
 from rddlib.study import entropy
 from rddlib.study.ablation_results import measured
-from rddlib.study.ablations import ABLATIONS, Ablation, Axis, Setting
+from rddlib.study.ablations import ABLATIONS, CFD, Ablation, Axis
 from rddlib.study.engines import in_turn
 from rddlib.study.entropy import entropy_record
 from rddlib.study.profiles import changed, load_profile
@@ -27,7 +27,7 @@ PAIR = Ablation(
     "Two weights",
     "",
     axes=(Axis("alpha", "loss.alpha", (0.5, 2.0)),),
-    beside=lambda profile, costs: [Setting("CFD", "cfd")],
+    beside=(CFD,),
 )
 
 
@@ -36,7 +36,7 @@ def smoke(tmp_path, **changes):
 
 
 def weights(name, *values):
-    return replace(PAIR, name=name, axes=(Axis("alpha", "loss.alpha", values),), beside=lambda profile, costs: [])
+    return replace(PAIR, name=name, axes=(Axis("alpha", "loss.alpha", values),), beside=())
 
 
 # runs and keys
