@@ -57,7 +57,7 @@ def measured(study: Study, name: str) -> Measured:
 def _records(study: Study, name: str, seeds: Sequence[int]) -> set[str]:
     """The records that a whole table of this ablation has."""
     points = Sweep(study, [ABLATIONS[name]], [int(seed) for seed in seeds], known_costs(study.out)).points
-    return {path.stem for point in points for path in point.run.paths(point.study)}
+    return {path.stem for point in points for path in point.run.paths}
 
 
 @lru_cache

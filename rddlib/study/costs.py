@@ -43,7 +43,7 @@ from rddlib.study.profiles import PROFILES, Profile, changed
 from rddlib.study.stage import Stage, Workplace
 from rddlib.study.study import Arm, Study, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
-from rddlib.training import TrainConfig, Trainer, training_device
+from rddlib.training import Trainer, training_device
 from rddlib.training.hardware import free_memory, peak_memory, release_memory, reset_peak
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
@@ -138,25 +138,24 @@ class Prober:
 
     def network(self, stage: Stage) -> nn.Module:
         if stage not in self._networks:
-            if stage.kind == "halving" or stage.kind in self.profile.objectives:  # a student is as large as its teacher
-                self._networks[stage] = self.network(stage.parents[0])
-            else:
-                trainer = stage.trainer(_short(stage.config, 1, FIRST)) if stage.config else None
-                self._networks[stage], _ = self._fit(stage, trainer)
+            student = stage.kind == "halving" or stage.kind in self.profile.objectives  # as large as its teacher
+            self._networks[stage] = self.network(stage.parents[0]) if student else self._fit(stage, 1, FIRST)[0]
         return self._networks[stage]
 
-    def _fit(self, stage: Stage, trainer: Trainer) -> tuple[nn.Module, dict]:
+    def _fit(self, stage: Stage, iterations: int, batch: int) -> tuple[nn.Module, Trainer | None]:
+        """A network trained for so long, and what trained it: None of a stage that is taken as it is."""
+        short = stage.config and replace(stage.config, iterations=iterations, batch_size=batch, accumulate=1)
+        trainer = short and stage.trainer(short)
         networks = [self.network(parent) for parent in stage.parents]
         with progress.silent():
-            return stage.fit(trainer, *networks)
+            return stage.fit(trainer, *networks)[0], trainer
 
     def cost(self, stage: Stage, seconds: float) -> Cost:
         """Of an iteration of a stage, measured for about so many seconds."""
         seen: dict = {}
 
         def timed(batch: int, iterations: int) -> Point:
-            trainer = stage.trainer(_short(stage.config, WARM_UP + iterations, batch))
-            seen["network"], _ = self._fit(stage, trainer)
+            seen["network"], trainer = self._fit(stage, WARM_UP + iterations, batch)
             seen["state"] = trainer.state_bytes
             speeds = [record["images_per_second"] for record in trainer.history if "images_per_second" in record]
             return Point(batch, batch / statistics.median(speeds), peak_memory(training_device()))
@@ -181,10 +180,6 @@ class Prober:
             return Point(batch, (_now() - began) / steps, peak_memory(device))
 
         return _probed(timed, min(evaluation.batch_size, evaluation.samples), seconds)
-
-
-def _short(config: TrainConfig, iterations: int, batch: int) -> TrainConfig:
-    return replace(config, iterations=iterations, batch_size=batch, accumulate=1)
 
 
 def _probed(timed: Callable[[int, int], Point], full: int, seconds: float) -> Cost:
@@ -300,18 +295,14 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """A line for each thing that this machine has too little of."""
-        lines = []
-        if self.disk > self.free_disk:
-            lines.append(
-                f"Warning: the study needs {human_size(self.disk)} of disk, {human_size(self.free_disk)} are free: "
-                "choose another --out"
+        return [
+            f"Warning: the study needs {human_size(needed)} of {what}, {human_size(free)} are free: {remedy}"
+            for what, needed, free, remedy in (
+                ("disk", self.disk, self.free_disk, "choose another --out"),
+                ("memory", self.memory, self.free_memory, "lower batch_size, raise accumulate, or set jobs=1"),
             )
-        if self.free_memory is not None and self.memory > self.free_memory:
-            lines.append(
-                f"Warning: the study needs {human_size(self.memory)} of memory, {human_size(self.free_memory)} are free: "
-                "lower batch_size, raise accumulate, or set jobs=1"
-            )
-        return lines
+            if free is not None and needed > free
+        ]
 
     def __str__(self) -> str:
         """A line for each row and their total, as a table in plain text."""
@@ -368,9 +359,9 @@ def make_plan(
     say(f"[{len(kinds) + 1}] samples to score: measuring, about {seconds:g} s")
     rows = [_row(p, name, stages, times, kinds, maps) for name, stages, times in groups]
     rows += _sampling_rows(p, prober.sampling_cost(seconds))
-    return Plan(
-        [row for row in rows if row.iterations or row.cost is SHIPS], shutil.disk_usage(_existing(out)).free, memory
-    )
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    shown = [row for row in rows if row.iterations or row.cost is SHIPS]
+    return Plan(shown, shutil.disk_usage(existing).free, memory)
 
 
 def _at_hand(p: Profile, say: Callable[[str], None]) -> ImageDataset | None:
@@ -443,10 +434,6 @@ def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
     return rows
 
 
-def _existing(folder: Path) -> Path:
-    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-
-
 # the plan of a sweep
 
 
@@ -512,21 +499,20 @@ def plan_of(sweep: Sweep) -> list[dict]:
     rows, counted, seen = [], set(), set()
     for ablation in sweep.ablations:
         points = [point for point in sweep.points if point.ablation.name == ablation.name]
-        keys = {point.key for point in points}
-        done = {point.key for point in points if sweep.done(point)}
-        left = {key: sweep.runs[key] for key in sorted(keys - done - seen)}
+        runs = {point.run.key: point.run for point in points}
+        left = [runs[key] for key in sorted(runs.keys() - seen) if not runs[key].done]
         rows.append(
             {
-                "ablation": ablation,
+                "ablation": ablation.name,
+                "paper": ablation.source,
                 "settings": len({point.setting.name for point in points}),
-                "runs": len(keys),
-                "done": len(done),
-                "shared": len((keys - done) & seen),
-                "left": len(left),
-                "work": _work(sweep, left.values(), counted),
+                "runs": len(runs),
+                "done": sum(run.done for run in runs.values()),
+                "to do": len(left),
+                "work": _work(sweep, left, counted),
             }
         )
-        seen |= keys
+        seen |= runs.keys()
     return rows
 
 
@@ -541,35 +527,24 @@ def _work(sweep: Sweep, runs: Iterable, counted: set) -> Counter:
                 stage.iterations * stage.config.batch_size / own.get(stage.kind, stage.config.batch_size)
             )
     for run in runs:
-        batches = -(-run.profile.evaluation.samples // run.profile.evaluation.batch_size)
+        evaluation = run.study.profile.evaluation
+        batches = -(-evaluation.samples // evaluation.batch_size)
         work[SAMPLING] += sum(run.steps) * batches
     return work
 
 
 def format_plan(rows: list[dict], costs: Mapping[str, float], jobs: int) -> str:
     """The plan as a table in plain text, with the time that remains at `jobs` at a time."""
-    heads = ("ablation", "paper", "settings", "runs", "done", "to do", "iterations", "time")
+    heads = ("ablation", "paper", "settings", "runs", "done", "to do")
     seconds = [_seconds(row["work"], costs) / jobs for row in rows]
+    iterations = [round(row["work"].total() - row["work"][SAMPLING]) for row in rows]
     body = [
-        (
-            row["ablation"].name,
-            row["ablation"].source,
-            str(row["settings"]),
-            str(row["runs"]),
-            str(row["done"]),
-            str(row["left"]),
-            f"{_iterations(row['work']):,}",
-            human_time(time),
-        )
-        for row, time in zip(rows, seconds, strict=True)
+        [*(str(row[head]) for head in heads), f"{trained:,}", human_time(time)]
+        for row, trained, time in zip(rows, iterations, seconds, strict=True)
     ]
-    left, iterations = sum(row["left"] for row in rows), sum(_iterations(row["work"]) for row in rows)
-    total = ("total", "", "", "", "", str(left), f"{iterations:,}", human_time(sum(seconds)))
-    return aligned(heads, [*body, total], words=(0, 1))
-
-
-def _iterations(work: Mapping[str, float]) -> int:
-    return round(sum(number for kind, number in work.items() if kind != SAMPLING))
+    left = str(sum(row["to do"] for row in rows))
+    total = ["total", "", "", "", "", left, f"{sum(iterations):,}", human_time(sum(seconds))]
+    return aligned([*heads, "iterations", "time"], [*body, total], words=(0, 1))
 
 
 def _seconds(work: Mapping[str, float], costs: Mapping[str, float]) -> float:

@@ -5,9 +5,10 @@ Everything lies in a study's folder: models and scores beside the study's own, w
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from rddlib.distillation.label_free import TEACHER
 from rddlib.evaluation import read_record
 from rddlib.study.ablations import Ablation, Setting
 from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
-from rddlib.study.profiles import Profile, changed
+from rddlib.study.profiles import changed
 from rddlib.study.stage import Stage, key_of
 from rddlib.study.study import Arm, Study
 from rddlib.utils.checkpoint import write_atomically
@@ -51,13 +52,11 @@ VERSION_FILE = "sweep.json"
 class Run:
     """One setting with one seed, as a task: its cascade down to the last of `steps`, scored at each of them.
 
-    measures: "scores" or "entropy". Runs of the same `key` are the same, whichever ablations ask for them.
+    study: of the setting's numbers; measures: "scores" or "entropy". Runs of the same `key` are the same, whichever ablations
+    ask for them.
     """
 
-    profile: Profile
-    out: Path
-    study_seed: int
-    scores: str
+    study: Study
     method: str
     steps: tuple[int, ...]
     seed: int
@@ -65,69 +64,59 @@ class Run:
     label: str = ""
 
     @property
-    def study(self) -> Study:
-        return Study(self.profile, self.out, self.study_seed, self.scores)
-
-    @property
     def arms(self) -> list[Arm]:
         return [Arm(self.method, steps, self.seed) for steps in self.steps]
 
-    def paths(self, study: Study) -> list[Path]:
+    @property
+    def paths(self) -> list[Path]:
         """The files of its numbers."""
         path = entropy_path if self.measures == "entropy" else Study.score_path
-        return [path(study, arm) for arm in self.arms]
+        return [path(self.study, arm) for arm in self.arms]
 
-    def missing(self, study: Study) -> list[Stage]:
+    @cached_property
+    def key(self) -> str:
+        return key_of({"files": [path.name for path in self.paths]})
+
+    @property
+    def done(self) -> bool:
+        return all(path.exists() for path in self.paths)
+
+    def missing(self) -> list[Stage]:
         """The stages that it needs and that are not there, ancestors first."""
-        stages = [stage for arm in self.arms for stage in drawer_of(study, arm).missing()]
-        extractor = study.stages.extractor.missing() if self.measures == "entropy" else []
+        stages = [stage for arm in self.arms for stage in drawer_of(self.study, arm).missing()]
+        extractor = self.study.stages.extractor.missing() if self.measures == "entropy" else []
         return list(dict.fromkeys(stages + extractor))
 
     def perform(self) -> str:
         """Train and measure what is missing; in a few words what came out."""
-        study = self.study
         if self.measures == "entropy":
-            last = [entropy_record(study, arm)["row"]["entropy"][-1] for arm in self.arms]
+            last = [entropy_record(self.study, arm)["row"]["entropy"][-1] for arm in self.arms]
             return "last entropies " + ", ".join(f"{value:.3f}" for value in last)
-        rows = [study.measured(arm)["row"] for arm in self.arms]
-        return "FID " + ", ".join(f"{row['fid']:.3g}" for row in rows)
-
-
-def _steps(profile: Profile, ablation: Ablation, setting: Setting) -> tuple[int, ...]:
-    """At which numbers of steps a setting is measured, most first."""
-    steps = profile.student_steps if ablation.whole else profile.student_steps[:1]
-    own = ablation.measures == "entropy" and setting.method in ("teacher", "pd")
-    return (profile.progressive.teacher_steps, *steps) if own else steps
+        return "FID " + ", ".join(f"{self.study.measured(arm)['row']['fid']:.3g}" for arm in self.arms)
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A teacher or an extractor that several runs need, as a task to be done before them."""
+    """A study's teacher or extractor that several runs need, as a task to be done before them."""
 
-    profile: Profile
-    out: Path
-    study_seed: int
+    study: Study
     kind: str
     label: str = ""
 
     def stage(self) -> Stage:
-        stages = Study(self.profile, self.out, self.study_seed).stages
-        return stages.extractor if self.kind == "extractor" else stages.teacher()
+        return self.study.stages.extractor if self.kind == "extractor" else self.study.stages.teacher()
 
     def perform(self) -> str:
         self.stage().get()
         return "trained"
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A setting of an ablation with one of the seeds, and the run that measures it."""
 
     ablation: Ablation
     setting: Setting
     run: Run
-    study: Study
-    key: str
 
 
 class Sweep:
@@ -164,34 +153,18 @@ class Sweep:
         ]
 
     def _point(self, ablation: Ablation, setting: Setting, seed: int) -> Point:
-        study = self._study(setting)
+        study, label = self._study(setting), f"{ablation.name}: {setting.name}, seed {seed}"
         self._check(study, ablation, setting)
-        run = self._run(study, ablation, setting, seed)
-        names = [path.name for path in run.paths(study)]
-        if (
-            study is not self.base and "sums" not in setting.changes
-        ):  # what the change does not touch has the study's own numbers
-            own = self._run(self.base, ablation, setting, seed)
-            if [path.name for path in own.paths(self.base)] == names:
-                study, run = self.base, own
-        if study is self.base and seed not in study.profile.seeds:  # the study's tables are of its own seeds
-            study = self._apart
-            run = self._run(study, ablation, setting, seed)
-        return Point(ablation, setting, run, study, key_of({"files": names}))
-
-    def _run(self, study: Study, ablation: Ablation, setting: Setting, seed: int) -> Run:
-        scores = study.scores.relative_to(study.out).as_posix()
-        return Run(
-            study.profile,
-            study.out.resolve(),
-            study.seed,
-            scores,
-            setting.method,
-            _steps(study.profile, ablation, setting),
-            seed,
-            ablation.measures,
-            f"{ablation.name}: {setting.name}, seed {seed}",
-        )
+        steps = study.profile.student_steps if ablation.whole else study.profile.student_steps[:1]
+        if ablation.measures == "entropy" and setting.method in ("teacher", "pd"):
+            steps = (study.profile.progressive.teacher_steps, *steps)
+        run = Run(study, setting.method, steps, seed, ablation.measures, label)
+        if study is not self.base and "sums" not in setting.changes:
+            own = replace(run, study=self.base)  # what the change does not touch has the study's own numbers
+            run = own if own.key == run.key else run
+        if run.study is self.base and seed not in self.base.profile.seeds:  # the study's tables are of its own seeds
+            run = replace(run, study=self._apart)
+        return Point(ablation, setting, run)
 
     def _study(self, setting: Setting) -> Study:
         changes = tuple(setting.changes.items())
@@ -224,48 +197,39 @@ class Sweep:
         """{key: run}, each once."""
         found: dict[str, Run] = {}
         for point in self.points:
-            found.setdefault(point.key, point.run)
+            found.setdefault(point.run.key, point.run)
         return found
-
-    def done(self, point: Point) -> bool:
-        return all(path.exists() for path in point.run.paths(point.study))
 
     def waiting(self) -> dict[str, Run]:
         """The runs of `runs` that are not done yet."""
-        done = {point.key for point in self.points if self.done(point)}
-        return {key: run for key, run in self.runs.items() if key not in done}
+        return {key: run for key, run in self.runs.items() if not run.done}
 
     def missing(self, runs: Iterable[Run]) -> dict[Path, tuple[Run, Stage]]:
         """{path: (a run that needs it, stage)} of what these runs need and is not trained, ancestors first."""
         found: dict[Path, tuple[Run, Stage]] = {}
         for run in runs:
-            for stage in run.missing(self._study_of(run)):
+            for stage in run.missing():
                 found.setdefault(stage.path, (run, stage))
         return found
 
-    def _study_of(self, run: Run) -> Study:
-        return next(point.study for point in self.points if point.study.profile == run.profile)
-
     def ancestors(self, runs: Iterable[Run]) -> list[Ancestor]:
         """The teachers and extractors among the missing, for runs to share: what a teacher comes from is made with it."""
-        found = []
-        for run, stage in self.missing(runs).values():
-            stages = self._study_of(run).stages
-            for kind, shared in (("extractor", stages.extractor), ("teacher", stages.teacher())):
-                if stage is shared:
-                    label = f"{kind} for {run.label}"
-                    found.append(Ancestor(run.profile, run.out, run.study_seed, kind, label))
-        return found
+        wanted = [
+            (Ancestor(run.study, kind, f"{kind} for {run.label}"), stage)
+            for run, stage in self.missing(runs).values()
+            for kind in ("extractor", "teacher")
+        ]
+        return [ancestor for ancestor, stage in wanted if ancestor.stage() is stage]
 
     def needing(self, ancestor: Ancestor, runs: Iterable[Run]) -> list[Run]:
         """Those of the runs that need this stage."""
         path = ancestor.stage().path
-        return [run for run in runs if path in {stage.path for stage in run.missing(self._study_of(run))}]
+        return [run for run in runs if path in {stage.path for stage in run.missing()}]
 
     # results
 
     def _measured(self, ablation: str) -> list[Point]:
-        return [point for point in self.points if ablation in ("", point.ablation.name) and self.done(point)]
+        return [point for point in self.points if ablation in ("", point.ablation.name) and point.run.done]
 
     def table(self, ablation: str = "") -> pd.DataFrame:
         """What has been measured so far, of one ablation or all, tidy, with COLUMNS: a row for each setting, seed and number
@@ -275,7 +239,7 @@ class Sweep:
     def _rows(self, point: Point) -> list[dict]:
         run, setting = point.run, point.setting
         rows = []
-        for steps, path in zip(run.steps, run.paths(point.study), strict=True):
+        for steps, path in zip(run.steps, run.paths, strict=True):
             row = {
                 "ablation": point.ablation.name,
                 "setting": setting.name,
@@ -285,7 +249,7 @@ class Sweep:
                 "seed": run.seed,
                 "steps": steps,
                 "record": path.stem,
-                **self._training(point, steps),
+                **_training(run, steps),
             }
             scores = read_record(path)["row"]
             if run.measures == "entropy":
@@ -300,30 +264,9 @@ class Sweep:
                 )
         return rows
 
-    def _training(self, point: Point, steps: int) -> dict:
-        """What the halvings from the teacher to this student took."""
-        study, run = point.study, point.run
-        if run.method not in study.profile.objectives:
-            return {}
-        shared = {*study.stages.teacher().lineage(), study.stages.extractor}
-        stages = [
-            stage for stage in drawer_of(study, Arm(run.method, steps, run.seed)).lineage() if stage not in shared
-        ]
-        if not stages:
-            return {}
-        facts = [stage.noted() for stage in stages]
-        seconds = [fact["seconds"] for fact in facts if "seconds" in fact]
-        peaks = [fact["peak_memory"] / 2**20 for fact in facts if "peak_memory" in fact]
-        return {
-            "iterations": sum(stage.iterations for stage in stages),
-            "batch": study.profile.distill.train.batch_size,
-            "train_seconds": round(sum(seconds), 2) if len(seconds) == len(stages) else None,
-            "peak_mib": round(max(peaks), 1) if peaks else None,
-        }
-
     def receipts(self, ablation: str = "") -> dict[str, dict]:
         """{record: receipt} of the rows in that table."""
-        paths = {path for point in self._measured(ablation) for path in point.run.paths(point.study)}
+        paths = {path for point in self._measured(ablation) for path in point.run.paths}
         return {path.stem: read_record(path)["receipt"] for path in sorted(paths)}
 
     def write(self, name: str, ablation: str = "") -> Path:
@@ -332,6 +275,26 @@ class Sweep:
         write_atomically(path, self.table(ablation).to_csv(index=False, float_format="%.6g"))
         write_atomically(path.with_name(f"{name}_receipts.json"), json.dumps(receipts, indent=1) + "\n")
         return path
+
+
+def _training(run: Run, steps: int) -> dict:
+    """What the halvings from the teacher to this student took."""
+    study = run.study
+    if run.method not in study.profile.objectives:
+        return {}
+    shared = {*study.stages.teacher().lineage(), study.stages.extractor}
+    lineage = drawer_of(study, Arm(run.method, steps, run.seed)).lineage()
+    if not (stages := [stage for stage in lineage if stage not in shared]):
+        return {}
+    facts = [stage.noted() for stage in stages]
+    seconds = [fact["seconds"] for fact in facts if "seconds" in fact]
+    peaks = [fact["peak_memory"] / 2**20 for fact in facts if "peak_memory" in fact]
+    return {
+        "iterations": sum(stage.iterations for stage in stages),
+        "batch": study.profile.distill.train.batch_size,
+        "train_seconds": round(sum(seconds), 2) if len(seconds) == len(stages) else None,
+        "peak_mib": round(max(peaks), 1) if peaks else None,
+    }
 
 
 def check_version(out: Path) -> None:

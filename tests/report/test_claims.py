@@ -137,7 +137,7 @@ def test_a_study_s_own_sweep_comes_before_the_published_one_where_it_is_whole(tm
     )
     own, file = table_of("alpha", lambda s, seed: 1.0, seeds=1, profile="smoke"), tmp_path / "ablations/alpha.csv"
     points = Sweep(study, [ABLATIONS["alpha"]], [0]).points
-    own["record"] = [path.stem for point in points for path in point.run.paths(point.study)]
+    own["record"] = [path.stem for point in points for path in point.run.paths]
     file.parent.mkdir()
     own.to_csv(file, index=False)
     found = measured(study, "alpha")

@@ -288,8 +288,8 @@ def smoke(folder, **changes):
 def test_what_is_left_is_counted_and_shared_work_once(tiny, tmp_path):
     pair = replace(ABLATIONS["alpha"].with_axes({"loss.alpha": "0.5, 2"}, tiny.profile), name="pair")
     first, second = plan_of(Sweep(Study(tiny.profile, tmp_path / "new"), [pair, replace(pair, name="twin")], [0, 1]))
-    assert (first["settings"], first["runs"], first["done"], first["left"]) == (3, 6, 0, 6)
-    assert (second["runs"], second["shared"], second["left"], sum(second["work"].values())) == (6, 6, 0, 0)
+    assert (first["settings"], first["runs"], first["done"], first["to do"]) == (3, 6, 0, 6)
+    assert (second["runs"], second["done"], second["to do"], sum(second["work"].values())) == (6, 0, 0, 0)
     work = first["work"]  # base, a halving to 8 steps, extractor; students to 4 steps, a run each
     assert [work[kind] for kind in ("base", "halving", "extractor", "rdd", "cfd")] == [2, 1, 2, 4, 2]
     text = format_plan([first], dict.fromkeys(KINDS, 10.0), jobs=2)

@@ -44,7 +44,7 @@ def weights(name, *values):
 
 def test_what_does_not_change_a_number_does_not_make_another_run(tmp_path):
     sweep = Sweep(smoke(tmp_path), [ABLATIONS["alpha"], ABLATIONS["beta"]], [0, 1])
-    keys = {(p.ablation.name, p.setting.name, p.run.seed): p.key for p in sweep.points}
+    keys = {(p.ablation.name, p.setting.name, p.run.seed): p.run.key for p in sweep.points}
     assert keys["alpha", "alpha = 1", 0] == keys["beta", "beta = 0.1", 0]  # both are the paper's RDD
     assert keys["alpha", "CFD", 1] == keys["beta", "CFD", 1] != keys["beta", "CFD", 0]
     assert len(sweep.runs) == len(set(keys.values())) == 2 * (6 + 5 - 1 + 1)
@@ -61,7 +61,10 @@ def test_a_whole_ablation_goes_down_to_one_step_and_the_others_to_the_figures(tm
 
 def test_runs_share_teacher_and_extractor_which_are_made_first(tmp_path):
     sweep = Sweep(smoke(tmp_path), [ABLATIONS["losses"], ABLATIONS["classifier"]], [0, 1])
-    found = [(a.kind, a.profile.extractor.name, a.profile.extractor.seed) for a in sweep.ancestors(sweep.runs.values())]
+    found = [
+        (a.kind, a.study.profile.extractor.name, a.study.profile.extractor.seed)
+        for a in sweep.ancestors(sweep.runs.values())
+    ]
     assert found.count(("teacher", "small_resnet", 0)) == 1 and len({a for a in found if a[0] == "teacher"}) == 1
     extractors = sorted(
         a[1:] for a in found if a[0] == "extractor"
@@ -72,7 +75,7 @@ def test_runs_share_teacher_and_extractor_which_are_made_first(tmp_path):
 def test_a_change_that_does_not_touch_a_model_leaves_its_numbers_the_study_s_own(tmp_path):
     study = smoke(tmp_path)
     points = Sweep(study, [ABLATIONS["classifier"], ABLATIONS["losses"]], [0, 1]).points
-    own = {(p.setting.name, p.run.seed): p.run.scores == "scores" for p in points}
+    own = {(p.setting.name, p.run.seed): p.run.study.scores == study.scores for p in points}
     assert own["small_resnet", 0] and own["PD", 0]  # K is no number of CFD's
     assert not own["resnet18", 0] and not own["PD", 1]  # the profile's seeds are (0,)
 
