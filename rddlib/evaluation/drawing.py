@@ -110,10 +110,8 @@ class DrawnImages(Images):
     ):
         check_classes(classes, denoiser.num_classes)
         _check_guidance(denoiser, guidance)
-        shape, clip = (
-            shape or denoiser.network.config.image_shape,
-            clip and denoiser.space is None,
-        )  # latents have no bounds
+        shape = shape or denoiser.network.config.image_shape
+        clip = clip and denoiser.space is None  # latents have no bounds
         self.denoiser, self.count, self.steps, self.seed, self.clip = denoiser, count, steps, seed, clip
         self._noise_shape, self.device, self._sample = shape, device, find_sampler(sampler, steps)
         self.shape = denoiser.space.image_shape if denoiser.space else shape

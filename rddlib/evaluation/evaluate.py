@@ -19,7 +19,7 @@ from rddlib.evaluation.images import Images, Source, open_images
 from rddlib.evaluation.networks import Network, find_network
 from rddlib.evaluation.receipt import Protocol, Receipt, Result, find_protocol, read_record, row_of, write_record
 from rddlib.evaluation.reference import Reference
-from rddlib.evaluation.statistics import SPLITS, InceptionScore, frechet_distance, gaussian_of
+from rddlib.evaluation.statistics import SPLITS, frechet_distance, gaussian_of, inception_score
 from rddlib.training.hardware import check_environment
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, join, locked, rank, wait
@@ -35,15 +35,8 @@ METRICS = {
     "pfd": "Fréchet distance between raw pixels in [-1, 1]; lower is better",
     "agree": "share of images that the network takes for the class or prompt they were drawn of; higher is better",
 }
-VALUES = (
-    "fid",
-    "is",
-    "kid",
-    "precision",
-    "recall",
-    "pfd",
-    "agree",
-)  # the scores of the metrics, without standard deviations
+# The scores of the metrics, without standard deviations.
+VALUES = ("fid", "is", "kid", "precision", "recall", "pfd", "agree")
 MOST_PIXELS = 4096  # values an image may have for pfd: its covariance has an entry for every pair of them
 
 
@@ -177,7 +170,7 @@ def _values(
     protocol: Protocol,
     kid_subset: int,
 ) -> dict[str, float]:
-    """The scores of all metrics, computed by the first process for all."""
+    """The scores of all metrics, computed by the first process for all, most of them by torch-fidelity."""
     kept = bool({"kid", "pr"} & set(metrics))
     distances = {metric: kind for metric, kind in (("fid", "features"), ("pfd", "pixels")) if metric in metrics}
     against = {metric: reference.gaussian(network, protocol, kind, kept) for metric, kind in distances.items()}
@@ -187,15 +180,20 @@ def _values(
         for metric, kind in distances.items():
             values[metric] = frechet_distance(gaussian_of(shards.read(protocol, kind)), against[metric])
         if "is" in metrics:
-            score = InceptionScore(shards.images, protocol.shuffled)
-            for start, logits in shards.read(protocol, "logits"):
-                score.add(start, logits)
-            values["is"], values["is_std"] = score.score()
+            found = inception_score(shards.read(protocol, "logits"), shards.images, protocol.shuffled)
+            values |= dict(zip(("is", "is_std"), found, strict=True))
         if "agree" in metrics:
             values["agree"] = _agreement(shards.read(protocol, "logits"), images)
         if kept:
             own = shards.mapped(protocol, "features", shards.folder / f"{protocol.name}.images.npy")
-            values |= _of_rows(metrics, own, rows, kid_subset)
+        if "kid" in metrics:
+            options = dict(kid_subset_size=kid_subset, kid_subsets=KID_SUBSETS, verbose=False)
+            found = kid_features_to_metric(own, rows, **options)
+            values |= {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD]}
+        if "pr" in metrics:
+            options = dict(prc_neighborhood=NEIGHBOURS, prc_batch_size=500, save_cpu_ram=True, verbose=False)
+            found = prc_features_to_metric(own, rows, **options)
+            values |= {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
     return agreed(values)
 
 
@@ -210,20 +208,6 @@ def _agreement(logits: Iterator[tuple[int, Tensor]], images: Images) -> float:
             )
         right += int((rows.argmax(1) == labels).sum())
     return right / len(images)
-
-
-def _of_rows(metrics: Sequence[str], images: Tensor, reference: Tensor, kid_subset: int) -> dict[str, float]:
-    """KID, precision and recall from features [M, D], by torch-fidelity."""
-    values = {}
-    if "kid" in metrics:
-        options = dict(kid_subset_size=kid_subset, kid_subsets=KID_SUBSETS, verbose=False)
-        found = kid_features_to_metric(images, reference, **options)
-        values |= {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD]}
-    if "pr" in metrics:
-        options = dict(prc_neighborhood=NEIGHBOURS, prc_batch_size=500, save_cpu_ram=True, verbose=False)
-        found = prc_features_to_metric(images, reference, **options)
-        values |= {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
-    return values
 
 
 def recorded(

@@ -13,10 +13,10 @@ import rddlib
 from rddlib.data import data_folder
 from rddlib.evaluation.drawing import DrawnImages
 from rddlib.evaluation.features import Shards, complete, extract
-from rddlib.evaluation.images import Source, open_images
+from rddlib.evaluation.images import Source, open_images, write_npz
 from rddlib.evaluation.networks import Network
 from rddlib.evaluation.receipt import Protocol
-from rddlib.evaluation.statistics import Gaussian, gaussian_of, holds_statistics, read_statistics, write_statistics
+from rddlib.evaluation.statistics import Gaussian, gaussian_of, holds_statistics, read_statistics
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.distributed import agreed, locked, rank, wait
 from rddlib.utils.errors import UserError
@@ -104,7 +104,7 @@ class Reference:
                 shards = self._extracted(place, network, protocol, kind)
                 wait()
                 if rank() == 0:
-                    write_statistics(place, gaussian_of(shards.read(protocol, kind)))
+                    write_npz(place, **vars(gaussian_of(shards.read(protocol, kind))))
                     if not kept:
                         shutil.rmtree(shards.folder)
                 wait()
