@@ -37,6 +37,7 @@ from rddlib.study.graph import (
     extractor_to_check,
     given_model,
     guided_graph,
+    map_of,
     plain_graph,
 )
 from rddlib.study.profiles import PROFILES, Profile, changed
@@ -347,7 +348,7 @@ def make_plan(
     groups = [*_groups(prober.plain, plain_arms(p), "", 1)]
     if any(stages[0].kind == "extractor" for _, stages, _ in groups):
         check_classes_to_learn(prober.images, p.extractor.classes)
-    if prober.guided and (not p.pretrained.teacher or _takes_weight(p)):
+    if prober.guided and _takes_weight(p):
         guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
         groups += _groups(prober.guided, guided, "guided: ", seeds)
     kinds: dict[tuple, Cost] = {}
@@ -375,7 +376,7 @@ def _at_hand(p: Profile, say: Callable[[str], None]) -> ImageDataset | None:
 
 
 def _takes_weight(p: Profile) -> bool:
-    """Whether guidance can be distilled from the given teacher."""
+    """Whether guidance can be distilled: not from every given teacher."""
     with contextlib.suppress(UserError):
         check_takes_weight(p)
         return True
@@ -388,8 +389,7 @@ def _checked_maps(p: Profile) -> float:
     untrained = extractor_to_check(p, classes_of(p))
     for name in p.methods:
         Study(p, Path("nowhere")).check_method(name, untrained)
-    device = next(untrained.parameters()).device
-    return 4.0 * untrained.eval()(torch.zeros(1, *p.unet.image_shape, device=device)).map.numel()
+    return 4.0 * map_of(untrained, p.unet.image_shape).numel()
 
 
 def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[tuple[str, list[Stage], int]]:
@@ -421,17 +421,16 @@ def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[
 
 
 def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
-    rows = []
     classes = 0 if p.pretrained.teacher else classes_of(p)
     guided = guided_arms(conditional_profile(p, classes), 0) if classes else []
-    for name, arms, samples in (
-        ("samples to score", plain_arms(p), p.evaluation.samples),
-        ("guided: samples to score", guided * len(p.seeds), p.guidance.samples),
-    ):
+
+    def row(name: str, arms: list[Arm], samples: int) -> Row:
         batch = min(p.evaluation.batch_size, samples)
         evaluations = sum(arm.steps * (2 if arm.method == "teacher" else 1) for arm in arms)
-        rows.append(Row(name, SAMPLING, evaluations * -(-samples // batch), batch, 0, 1, cost))
-    return rows
+        return Row(name, SAMPLING, evaluations * -(-samples // batch), batch, 0, 1, cost)
+
+    plain = row("samples to score", plain_arms(p), p.evaluation.samples)
+    return [plain, row("guided: samples to score", guided * len(p.seeds), p.guidance.samples)]
 
 
 # the plan of a sweep
@@ -441,8 +440,7 @@ def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> d
     """Seconds of an iteration by kind of stage, and of a sampling step ("sampling"), at the profile's own numbers.
 
     Measured once for a study's folder, with one thread (again where the file lacks a method of NEEDED), and kept there: a
-    sweep that depends on them then does not change
-    when it goes on. On a GPU, of that GPU.
+    sweep that depends on them then does not change when it goes on. On a GPU, of that GPU.
     """
     if not (out / STUDY_FILE).exists():
         return _measure(profile, say)["seconds"]
@@ -459,10 +457,8 @@ def known_costs(out: Path) -> dict[str, float] | None:
     if not path.exists():
         return None
     try:
-        return {
-            str(kind): float(seconds)
-            for kind, seconds in json.loads(path.read_text(encoding="utf-8"))["seconds"].items()
-        }
+        found = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        return {str(kind): float(seconds) for kind, seconds in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
 
@@ -556,22 +552,13 @@ def _seconds(work: Mapping[str, float], costs: Mapping[str, float]) -> float:
 
 def catalogue(seeds: int) -> str:
     """Every ablation with its source, what was claimed, and its costs at each profile."""
-    blocks = [
-        f"{ablation.name}: {ablation.title} ({ablation.source})\n  {ablation.claim}" for ablation in ABLATIONS.values()
+    lines = [f"{name}: {one.title} ({one.source})\n  {one.claim}" for name, one in ABLATIONS.items()]
+    lines += [
+        "",
+        f"Costs with {counted(seeds, 'seed')}: runs, and the iterations that train them once teacher and extractor are there.",
     ]
-    heads = ("ablation", *PROFILES)
-    body = [
-        (name, *(_cost_at(ablation, profile, seeds) for profile in PROFILES)) for name, ablation in ABLATIONS.items()
-    ]
-    return "\n".join(
-        [
-            *blocks,
-            "",
-            f"Costs with {counted(seeds, 'seed')}: runs, and the iterations that train them once teacher and extractor "
-            "are there.",
-            aligned(heads, body, words=(0,)),
-        ]
-    )
+    body = [[name, *(_cost_at(one, profile, seeds) for profile in PROFILES)] for name, one in ABLATIONS.items()]
+    return "\n".join([*lines, aligned(["ablation", *PROFILES], body, words=(0,))])
 
 
 def _cost_at(ablation: Ablation, name: str, seeds: int) -> str:

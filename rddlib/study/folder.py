@@ -32,33 +32,21 @@ CHANGES_NO_NUMBER = (  # how and from where, not what
     "methods",
 )
 
+OF_BASE = ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")  # what a given model brings
+OF_CLASSIFIER = ("extractor.train.", "extractor.shift", "extractor.seed", "extractor.classes")
+
 
 def default_out(profile: str) -> Path:
     """runs/<profile> in the checkout's top folder, or in the current folder where rddlib is installed without one."""
     return top_folder() / "runs" / profile
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Dotted names whose values differ."""
-    names = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            names.append(prefix + name)
-    return names
-
-
-def _filled(old: dict, defaults: dict) -> dict:
-    """An earlier version's configuration: fields that it did not have yet stood at what is their default now."""
-    known = {
-        name: _filled(old[name], value)
-        if isinstance(value, dict) and isinstance(old.get(name), dict)
-        else old.get(name, value)
-        for name, value in defaults.items()
-    }
-    return known
+def _flat(config: dict, prefix: str = "") -> dict:
+    """{"section.field": value}."""
+    found = {}
+    for name, value in config.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def _plain(profile: Profile, seed: int) -> dict:
@@ -104,9 +92,11 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
         found = _read_record(record)
         if found["config"] == config and found["overrides"] == overrides:
             return
-        defaults = _plain(load_profile(profile.name), seed)
-        differences = _differences(_filled(found["config"], defaults), config)
-        differences = [name for name in differences if not name.startswith(CHANGES_NO_NUMBER)]
+        # fields that an earlier version did not have yet stood at what is their default now
+        before, now = _flat(_plain(load_profile(profile.name), seed)) | _flat(found["config"]), _flat(config)
+        differences = [
+            name for name in sorted(now) if before[name] != now[name] and not name.startswith(CHANGES_NO_NUMBER)
+        ]
         if differences and not update:
             raise UserError(
                 f"{out} was made by another configuration (it differs in {', '.join(differences[:5])}): choose another "
@@ -124,21 +114,14 @@ def study_profile(name: str, overrides: dict[str, str]) -> Profile:
     where a model does not fit."""
     profile = load_profile(name, overrides)
     if profile.pretrained.teacher:
-        _check_brought(
-            "pretrained.teacher", overrides, ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")
-        )
+        _check_brought("pretrained.teacher", overrides, OF_BASE)
         profile = fitted(profile, given_model(profile.pretrained)[0])
     if profile.pretrained.extractor:
-        _check_brought(
-            "pretrained.extractor",
-            overrides,
-            ("extractor.name", "extractor.train.", "extractor.shift", "extractor.seed", "extractor.classes"),
-        )
+        _check_brought("pretrained.extractor", overrides, ("extractor.name", *OF_CLASSIFIER))
         found = load_classifier(profile.pretrained.extractor)[1]["name"]
         profile = replace(profile, extractor=replace(profile.extractor, name=found))
     if profile.extractor.name == TEACHER or profile.extractor.name.startswith(TORCHVISION):
-        trained = ("extractor.train.", "extractor.shift", "extractor.seed", "extractor.classes")
-        _check_brought(f"extractor.name={profile.extractor.name}", overrides, trained)
+        _check_brought(f"extractor.name={profile.extractor.name}", overrides, OF_CLASSIFIER)
     if profile.extractor.name == TEACHER and "methods" not in overrides:  # it predicts no classes, as RCFD needs
         profile = replace(profile, methods=tuple(name for name in profile.methods if name != "rcfd"))
     return profile
@@ -157,16 +140,8 @@ def fitted(profile: Profile, teacher: Denoiser) -> Profile:
     config = teacher.network.config
     if not isinstance(config, UNetConfig):
         channels, *size = config.image_shape
-        config = UNetConfig(
-            tuple(size),
-            channels,
-            channels=1,
-            multipliers=(1,),
-            blocks=1,
-            attention=(),
-            groups=1,
-            num_classes=config.num_classes,
-        )
+        classes = config.num_classes
+        config = UNetConfig(tuple(size), channels, 1, (1,), blocks=1, attention=(), groups=1, num_classes=classes)
     steps = teacher.steps or profile.base.steps
     if steps < profile.progressive.teacher_steps:
         if steps == 1:

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rddlib
 from rddlib.data import ImageDataset
@@ -149,6 +149,11 @@ def extractor_to_check(profile: Profile, num_classes: int) -> Extractor:
             return new_extractor(profile, num_classes or 1)  # torch complains of a layer without rows
     except ValueError as error:
         raise UserError(f"extractor.name={profile.extractor.name}: {error}") from None
+
+
+def map_of(extractor: Extractor, shape: tuple[int, int, int]) -> Tensor:
+    """The map [1, C', h, w] of an image (C, H, W), by an extractor that has no weights (`extractor_to_check`)."""
+    return extractor.eval()(torch.zeros(1, *shape, device=next(extractor.parameters()).device)).map
 
 
 def check_adapters(profile: Profile) -> None:

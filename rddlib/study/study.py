@@ -53,6 +53,7 @@ from rddlib.study.graph import (
     extractor_to_check,
     given_model,
     guided_graph,
+    map_of,
     plain_graph,
     temperature_of,
 )
@@ -193,17 +194,16 @@ class Study:
 
     # networks
 
-    def _inputs(self, seed: int) -> Inputs:
-        run, same_noise = self.profile.run, "same_seed" in self.profile.loss.released
-        return Inputs(self.profile, seed, self.split, Workplace(self.out / "checkpoints", run, same_noise), self.space)
-
     @cached_property
     def stages(self) -> Graph:
         """What it trains: one stage for each network."""
         return self._graph(self.seed)
 
     def _graph(self, seed: int) -> Graph:
-        return (guided_graph if self.guided else plain_graph)(self._inputs(seed))
+        same_noise = "same_seed" in self.profile.loss.released
+        place = Workplace(self.out / "checkpoints", self.profile.run, same_noise)
+        make = guided_graph if self.guided else plain_graph
+        return make(Inputs(self.profile, seed, self.split, place, self.space))
 
     def conditional(self) -> Denoiser:
         """Of a guided study: the class-conditional base model, which classifier-free guidance evaluates twice."""
@@ -384,7 +384,9 @@ class Study:
         if not waiting:
             return
         self.teacher(), self.extractor()
-        tasks = [Cascade(self, method, seed) for method, seed in sorted(waiting, key=lambda c: (-self._cost(c[0]), *c))]
+        methods = METHODS | self.profile.objectives
+        dearest_first = sorted(waiting, key=lambda cascade: (-methods[cascade[0]].cost, *cascade))
+        tasks = [Cascade(self, method, seed) for method, seed in dearest_first]
         jobs = min(self.profile.jobs, len(tasks))
         label, total = f"{len(tasks)} cascades of students, {jobs} at a time", sum(task.iterations for task in tasks)
         if jobs == 1:
@@ -400,9 +402,6 @@ class Study:
                 bar.say(f"{outcome.task.label}: {outcome.said} ({outcome.seconds:.0f} s)")
 
             on_this_machine(jobs, bar.count)(tasks, report)
-
-    def _cost(self, method: str) -> int:
-        return (METHODS | self.profile.objectives)[method].cost
 
     def results(self) -> pd.DataFrame:
         """Every arm's score, as a table with COLUMNS (guided: GUIDED_COLUMNS); what is missing is trained. A plain study
@@ -450,8 +449,7 @@ class Study:
                     f"pretrained.extractor takes images of {counted(found, 'channel')}, these have {own}: name another "
                     "classifier"
                 )
-        device = next(untrained.parameters()).device
-        height, width = untrained.eval()(torch.zeros(1, *self.drawn_shape, device=device)).map.shape[2:]
+        height, width = map_of(untrained, self.drawn_shape).shape[2:]
         whole_batch = "queue_per_batch" in p.loss.released
         candidates = height * width * (p.distill.train.batch_size if whole_batch else 1)
         if p.loss.per_image > candidates:
@@ -521,15 +519,8 @@ class Study:
                     "features: give more, name a smaller extractor, or let rdd distill do without scores"
                 )
             return
-        reference = Reference(self.dataset, config.batch_size, self.device)
-        check_fit(
-            f"{field}={config.samples}",
-            self.image_shape,
-            config.samples,
-            reference,
-            self.metric_network,
-            config.metrics,
-        )
+        reference, what = Reference(self.dataset, config.batch_size, self.device), f"{field}={config.samples}"
+        check_fit(what, self.image_shape, config.samples, reference, self.metric_network, config.metrics)
 
 
 def plain_arms(profile: Profile) -> list[Arm]:

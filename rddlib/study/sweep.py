@@ -24,23 +24,9 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 
 COLUMNS = [
-    "ablation",
-    "setting",
-    "series",
-    "x",
-    "method",
-    "seed",
-    "steps",
-    "fid",
-    "pfd",
-    "is",
-    "t",
-    "entropy",
-    "samples",
-    "iterations",
-    "batch",
-    "train_seconds",
-    "peak_mib",
+    *("ablation", "setting", "series", "x", "method", "seed", "steps"),  # what was measured
+    *("fid", "pfd", "is", "t", "entropy", "samples"),  # its scores
+    *("iterations", "batch", "train_seconds", "peak_mib"),  # what its training took
     "record",
 ]
 ABLATIONS_FOLDER = "ablations"
