@@ -1,7 +1,6 @@
 """`rdd ablate`: the papers' ablations and one's own, as sweeps."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from rddlib.study.ablations import Ablation
     from rddlib.study.engines import Engine
     from rddlib.study.profiles import Profile
+    from rddlib.study.study import Study
     from rddlib.study.sweep import Sweep
 
 
@@ -58,9 +58,10 @@ def ablate(
       rdd ablate all --profile cifar10 --shard 3/8
     """
     from rddlib.report.run_sweep import shard_of
-    from rddlib.study.costs import catalogue
+    from rddlib.study.costs import catalogue, format_plan, measured_costs, plan_of
     from rddlib.study.engines import on_this_machine
     from rddlib.study.folder import continue_study, default_out
+    from rddlib.study.sweep import Sweep, check_version
 
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: give at least 1")
@@ -70,12 +71,25 @@ def ablate(
     shard_of([], shard)  # wrong words first: all else takes longer
     engine = on_this_machine(jobs)
     choose = partial(_chosen, names or [], axes=_parsed_axes(axis), method=method, whole=whole)
-    study = partial(continue_study, profile, parse_overrides(settings), out or default_out(profile), seed, update)
-    sweep = _sweep(choose, range(first_seed, first_seed + seeds), study, dry_run)
-    if dry_run:
-        _say_plan(sweep, jobs)
-    else:
-        _run(sweep, engine, shard)
+    numbers = range(first_seed, first_seed + seeds)
+
+    def check(study: "Study") -> None:
+        check_version(study.out)
+        _ = Sweep(study, choose(study.profile), numbers).points  # each setting must fit
+        study.check_scoring()
+
+    place = out or default_out(profile)
+    study = continue_study(profile, parse_overrides(settings), place, seed, update, check, look_only=dry_run)
+    ablations = choose(study.profile)
+    needed = dry_run or any(ablation.timed for ablation in ablations)
+    sweep = Sweep(study, ablations, numbers, measured_costs(study.profile, study.out, say) if needed else None)
+    if not dry_run:
+        return _run(sweep, engine, shard)
+    print(format_plan(plan_of(sweep), sweep.costs, jobs))
+    print(
+        f"Time: at {jobs} at a time on this machine as it is, one thread each, from a short measurement at the\n"
+        "profile's own numbers; what several ablations share counts with the first."
+    )
 
 
 def _parsed_axes(texts: list[str] | None) -> dict[str, str]:
@@ -108,32 +122,6 @@ def _chosen(
         raise UserError("--axis needs to know which ablation's: give it with one")
     chosen = [ablation.with_axes(axes, profile) for ablation in chosen] if axes else chosen
     return chosen if whole is None else [replace(ablation, whole=whole) for ablation in chosen]
-
-
-def _sweep(choose: Callable, seeds: range, start: Callable, look_only: bool) -> "Sweep":
-    """choose(profile): the ablations; start(check, look_only): the study, once check(study) has nothing against it."""
-    from rddlib.study.costs import measured_costs
-    from rddlib.study.sweep import Sweep, check_version
-
-    def check(study) -> None:
-        check_version(study.out)
-        _ = Sweep(study, choose(study.profile), seeds).points  # each setting must fit
-        study.check_scoring()
-
-    study = start(check, look_only)
-    ablations = choose(study.profile)
-    needed = look_only or any(ablation.timed for ablation in ablations)
-    return Sweep(study, ablations, seeds, measured_costs(study.profile, study.out, say) if needed else None)
-
-
-def _say_plan(sweep: "Sweep", jobs: int) -> None:
-    from rddlib.study.costs import format_plan, plan_of
-
-    print(format_plan(plan_of(sweep), sweep.costs, jobs))
-    print(
-        f"Time: at {jobs} at a time on this machine as it is, one thread each, from a short measurement at the\n"
-        "profile's own numbers; what several ablations share counts with the first."
-    )
 
 
 def _run(sweep: "Sweep", engine: "Engine", shard: str) -> None:

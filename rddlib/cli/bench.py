@@ -36,17 +36,14 @@ def _make_folder(out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _keep(report: dict | list, out: Path | None) -> None:
+def _write(report: dict | list, out: Path | None, done: bool = True) -> None:
+    """Also while it is measured: a benchmark that is cut off leaves what it has."""
     from rddlib.utils.checkpoint import write_atomically
 
     if out is not None:
         write_atomically(out, json.dumps(report, indent=1) + "\n")
-
-
-def _write(report: dict | list, out: Path | None) -> None:
-    _keep(report, out)
-    if out is not None:
-        print(f"Wrote {out}")
+        if done:
+            print(f"Wrote {out}")
 
 
 @bench.command("losses")
@@ -91,9 +88,9 @@ def bench_losses_command(
     so_far: list[dict] = []
     with make_bar("bench losses", len(sizes) * len(dtypes), unit="row") as bar:
 
-        def keep(row: dict) -> None:  # a benchmark that is cut off leaves what it has
+        def keep(row: dict) -> None:
             so_far.append(row)
-            _keep(so_far, out)
+            _write(so_far, out, done=False)
             bar.update()
 
         try:
@@ -142,7 +139,7 @@ def bench_step_command(
         trace.mkdir(parents=True, exist_ok=True)
     chosen = [name.strip() for name in how.split(",") if name.strip()]
     options = {"what": names, "how": chosen, "batch": batch, "steps": steps, "trace": trace, "progress": say}
-    options["keep"] = lambda report: _keep(report, out)
+    options["keep"] = lambda report: _write(report, out, done=False)
     report = step.bench_step(profile, parse_overrides(settings), **options)
     print(f"{profile} on {report['hardware']}, torch {report['torch']}")
     print(step.format_steps(report))

@@ -12,6 +12,7 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.text import counted
 
 if TYPE_CHECKING:
+    from rddlib.data import ImageDataset
     from rddlib.evaluation import DrawnImages, Network
     from rddlib.study.study import Arm, Study
 
@@ -248,7 +249,8 @@ def evaluate(
       rdd evaluate --images samples.npz --reference cifar10-32x32.npz
       rdd evaluate --images folder --reference other --metric-network runs/cifar10/checkpoints/extractor-*.safetensors
     """
-    from rddlib.evaluation import Reference, find_protocol, open_images, recorded
+    from rddlib.data import load_dataset
+    from rddlib.evaluation import Reference, check_fit, find_protocol, open_images, recorded
     from rddlib.study.folder import default_out
     from rddlib.training import training_device
 
@@ -265,12 +267,24 @@ def evaluate(
     seeds = [_whole("--noise", number) for number in _listed("--noise", noise)] if noise else []
     with contextlib.ExitStack() as stack:
 
+        def profile_images(shape: tuple[int, int, int]) -> "ImageDataset":
+            return load_dataset(_loaded(profile, settings).data, "train", shape)
+
         def against(study: "Study | None", shape: tuple[int, int, int]) -> Reference:
-            source = reference or (study.dataset if study else _profile_images(profile, settings, shape))
+            source = reference or (study.dataset if study else profile_images(shape))
             return stack.enter_context(contextlib.closing(Reference(source, batch, asked["device"])))
 
+        def check(study: "Study") -> None:
+            """What must hold before a study trains and draws what is to be scored."""
+            owner, _ = _model_of(study, *model)
+            if metric_network != "extractor":  # which is trained first
+                shape, count = study.image_shape, samples or owner.profile.evaluation.samples
+                network, compared = _network(metric_network, study, shape), against(study, shape)
+                what = f"{method}, {counted(steps)}"
+                check_fit(what, shape, count, compared, network, asked["metrics"], kid_subset)
+
+        model = (method, steps, guidance, sampler, [])
         if images is None and checkpoint is None:
-            check = _fits((method, steps, guidance, sampler, []), samples, metric_network, asked, against)
             study = study_of(profile, out, settings, seed, check=check)
             config, folder = study.profile.evaluation, study.out
         else:
@@ -278,12 +292,12 @@ def evaluate(
             config, folder = _loaded(profile, settings).evaluation, out or default_out("scores")
 
         def captions(shape: tuple[int, int, int]) -> Sequence[str]:
-            images = _profile_images(profile, settings, shape)
-            if not images.class_names:
+            found = profile_images(shape)
+            if not found.class_names:
                 raise UserError(
-                    f"{checkpoint} follows prompts, and {images.name} has none: set data.name=captions, data.root"
+                    f"{checkpoint} follows prompts, and {found.name} has none: set data.name=captions, data.root"
                 )
-            return images.class_names
+            return found.class_names
 
         def source(number: int):
             if images is not None:
@@ -295,7 +309,7 @@ def evaluate(
                 count = samples or config.samples
                 options = {"guidance": guidance, "captions": captions}
                 return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, **options)[0], columns
-            owner, arm = _model_of(study, method, steps, guidance, sampler, [])
+            owner, arm = _model_of(study, *model)
             return owner.drawn(arm, samples=samples, noise=number), columns
 
         rows, network, compared = [], None, None
@@ -307,38 +321,6 @@ def evaluate(
             name = f"{columns['method']}-{steps}{guided}-noise{number}" if columns["steps"] else columns["method"]
             rows += recorded(folder / "evaluations", name, columns, scored, compared, network, **asked)
     _show(rows)
-
-
-def _fits(model: tuple, samples: int, metric_network: str, asked: dict, against):
-    """What must hold before a study trains and draws what is to be scored; model: of `_model_of`."""
-    from rddlib.evaluation import check_fit
-
-    def check(study: "Study") -> None:
-        owner, (method, steps, *_) = _model_of(study, *model)
-        if metric_network != "extractor":  # which is trained first
-            network, count = (
-                _network(metric_network, study, study.image_shape),
-                samples or owner.profile.evaluation.samples,
-            )
-            compared = against(study, study.image_shape)
-            check_fit(
-                f"{method}, {counted(steps)}",
-                study.image_shape,
-                count,
-                compared,
-                network,
-                asked["metrics"],
-                asked["kid_subset"],
-            )
-
-    return check
-
-
-def _profile_images(profile: str, settings: list[str] | None, shape: tuple[int, int, int]):
-    """The profile's training images, without a study."""
-    from rddlib.data import load_dataset
-
-    return load_dataset(_loaded(profile, settings).data, "train", shape)
 
 
 def _listed(option: str, words: str) -> list[str]:

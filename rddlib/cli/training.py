@@ -28,24 +28,18 @@ if TYPE_CHECKING:
     from rddlib.study.study import Study
 
 
-def _report(stage: "Stage") -> None:
-    """Say where its network lies, how long it took, how good it is."""
-    from rddlib.utils.distributed import rank
-
-    if rank() > 0:
-        return
-    facts = stage.recorded()
-    accuracy = f", test accuracy {facts['test_accuracy']:.1%}" if "test_accuracy" in facts else ""
-    print(f"{stage.path}: {facts['seconds']:.0f} s in {facts['precision']}{accuracy}")
-
-
 def _make(*stages: "Stage") -> None:
+    """Make each; say where its network lies, how long it took, how good it is."""
     from rddlib.training.hardware import say_if_busy
+    from rddlib.utils.distributed import rank
 
     say_if_busy()
     for stage in stages:
         stage.get()
-        _report(stage)
+        if rank() == 0:
+            facts = stage.recorded()
+            accuracy = f", test accuracy {facts['test_accuracy']:.1%}" if "test_accuracy" in facts else ""
+            print(f"{stage.path}: {facts['seconds']:.0f} s in {facts['precision']}{accuracy}")
 
 
 def train(
@@ -119,23 +113,22 @@ def guide(
     from rddlib.study.guidance import GUIDED_FILE, guided_results
     from rddlib.study.study import guided_study
 
+    def check(study: "Study") -> None:
+        """Raise UserError where guidance could not be distilled, or not be scored in the end."""
+        guided = guided_study(study)
+        if results:
+            guided.check_scoring()
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UserError(
+                    "--results is one process: run it without torchrun (profile field jobs sets its workers)"
+                )
+
     settings = with_models(settings, teacher, extractor, download)
-    study = study_of(profile, out, settings, seed, update, check=lambda study: _ready_to_guide(study, results))
+    study = study_of(profile, out, settings, seed, update, check)
     guided = guided_study(study)
     _make(guided.stages.conditional, guided.stages.base)
     if results:
         print(f"{study.out / GUIDED_FILE}: {counted(len(guided_results(study)), 'row')}")
-
-
-def _ready_to_guide(study: "Study", results: bool) -> None:
-    """Raise UserError where guidance could not be distilled, or not be scored in the end."""
-    from rddlib.study.study import guided_study
-
-    guided = guided_study(study)
-    if results:
-        guided.check_scoring()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("--results is one process: run it without torchrun (profile field jobs sets its workers)")
 
 
 def distill(
@@ -174,7 +167,6 @@ def distill(
       rdd distill --teacher ckpt.pt --extractor dense.pt --profile cifar10 --out runs/theirs
       torchrun --nproc_per_node 4 -m rddlib.cli distill --profile cifar10 --objective rdd
     """
-
     if stochastic and not guided:
         raise UserError("--stochastic is for guided models: add --guided, or leave it out")
     settings = with_models(settings, teacher, extractor, download)
