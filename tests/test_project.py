@@ -130,6 +130,8 @@ def test_published_guidance_is_whole_and_has_receipts():
     (table, metric), receipts = guidance.published(), receipts_of("digits_guided")
     assert list(table) == GUIDED_COLUMNS and len(table) == len(receipts) and table.notna().all(axis=None)
     assert {receipt["metric"] for receipt in receipts.values()} == {metric}
+    seeds = table.groupby(["method", "steps", "sampler", "guidance"])["seed"].agg(["nunique", "size"])
+    assert (seeds == 3).all(axis=None)
     drawn = {(r["sampler"], r["steps"], r["guidance"], r["evaluations"]) for r in receipts.values()}
     arms = table[["method", "steps", "guidance", "sampler"]].itertuples(index=False, name=None)
     assert drawn == {(s, n, w, (2 if m == "teacher" else 1) * n) for m, n, w, s in arms}

@@ -85,7 +85,7 @@ def on_this_machine(jobs: int, count: Callable[[int], None] = lambda iterations:
 def _until_one_dies(tasks: list[Task], jobs: int, report: Report, trained, count) -> tuple[list[Task], list[Task]]:
     """Perform the tasks; ([], []) or, where a process dies, (what ran, what had not begun)."""
     waiting, running = list(tasks), {}
-    with _pool(min(jobs, len(tasks)), jobs, trained) as pool, _stopped_with(pool):
+    with _pool(min(jobs, len(tasks)), jobs, trained) as pool:
         while waiting or running:
             try:
                 while waiting and len(running) < jobs:  # no more: what runs when a process dies is then known
@@ -114,23 +114,19 @@ def _alone(task: Task, jobs: int, report: Report, trained, count) -> None:
 
 
 @contextmanager
-def _stopped_with(pool: concurrent.futures.ProcessPoolExecutor) -> Iterator[None]:
-    """Where this process is told to stop, its workers are too: each saves a checkpoint first."""
-    try:
-        yield
-    except (KeyboardInterrupt, Interrupted):
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-
-
-def _pool(processes: int, jobs: int, trained) -> concurrent.futures.ProcessPoolExecutor:
-    """That many processes, each with a share of the cores as one of `jobs`."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // jobs)
+def _pool(processes: int, jobs: int, trained) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """That many processes, each with a share of the cores as one of `jobs`. Where this process is told to stop, they are too:
+    each saves a checkpoint first."""
+    context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // jobs)
     start = (threads, torch.cuda.device_count(), context.Value("q", 0), trained)
-    return concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, start)
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker, start) as pool:
+        try:
+            yield pool
+        except (KeyboardInterrupt, Interrupted):
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _start_worker(threads: int, gpus: int, started, trained) -> None:

@@ -167,13 +167,8 @@ def test_an_arm_needs_its_ancestors_and_no_other():
     assert names(guided.drawer("stage_one", 16, 0).lineage()) == one
     halved = [*one, "guided-pd-8"]
     assert names(guided.drawer("pd", 8, 0, "stochastic").lineage()) == [*halved, "guided-pd-8-stochastic"]
-    assert names(guided.drawer("rdd", 2, 0, "stochastic").lineage()) == [
-        *halved,
-        "extractor",
-        "guided-rdd-4",
-        "guided-rdd-2",
-        "guided-rdd-2-stochastic",
-    ]
+    below = ["extractor", *(f"guided-rdd-{name}" for name in ("4", "2", "2-stochastic"))]
+    assert names(guided.drawer("rdd", 2, 0, "stochastic").lineage()) == [*halved, *below]
     assert guided.drawer("pd", 1, 0, "stochastic") is guided.student("pd", 1, 0)  # one step is deterministic
 
 
@@ -233,9 +228,8 @@ def test_who_takes_which_guidance(guided):
     for stage in (stages.base, stages.teacher(), stages.student("rdd", 1, 0), stages.stochastic("pd", 8, 0)):
         denoiser = stage.get()
         assert denoiser.guidance == (0.0, 4.0) and denoiser.evaluations == 1
-    pairs = zip(
-        guided.student("pd", 4).parameters(), guided.denoiser("pd", 4, 0, "stochastic").parameters(), strict=True
-    )
+    networks = guided.student("pd", 4), guided.denoiser("pd", 4, 0, "stochastic")
+    pairs = zip(*(network.parameters() for network in networks), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
