@@ -15,7 +15,7 @@ import rddlib
 from rddlib.data import to_uint8
 from rddlib.evaluation.images import Images
 from rddlib.evaluation.networks import Network
-from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.distributed import rank, wait, world_size
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
@@ -31,6 +31,8 @@ PROTOCOL_FIELDS = (
     "reference_sha256",
     "samples",
 )
+
+MEASURED_AGAIN = "delete it, the next run measures it again"  # a file of measurements that is damaged
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,8 @@ def write_record(path: Path, record: dict) -> None:
 
 def read_record(path: Path) -> dict:
     """Read the {"row", "receipt"} of a result file; UserError if it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"row": dict(found["row"]), "receipt": dict(found["receipt"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
+    both = ("row", "receipt")
+    return read_json(path, lambda found: {name: dict(found[name]) for name in both}, MEASURED_AGAIN)
 
 
 def summarise(table: pd.DataFrame, scores: Sequence[str] = ("fid", "pfd", "is")) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from rddlib.data.folder import class_names
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.distillation.label_free import TEACHER
+from rddlib.evaluation.receipt import MEASURED_AGAIN
 from rddlib.methods import COMPETING, WINNER
 from rddlib.study.ablations import ABLATIONS, Ablation
 from rddlib.study.folder import STUDY_FILE, study_profile
@@ -47,7 +48,7 @@ from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
 from rddlib.training import Trainer, training_device
 from rddlib.training.hardware import free_memory, peak_memory, release_memory, reset_peak
 from rddlib.utils import progress
-from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.distributed import locked
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
@@ -456,11 +457,9 @@ def known_costs(out: Path) -> dict[str, float] | None:
     path = out / ABLATIONS_FOLDER / COSTS_FILE
     if not path.exists():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["seconds"]
-        return {str(kind): float(seconds) for kind, seconds in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: delete it, the next run measures it again") from error
+    return read_json(
+        path, lambda found: {kind: float(seconds) for kind, seconds in found["seconds"].items()}, MEASURED_AGAIN
+    )
 
 
 NEEDED = {*COMPETING, WINNER}  # that ablations compare the times of, whatever competes in the study

@@ -14,7 +14,7 @@ from rddlib.interop import load_classifier
 from rddlib.study.graph import given_model
 from rddlib.study.profiles import Profile, as_dict, load_profile
 from rddlib.study.study import Study
-from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.distributed import join, rank, wait
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import top_folder
@@ -54,13 +54,12 @@ def _plain(profile: Profile, seed: int) -> dict:
 
 
 def _read_record(record: Path) -> dict:
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+    def whole(found: dict) -> dict:
         if not (isinstance(found["config"], dict) and isinstance(found["overrides"], dict)):
             raise TypeError
         return found
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is damaged: choose another --out, or delete the folder") from error
+
+    return read_json(record, whole, "choose another --out, or delete the folder")
 
 
 def recorded_overrides(out: Path) -> dict[str, str]:

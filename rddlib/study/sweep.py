@@ -20,7 +20,7 @@ from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
 from rddlib.study.profiles import changed
 from rddlib.study.stage import Stage, key_of
 from rddlib.study.study import Arm, Study
-from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.errors import UserError
 
 COLUMNS = [
@@ -288,10 +288,7 @@ def check_version(out: Path) -> None:
     record = out / ABLATIONS_FOLDER / VERSION_FILE
     if not record.exists():
         return
-    try:
-        version = json.loads(record.read_text(encoding="utf-8"))["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is damaged: choose another --out, or delete the file") from error
+    version = read_json(record, lambda found: found["version"], "choose another --out, or delete the file")
     if version != rddlib.__version__:
         raise UserError(
             f"{out} holds ablations of rddlib {version}, this is {rddlib.__version__}: choose another --out"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -60,6 +61,14 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json(path: Path, pick: Callable, remedy: str):
+    """pick(what the file holds). Raises UserError with the remedy where that is not there."""
+    try:
+        return pick(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {remedy}") from error
 
 
 def digest(tensors: dict[str, Tensor], info: str) -> str:
