@@ -16,9 +16,7 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.installation import shipped
 
 PUBLISHED = {  # files of published rows, with what was set when they were measured
-    "data/results/digits_ablations.csv": {
-        "distill.iterations": "[75, 75, 150]"
-    },  # half of the study's, for time's sake
+    "data/results/digits_ablations.csv": {"distill.iterations": "[75, 75, 150]"},  # half, for time's sake
     "data/results/digits_balance.csv": {"extractor.seed": "9"},  # and seed 100: neither is used for evidence
     "data/results/digits_evidence.csv": {},
     "data/results/digits_label_free.csv": {},

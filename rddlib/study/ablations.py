@@ -46,9 +46,9 @@ class Axis:
         return list(self.values(profile) if callable(self.values) else self.values)
 
     def name(self, index: int, value) -> str:
-        return (
-            self.names[index] if index < len(self.names) else f"{value:g}" if isinstance(value, float) else str(value)
-        )
+        if index < len(self.names):
+            return self.names[index]
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 Alone = tuple[str, str, dict[str, object]] | tuple[str, str, dict[str, object], str]
@@ -99,14 +99,9 @@ class Ablation:
             words.append(axis.name(index, value))
         (first, x), *rest = zip(words, (value for _, value in point), strict=True)
         numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
-        name = ", ".join([f"{self.axes[0].label} = {first}", *(word for word, _ in rest)])
-        return Setting(
-            name,
-            self.method,
-            overrides_of(profile, changes),
-            ", ".join(word for word, _ in rest),
-            float(x) if numeric else None,
-        )
+        name, series = f"{self.axes[0].label} = {first}", ", ".join(word for word, _ in rest)
+        name += f", {series}" if series else ""
+        return Setting(name, self.method, overrides_of(profile, changes), series, float(x) if numeric else None)
 
     def with_axes(self, given: Mapping[str, str], profile: Profile) -> "Ablation":
         """The same over other values: {"loss.tau_is": "0.1,0.5"}.
@@ -118,13 +113,9 @@ class Ablation:
             if name not in known:
                 has = f"its axes are {', '.join(known)}" if known else "it has none"
                 raise UserError(f"--axis {name}: no axis of {self.name}{nearest(name, known)}; {has}")
-        axes = tuple(
-            replace(axis, values=_values(axis.field, given[axis.field], profile), names=())
-            if axis.field in given
-            else axis
-            for axis in self.axes
-        )
-        return replace(self, axes=axes)
+        values = {name: _values(name, text, profile) for name, text in given.items()}
+        axes = [replace(a, values=values[a.field], names=()) if a.field in values else a for a in self.axes]
+        return replace(self, axes=tuple(axes))
 
 
 def _values(name: str, text: str, profile: Profile) -> list:
@@ -148,9 +139,8 @@ def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whol
     if not given:
         raise UserError("custom has an empty grid: give it at least one --axis FIELD=VALUE,VALUE")
     axes = tuple(Axis(name, name, _values(name, text, profile)) for name, text in given.items())
-    name = (
-        f"custom-{key_of({'axes': [(axis.field, axis.values) for axis in axes], 'method': method, 'whole': whole})[:6]}"
-    )
+    facts = {"axes": [(axis.field, axis.values) for axis in axes], "method": method, "whole": whole}
+    name = f"custom-{key_of(facts)[:6]}"
     return Ablation(name, "", "A grid of your own", "", method=method, axes=axes, whole=whole)
 
 

@@ -20,9 +20,8 @@ from rddlib.utils.text import human_size
 NETWORKS = ("UNet2DConditionModel", "UNet2DModel", "DiTTransformer2DModel")
 TOKENS = 77  # of a prompt, CLIP's
 TRAINED = 16  # bytes of a trained parameter: it, its gradient and Adam's two moments, all in float32
-EVALUATIONS = (
-    5  # an iteration of either stage: two of the teacher, one of the student, and a backward pass twice as dear
-)
+# An iteration of either stage: two of the teacher, one of the student, and a backward pass twice as dear.
+EVALUATIONS = 5
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -518,9 +518,8 @@ def _work(sweep: Sweep, runs: Iterable, counted: set) -> Counter:
     for path, (_, stage) in sweep.missing(runs).items():
         if path not in counted and stage.config and not stage.ships:
             counted.add(path)
-            work[stage.kind] += (
-                stage.iterations * stage.config.batch_size / own.get(stage.kind, stage.config.batch_size)
-            )
+            batch = stage.config.batch_size
+            work[stage.kind] += stage.iterations * batch / own.get(stage.kind, batch)
     for run in runs:
         evaluation = run.study.profile.evaluation
         batches = -(-evaluation.samples // evaluation.batch_size)

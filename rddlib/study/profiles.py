@@ -142,9 +142,8 @@ class PretrainedConfig:
     """Models made elsewhere, in the place of those that a study trains; "": none."""
 
     convert: TrainConfig  # how a teacher that predicts eps learns to predict v first (train.reparametrise)
-    teacher: str = (
-        ""  # a file, folder or hub name for rddlib.interop.load_model; it brings network, schedule, classes and steps
-    )
+    # a file, folder or hub name for rddlib.interop.load_model; it brings network, schedule, classes and steps
+    teacher: str = ""
     extractor: str = ""  # of any file that rddlib.interop.load_classifier reads
     download: bool = False  # fetch a teacher that is named on the hub where its cache lacks it
 
@@ -157,9 +156,8 @@ class EvaluationConfig:
     batch_size: int = 500  # of sampling
     seed: int = 1234  # of the common noise, the same for every method
     clip: bool = True  # hold x in [-1, 1] at each sampling step
-    network: str = (
-        ""  # "": by the images' shape, a network of the package or Inception; "extractor": the profile's; or a file
-    )
+    # "": by the images' shape, a network of the package or Inception; "extractor": the profile's; or a file
+    network: str = ""
     metrics: tuple[str, ...] = ("fid", "is")  # of rddlib.evaluation.METRICS
     protocol: str = "torch-fidelity"  # of rddlib.evaluation.PROTOCOLS
     baselines: tuple[str, ...] = ("pndm-10", "dpm-solver-12")  # samplers and their steps: Table 1 of the RDD paper

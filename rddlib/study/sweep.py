@@ -156,9 +156,8 @@ class Sweep:
         changes = tuple(setting.changes.items())
         if changes not in self._studies:
             profile = changed(self.base.profile, dict(setting.changes))
-            self._studies[changes] = (
-                self.base if profile == self.base.profile else self.base.varied(profile, SCORES_APART)
-            )
+            same = profile == self.base.profile
+            self._studies[changes] = self.base if same else self.base.varied(profile, SCORES_APART)
             self._studies[changes].check()
         return self._studies[changes]
 
@@ -239,15 +238,11 @@ class Sweep:
             }
             scores = read_record(path)["row"]
             if run.measures == "entropy":
-                times = [(steps - k) / steps for k in range(steps)]
-                rows += [
-                    {**row, "t": t, "entropy": value, "samples": scores["samples"]}
-                    for t, value in zip(times, scores["entropy"], strict=True)
-                ]
+                row["samples"], times = scores["samples"], [(steps - k) / steps for k in range(steps)]
+                seen = zip(times, scores["entropy"], strict=True)
+                rows += [{**row, "t": t, "entropy": value} for t, value in seen]
             else:
-                rows.append(
-                    {**row, **{name: scores[name] for name in ("fid", "pfd", "is", "samples") if name in scores}}
-                )
+                rows.append(row | {name: scores[name] for name in ("fid", "pfd", "is", "samples") if name in scores})
         return rows
 
     def receipts(self, ablation: str = "") -> dict[str, dict]:
