@@ -6,8 +6,7 @@ pair has it but the mean over pairs has, in every seed. Else the seeds disagree,
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -18,28 +17,15 @@ from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import markdown_table
 
-HOLDS, ON_AVERAGE, UNDECIDED = "holds", "holds on average", "undecided"
-REVERSED_ON_AVERAGE, REVERSED = "reversed on average", "reversed"
-SAME, UNMEASURED = "no difference", "not measured"
-VERDICTS = (HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, SAME, UNMEASURED)
+VERDICTS = HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, SAME, UNMEASURED = (
+    *("holds", "holds on average", "undecided", "reversed on average", "reversed"),
+    *("no difference", "not measured"),
+)
 NAMES = {**SCORE_NAMES, "peak_mib": "peak memory (MiB)"}
-Pairs = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What somebody says of settings.
-
-    Args:
-        text: the claim, and whose it is where it is not the paper's.
-        pairs: of settings, the one said to be better (lower) first.
-        score: by which it is said, a column of the table; beside FID, pFD is looked at too, which the papers did not
-            measure.
-    """
-
-    text: str
-    pairs: Pairs
-    score: str = "fid"
+Pairs = Sequence[tuple[str, str]]  # of settings, the one said to be better (lower) first
+# What is said of which pairs, and by whom where not by the paper: of FID, and of pFD, which the papers did not measure;
+# where the words name memory, of that.
+Claims = Mapping[str, Pairs]
 
 
 def _against(names: Iterable[str], rival: str) -> Pairs:
@@ -50,125 +36,75 @@ def _on_axis(settings: pd.DataFrame) -> list[str]:
     return settings["setting"][settings["x"].notna()].tolist()
 
 
-def _all_below_cfd(text: str) -> Callable[[pd.DataFrame], list[Claim]]:
+def _all_below_cfd(text: str) -> Callable[[pd.DataFrame], Claims]:
     """Every setting on the axis is better than CFD, which stands beside it."""
-    return lambda settings: [Claim(text, _against(_on_axis(settings), "CFD"))]
+    return lambda settings: {text: _against(_on_axis(settings), "CFD")}
 
 
-def _losses(settings: pd.DataFrame) -> list[Claim]:
-    ii, across, memory, both = "CFD + II_P2P", "CFD + IS_P2P", "CFD + M_P2P", "CFD + IS_P2P + M_P2P"
-    pairs = {
-        "CFD is better than PD": ("CFD", "PD"),
-        **{f"{name[6:]} beside CFD is better than CFD alone": (name, "CFD") for name in (ii, across, memory, both)},
-        "relations across images (IS) are better than within (II)": (across, ii),
-        "both are better than IS_P2P alone": (both, across),
-        "both are better than M_P2P alone": (both, memory),
-    }
-    return [Claim(text, [pair]) for text, pair in pairs.items()]
-
-
-def _batch(settings: pd.DataFrame) -> list[Claim]:
+def _batch(settings: pd.DataFrame) -> Claims:
     by_form = {form: rows.sort_values("x")["setting"].tolist() for form, rows in settings.groupby("series")}
     larger = [(names[-1], names[0]) for names in by_form.values()]
     forms = list(zip(by_form.get("chunked", []), by_form.get("reference", []), strict=False))
-    return [
-        Claim("the largest batch is better than the smallest", larger),
-        Claim("the largest batch takes more memory than the smallest", [(b, a) for a, b in larger], "peak_mib"),
-        Claim("the chunked form takes less memory at the largest batch (ours)", forms[-1:], "peak_mib"),
-    ]
+    return {
+        "the largest batch is better than the smallest": larger,
+        "the largest batch takes more memory than the smallest": [(b, a) for a, b in larger],
+        "the chunked form takes less memory at the largest batch (ours)": forms[-1:],
+    }
 
 
-def _queue(text: str, beyond: str = "") -> Callable[[pd.DataFrame], list[Claim]]:
+def _queue(text: str, beyond: str = "") -> Callable[[pd.DataFrame], Claims]:
     """The profile's own number, the last but one of the axis, is better than the least (and than the largest)."""
 
-    def claims(settings: pd.DataFrame) -> list[Claim]:
+    def claims(settings: pd.DataFrame) -> Claims:
         names = _on_axis(settings.sort_values("x"))
-        own, least, largest = names[-2:-1], names[:1], names[-1:]
-        rivals = {text: least, **({beyond: largest} if beyond else {})}
-        found = [Claim(said, list(zip(own, rival, strict=False))) for said, rival in rivals.items()]
-        return found + _all_below_cfd("every value is better than CFD")(settings)
+        own, rivals = names[-2:-1], {text: names[:1], **({beyond: names[-1:]} if beyond else {})}
+        found = {said: list(zip(own, rival, strict=False)) for said, rival in rivals.items()}
+        return found | _all_below_cfd("every value is better than CFD")(settings)
 
     return claims
 
 
-def _rcfd_losses(settings: pd.DataFrame) -> list[Claim]:
-    alone = ("entropy", "diversity", "entropy + diversity")
-    return [
-        Claim("without CFD both regularisers are worse than PD", [("PD", name) for name in alone]),
-        Claim("beside CFD they are better than CFD alone", [("CFD + entropy + diversity", "CFD")]),
-    ]
-
-
-def _classifier(settings: pd.DataFrame) -> list[Claim]:
+def _classifier(settings: pd.DataFrame) -> Claims:
     names = [name for name in settings["setting"] if name != "PD"]
     larger = [name for name in names[1:] if "," not in name]
-    half = [name for name in names if "half" in name]
-    return [
-        Claim("every classifier is better than PD", _against(names, "PD")),
-        Claim("a larger classifier is better", _against(larger, names[0] if names else "")),
-        Claim("one that saw half of the classes is still better than PD", _against(half, "PD")),
-    ]
+    return {
+        "every classifier is better than PD": _against(names, "PD"),
+        "a larger classifier is better": _against(larger, names[0] if names else ""),
+        "one that saw half of the classes is still better than PD": _against([n for n in names if "half" in n], "PD"),
+    }
 
 
-def _tau(settings: pd.DataFrame) -> list[Claim]:
-    axis = settings[settings["x"].notna()]
-    by_series = {series: dict(zip(rows["x"], rows["setting"], strict=True)) for series, rows in axis.groupby("series")}
-    features, predictions = by_series.get("features", {}), by_series.get("predictions", {})
-    both = [(name, predictions[tau]) for tau, name in features.items() if tau in predictions]
-    mild = [name for tau, name in features.items() if 0.9 <= tau <= 1]
-    return [
-        Claim("aligned features are better than aligned predictions (almost always)", both),
-        Claim("features are better than PD for tau from 0.9 to 1", _against(mild, "PD")),
-    ]
+def _tau(settings: pd.DataFrame) -> Claims:
+    named = settings.dropna(subset="x").pivot(index="x", columns="series", values="setting")
+    both = named.reindex(columns=["features", "predictions"])
+    return {
+        "aligned features are better than aligned predictions (almost always)": both.dropna().to_numpy().tolist(),
+        "features are better than PD for tau from 0.9 to 1": _against(both["features"].dropna().loc[0.9:1], "PD"),
+    }
 
 
-def _dual(settings: pd.DataFrame) -> list[Claim]:
+def _dual(settings: pd.DataFrame) -> Claims:
     names, alone = _on_axis(settings), "a temperature on the teacher alone is better than on both sides"
-    return [
-        Claim("a temperature on both sides is better than PD (over a wide range)", _against(names, "PD")),
-        Claim(alone, [("CFD", name) for name in names]),
-    ]
+    return {
+        "a temperature on both sides is better than PD (over a wide range)": _against(names, "PD"),
+        alone: [("CFD", name) for name in names],
+    }
 
 
-def _released(settings: pd.DataFrame) -> list[Claim]:
+def _released(settings: pd.DataFrame) -> Claims:
     own = "as in the paper"
     ours = {"x not clipped": "clipping x while sampling, as the code does, is better than not (Eq. 1)"}
     rest = [name for name in settings["setting"] if name not in ("CFD", own)]
-    return [Claim(ours.get(name, f"{own} is better than: {name}"), [(own, name)]) for name in rest]
+    return {ours.get(name, f"{own} is better than: {name}"): [(own, name)] for name in rest}
 
 
-def _budget(settings: pd.DataFrame) -> list[Claim]:
+def _budget(settings: pd.DataFrame) -> Claims:
     rivals = [name for name in settings["setting"] if not name.startswith("RDD")]
-    return [Claim(f"RDD is better than {name}", [("RDD, equal iterations", name)]) for name in rivals]
+    return {f"RDD is better than {name}": [("RDD, equal iterations", name)] for name in rivals}
 
 
-def _balance(settings: pd.DataFrame) -> list[Claim]:
-    best = "CFD + PD, share 0.3"
-    return [
-        Claim("relations as loud as CFD are better than CFD alone", (("CFD + IS_P2P, share 1", "CFD"),)),
-        Claim(
-            "relations as loud as CFD are better than RDD at the paper's weights",
-            (("CFD + IS_P2P, share 1", "RDD, the paper's weights"),),
-        ),
-        Claim(
-            "across images (IS) they are better than within (II)", (("CFD + IS_P2P, share 1", "CFD + II_P2P, share 1"),)
-        ),
-        Claim(
-            "M_P2P is better without a head than with the paper's",
-            (("CFD + M_P2P, share 1, no head", "CFD + M_P2P, share 1, paper's head"),),
-        ),
-        Claim("a small pixel term beside CFD is better than CFD and than PD", ((best, "CFD"), (best, "PD"))),
-        Claim("and better than relations", ((best, "CFD + IS_P2P, share 1"),)),
-        Claim("relations beside it improve it", (("CFD + IS_P2P, share 1, PD, share 0.3", best),)),
-        Claim(
-            "a Fréchet or a kernel term beside CFD is better than CFD alone",
-            (("CFD + Fréchet, share 0.3", "CFD"), ("CFD + kernel, share 0.3", "CFD")),
-        ),
-    ]
-
-
-def _evidence(settings: pd.DataFrame) -> list[Claim]:
-    here, best = set(settings["setting"]), LABELS[WINNER]
+def _evidence(settings: pd.DataFrame) -> Claims:
+    here, best, pixels = set(settings["setting"]), LABELS[WINNER], LABELS["cfd_pd"]
 
     def against(one: str, other: str) -> Pairs:
         """The two through the same extractor, or through one and none."""
@@ -176,30 +112,26 @@ def _evidence(settings: pd.DataFrame) -> list[Claim]:
         return [(a, b if b in here else other) for a, b in pairs]
 
     rivals = [*(LABELS[name] for name in COMPETING), "PD, equal time", "CFD, equal time"]
-    less = {"the pixel term": LABELS["cfd_is"], "relations": "CFD + PD, low tau"}
-    less["both"] = "CFD, low tau"
-    return [
-        *(Claim(f"{best} is better than {name}", against(best, name)) for name in rivals),
-        *(Claim(f"and than without {what}", against(best, name)) for what, name in less.items()),
-        Claim(f"{best} is better than {LABELS['cfd_pd']} at its own numbers", against(best, LABELS["cfd_pd"])),
-        *(Claim(f"{LABELS['cfd_pd']} is better than {name}", against(LABELS["cfd_pd"], name)) for name in rivals[:2]),
-    ]
+    less = {"the pixel term": LABELS["cfd_is"], "relations": "CFD + PD, low tau", "both": "CFD, low tau"}
+    return {
+        **{f"{best} is better than {name}": against(best, name) for name in rivals},
+        **{f"and than without {what}": against(best, name) for what, name in less.items()},
+        f"{best} is better than {pixels} at its own numbers": against(best, pixels),
+        **{f"{pixels} is better than {name}": against(pixels, name) for name in rivals[:2]},
+    }
 
 
-def _label_free(settings: pd.DataFrame) -> list[Claim]:
-    labels = [LABELS[name] for name in ("cfd", "rdd", WINNER)]
-    free = [f"{label}, the teacher's features" for label in labels]
-    return [
-        *(
-            Claim(f"{label} through the teacher's features is better than PD", [(own, "PD")])
-            for label, own in zip(labels, free, strict=True)
-        ),
-        Claim("and than through a classifier", list(zip(free, labels, strict=True))),
-    ]
-
-
-CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
-    "losses": _losses,
+_II, _IS, _M, _BOTH = "CFD + II_P2P", "CFD + IS_P2P", "CFD + M_P2P", "CFD + IS_P2P + M_P2P"
+_AS_LOUD, _PIXELS = "CFD + IS_P2P, share 1", "CFD + PD, share 0.3"
+_THROUGH = {LABELS[name]: f"{LABELS[name]}, the teacher's features" for name in ("cfd", "rdd", WINNER)}
+CLAIMS: dict[str, Claims | Callable[[pd.DataFrame], Claims]] = {  # or how they follow from a row for each setting
+    "losses": {
+        "CFD is better than PD": [("CFD", "PD")],
+        **{f"{name[6:]} beside CFD is better than CFD alone": [(name, "CFD")] for name in (_II, _IS, _M, _BOTH)},
+        "relations across images (IS) are better than within (II)": [(_IS, _II)],
+        "both are better than IS_P2P alone": [(_BOTH, _IS)],
+        "both are better than M_P2P alone": [(_BOTH, _M)],
+    },
     "batch": _batch,
     "tau_is": _all_below_cfd("every temperature is better than CFD"),
     "tau_m": _all_below_cfd("every temperature is better than CFD"),
@@ -207,15 +139,36 @@ CLAIMS: dict[str, Callable[[pd.DataFrame], list[Claim]]] = {
     "queue_draws": _queue("drawing as many as usual is better than drawing an eighth"),
     "alpha": _all_below_cfd("every weight is better than CFD"),
     "beta": _all_below_cfd("every weight is better than CFD"),
-    "rcfd_losses": _rcfd_losses,
+    "rcfd_losses": {
+        "without CFD both regularisers are worse than PD": [
+            ("PD", name) for name in ("entropy", "diversity", "entropy + diversity")
+        ],
+        "beside CFD they are better than CFD alone": [("CFD + entropy + diversity", "CFD")],
+    },
     "classifier": _classifier,
     "cfd_tau": _tau,
     "cfd_tau_dual": _dual,
     "released": _released,
     "budget": _budget,
-    "balance": _balance,
+    "balance": {
+        "relations as loud as CFD are better than CFD alone": [(_AS_LOUD, "CFD")],
+        "relations as loud as CFD are better than RDD at the paper's weights": [(_AS_LOUD, "RDD, the paper's weights")],
+        "across images (IS) they are better than within (II)": [(_AS_LOUD, "CFD + II_P2P, share 1")],
+        "M_P2P is better without a head than with the paper's": [
+            ("CFD + M_P2P, share 1, no head", "CFD + M_P2P, share 1, paper's head")
+        ],
+        "a small pixel term beside CFD is better than CFD and than PD": [(_PIXELS, "CFD"), (_PIXELS, "PD")],
+        "and better than relations": [(_PIXELS, _AS_LOUD)],
+        "relations beside it improve it": [(f"{_AS_LOUD}, PD, share 0.3", _PIXELS)],
+        "a Fréchet or a kernel term beside CFD is better than CFD alone": [
+            *_against(("CFD + Fréchet, share 0.3", "CFD + kernel, share 0.3"), "CFD")
+        ],
+    },
     "evidence": _evidence,
-    "label_free": _label_free,
+    "label_free": {
+        **{f"{own} through the teacher's features is better than PD": [(f, "PD")] for own, f in _THROUGH.items()},
+        "and than through a classifier": [(free, own) for own, free in _THROUGH.items()],
+    },
 }
 
 
@@ -235,15 +188,14 @@ def verdicts(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if name == "entropy":
         return pd.DataFrame(_entropy_rows(table))
     rows = table[table["steps"] == table["steps"].min()]
-    claims = CLAIMS.get(name, lambda settings: [])(rows.drop_duplicates("setting"))
-    found = []
-    for claim in claims:
-        beside = ["pfd"] if claim.score == "fid" and rows["pfd"].notna().any() else []
-        for score in [claim.score, *beside]:
+    claims, found = CLAIMS.get(name, {}), []
+    for text, pairs in (claims(rows.drop_duplicates("setting")) if callable(claims) else claims).items():
+        by_score = ["fid", *["pfd"] * bool(rows["pfd"].notna().any())]
+        for score in ["peak_mib"] if "memory" in text else by_score:
             values = rows.pivot_table(index="seed", columns="setting", values=score)
-            known = [pair for pair in claim.pairs if set(pair) <= set(values.columns)]
+            known = [pair for pair in pairs if set(pair) <= set(values.columns)]
             differences = pd.DataFrame({(a, b): values[a] - values[b] for a, b in known}).dropna()
-            found.append({"claim": claim.text, "score": NAMES[score], **_told(differences)})
+            found.append({"claim": text, "score": NAMES[score], **_told(differences)})
     return pd.DataFrame(found, columns=["claim", "score", "difference", "spread", "seeds", "pairs", "verdict"])
 
 
