@@ -1,4 +1,7 @@
-"""An ablation's tidy table as a figure, laid out as in the papers: along an axis, row by row, or entropies against time."""
+"""An ablation's tidy table as a figure, laid out as in the papers: along an axis, row by row, or entropies against time.
+
+The entropies of one model at each sampling step, after Fig. 2 of Sun et al. 2023, are drawn here too.
+"""
 
 import itertools
 import math
@@ -15,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rddlib.methods import LABELS, STYLES
-from rddlib.report.entropy_figure import DASHES, MARKERS
 from rddlib.report.figures import log_axis, plot_seeds
 from rddlib.report.published import figure_values, paper_table
 from rddlib.study.ablations import RCFD_PAPER, RDD_PAPER, Ablation
@@ -286,12 +288,58 @@ def _entropies(table: pd.DataFrame) -> Figure:
     for ax, name in zip(axes[0], names, strict=True):
         for place, number in enumerate(steps):
             rows = table[(table["setting"] == name) & (table["steps"] == number)]
-            style = dict(color=plt.cm.cividis(0.7 * place / max(len(steps) - 1, 1)), linestyle=DASHES[place % 4])
-            marker = dict(marker=MARKERS[place % 8], markersize=5 + 2.5 * place, markerfacecolor="none")
             if len(rows):
-                ax.plot(rows.groupby("t")["entropy"].mean(), label=counted(number), linewidth=1.3, **style, **marker)
+                style = _entropy_style(place, len(steps), 2.5)
+                ax.plot(rows.groupby("t")["entropy"].mean(), label=counted(number), **style)
         ax.set_title(name, fontsize=10)
         _dress(ax, xlim=(1.1, 0), xticks=(1, 0.5, 0), xticklabels=("1", "0.5", "0"), xlabel="time t (noise at 1)")
     axes[0, 0].set_ylabel("entropy of the predicted class (nats)")
     _scale(axes[0, 0], "y", table.groupby(["setting", "steps", "t"])["entropy"].mean())
+    return figure
+
+
+def _entropy_style(place: int, runs: int, growth: float) -> dict:
+    """Of the run in this place, most steps first, told apart in gray too: fewer steps are lighter, and their markers larger
+    and hollow, so that all remain visible at t = 1."""
+    marker = dict(marker="oDs^vP*X"[place % 8], markersize=5 + growth * place, markerfacecolor="none")
+    return (
+        dict(color=plt.cm.cividis(0.7 * place / max(runs - 1, 1)), linestyle=_DASHES[place % 4], linewidth=1.3) | marker
+    )
+
+
+def entropy_figure(curves: dict[int, Sequence[float]], classes: int, images: int) -> Figure:
+    """Plot the entropy of the predicted class against time, one curve per number of steps (Fig. 2, Sun et al. 2023).
+
+    Args:
+        curves: {steps: entropy_by_step(...)} in nats, all of one model and the same noise.
+        classes: the classifier's number of classes; log(classes) is the largest possible entropy.
+        images: the number of images averaged over.
+
+    Time runs from noise on the left to the image on the right; at t = 1 all runs see the same z. The axis is logarithmic
+    if all entropies are below log(classes) / 4. Raises UserError if there is no curve, or if a curve does not have one
+    value per step.
+    """
+    if not curves:
+        raise UserError("there is no run to draw: pass the entropies of at least one")
+    figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for place, (steps, values) in enumerate(sorted(curves.items(), reverse=True)):
+        if len(values) != steps or steps < 1:
+            raise UserError(f"the run of {counted(steps)} has {len(values)} entropies: pass one for each step")
+        style = _entropy_style(place, len(curves), 3)
+        times = [(steps - k) / steps for k in range(steps)]
+        ax.plot(times, [float(value) for value in values], label=f"{steps}: {float(values[-1]):.2f}", **style)
+    most, entropies = math.log(classes), [float(value) for values in curves.values() for value in values]
+    if 0 < max(entropies) < most / 4:
+        least = min(value for value in entropies if value > 0)
+        ax.set(yscale="log", ylim=(max(least, 1e-4) / 2, 1.8 * most))
+    else:
+        ax.set_ylim(0, 1.1 * most)
+    ax.axhline(most, color="0.6", linewidth=0.8)
+    beside = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", ha="right", fontsize=8)
+    ax.annotate(f"log {classes} = {most:.2f}: all classes equally likely", (0.99, most), (0, 2), **beside)
+    ax.set(xlim=(1.05, 0), xlabel="time t of the prediction (noise at 1, image at 0)")
+    ax.set(ylabel="entropy of the predicted class (nats)")
+    ax.set_title(f"Classifier entropy at each sampling step\nmean of {images:,} images, the same noise", fontsize=11)
+    place = dict(loc="outside right upper", fontsize=9, title_fontsize=9, labelspacing=0.8)
+    figure.legend(title="steps: last entropy", **place)
     return figure

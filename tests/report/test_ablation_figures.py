@@ -8,10 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from figure_faults import faults
 from matplotlib.transforms import Bbox
 
-from rddlib.report.ablation_figures import WIDTH, ablation_figure, paper_series
+from rddlib.report.ablation_figures import WIDTH, ablation_figure, entropy_figure, paper_series
 from rddlib.study.ablations import ABLATIONS, custom
 from rddlib.study.profiles import load_profile
 from rddlib.study.sweep import COLUMNS
@@ -361,3 +362,38 @@ def test_levels_count_for_the_scale_and_are_not_drawn_beside_other_steps():
     for name in ("tau_is", "rcfd_losses"):
         figure = drawn(name, "cifar10", measured(name, "cifar10", steps=(2, 1)))
         assert not any(FENG in label or SUN in label for ax in figure.axes for label in lines(ax))
+
+
+# entropies of one model
+
+
+def runs(scale=1.0):
+    return {n: [scale * (2 - k / n) for k in range(n)] for n in (1, 2, 4, 8)}
+
+
+def test_a_models_entropies_draw_each_run_at_its_times_under_the_log_of_the_classes():
+    figure = entropy_figure({n: torch.tensor(values) for n, values in runs().items()}, 10, 4096)
+    (ax,) = figure.axes
+    *curves, limit = ax.lines
+    assert [len(curve.get_xdata()) for curve in curves] == [8, 4, 2, 1]
+    assert list(curves[1].get_xdata()) == [1, 0.75, 0.5, 0.25] and list(curves[1].get_ydata()) == runs()[4]
+    assert set(limit.get_ydata()) == {math.log(10)} and "log 10 = 2.30" in ax.texts[0].get_text()
+    assert "nats" in ax.get_ylabel() and "t" in ax.get_xlabel() and "4,096 images" in ax.get_title()
+    assert len({(c.get_marker(), c.get_linestyle()) for c in curves}) == 4
+    assert ax.get_xlim()[0] > ax.get_xlim()[1]  # time runs from noise to the image
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["8: 1.12", "4: 1.25", "2: 1.50", "1: 2.00"]
+
+
+@pytest.mark.parametrize("scale, axis", [(0.01, "log"), (1.0, "linear"), (0.0, "linear")])
+def test_small_entropies_alone_get_a_logarithmic_axis_and_all_are_seen(scale, axis):
+    (ax,) = entropy_figure(runs(scale), 10, 8).axes
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == axis and high > math.log(10)
+    assert 0 < low < 0.01 if axis == "log" else low == 0
+
+
+def test_figure_refuses_a_run_with_another_number_of_values_and_none_at_all():
+    with pytest.raises(UserError, match="run of 4 steps has 3 entropies: pass one for each step"):
+        entropy_figure({4: [1, 1, 1]}, 10, 8)
+    with pytest.raises(UserError, match="no run to draw"):
+        entropy_figure({}, 10, 8)
