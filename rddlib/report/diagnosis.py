@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -178,9 +179,8 @@ def _scores(study: Study, denoiser: Denoiser, steps: int) -> dict[str, float]:
         drawn = ddim_sample(denoiser, noise, steps, y=y, clip=study.profile.evaluation.clip)
     drawn = study.space.decode(drawn) if study.space else drawn
     try:
-        found = evaluate(
-            drawn, study.dataset, network=study.metric_network, metrics=("fid", "is", "pfd"), device=study.device
-        )
+        how = dict(network=study.metric_network, metrics=("fid", "is", "pfd"), device=study.device)
+        found = evaluate(drawn, study.dataset, **how)
     except UserError:  # its network is not here, or the images are too few
         return {}
     return {"fid": found.values["fid"], "pfd": found.values["pfd"]}
@@ -259,24 +259,20 @@ def curves_figure(seen: Seen) -> Figure:
     """Loss terms, gradients and scores along the training; x against the teacher's at each t, and its statistics."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
     (terms, gradients, scores), (errors, colour, outside) = axes
-    iterations = [record["step"] for record in seen.log]
-    names = [name for name in seen.shares[0] if any(name in record for record in seen.log)]
+    log = pd.DataFrame(seen.log).set_index("step")
+    norms = log.filter(like="gradient/")
+    names = [name for name in seen.shares[0] if name in log]
     for name, style in zip(names, IN_TURN[1:], strict=False):
-        values = [record.get(name, float("nan")) for record in seen.log]
-        terms.plot(iterations, values, **style, label=name, markersize=4)
-        logged = [record for record in seen.log if record.get(f"gradient/{name}")]
-        if logged:
-            largest = [max(v for k, v in record.items() if k.startswith("gradient/")) for record in logged]
-            parts = [record[f"gradient/{name}"] / top for record, top in zip(logged, largest, strict=True)]
-            gradients.plot([record["step"] for record in logged], parts, **style, label=name)
+        terms.plot(log[name], **style, label=name, markersize=4)
+        own = f"gradient/{name}"
+        logged = norms[norms[own] > 0] if own in norms else norms[:0]
+        if len(logged):
+            gradients.plot(logged[own] / logged.max(axis=1), **style, label=name)
         else:
             ends = [shares[name] for shares in seen.shares]
-            gradients.plot([0, max(iterations[-1], 1)], ends, **style, label=name)
-    terms.set(
-        yscale="log" if all(r.get(n, 1) > 0 for r in seen.log for n in names) else "linear",
-        ylabel="loss before its weight",
-    )
-    unweighed = any(f"gradient/{name}" in record for name in names for record in seen.log)
+            gradients.plot([0, max(log.index[-1], 1)], ends, **style, label=name)
+    terms.set(yscale="log" if (log[names].fillna(1) > 0).all(axis=None) else "linear", ylabel="loss before its weight")
+    unweighed = any(f"gradient/{name}" in norms for name in names)
     gradients.set(ylabel=f"gradient / largest ({'before' if unweighed else 'with'} weights)", ylim=(0, 1.05))
     for key, axis, style in (("fid", scores, IN_TURN[1]), ("pfd", scores.twinx(), IN_TURN[4])):
         points = [(step, found[key]) for step, found in sorted(seen.scores.items()) if found]
@@ -291,23 +287,19 @@ def curves_figure(seen: Seen) -> Figure:
     ):
         errors.plot(times, [_rms((x - seen.target)[seen.t == t]) for t in times], **style, label=label)
     errors.set(xlabel="time t", ylabel="RMS distance from the teacher's x", ylim=(0, None))
-    both = (("the teacher's x", seen.target, IN_TURN[1]), ("the student's x", seen.student, IN_TURN[4]))
-    for label, x, style in both:
-        channels = range(x.shape[1])
-        colour.errorbar(
-            channels, x.mean((0, 2, 3)), x.std((0, 2, 3)), **style | {"linestyle": ""}, capsize=3, label=label
-        )
+    for label, x, style in (
+        ("the teacher's x", seen.target, IN_TURN[1]),
+        ("the student's x", seen.student, IN_TURN[4]),
+    ):
+        dots = dict(style, linestyle="", capsize=3, label=label)
+        colour.errorbar(range(x.shape[1]), x.mean((0, 2, 3)), x.std((0, 2, 3)), **dots)
         beyond = [float((x[seen.t == t].abs() > seen.bound).float().mean()) for t in times]
         outside.plot(times, beyond, **style, label=label)
     colour.set(xlabel="channel", ylabel="mean, and one standard deviation", xticks=range(seen.target.shape[1]))
     outside.set(xlabel="time t", ylabel="share of pixels beyond the range", ylim=(0, None))
     titles = (
-        "Terms of its loss",
-        "Gradients at its image",
-        f"Scores of at most {SAMPLES} images",
-        "Against the teacher",
-        "Colours",
-        "Saturation",
+        *("Terms of its loss", "Gradients at its image", f"Scores of at most {SAMPLES} images"),
+        *("Against the teacher", "Colours", "Saturation"),
     )
     for ax, title in zip(axes.flat, titles, strict=True):
         ax.set_title(title, fontsize=10)

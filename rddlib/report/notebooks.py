@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -78,16 +79,11 @@ def _tidy(path: Path) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
-        tidied: list = []
-        for output in cell.get("outputs", []):
-            last = tidied[-1] if tidied else None
-            if output.output_type == "stream" and last and last.output_type == "stream" and last.name == output.name:
-                last.text += output.text
-            else:
-                tidied.append(output)
-        for output in tidied:
-            if output.output_type == "stream":
-                output.text = collapse_carriage_returns(output.text)
+        streams, tidied = groupby(cell.get("outputs", []), lambda one: one.get("name") or id(one)), []
+        for _, (first, *more) in streams:
+            if first.output_type == "stream":
+                first.text = collapse_carriage_returns("".join(one.text for one in (first, *more)))
+            tidied.append(first)
         if "outputs" in cell:
             cell.outputs = tidied
     write_atomically(path, nbformat.writes(notebook))
@@ -97,23 +93,19 @@ def _stamp(notebook: Path, out: Path) -> Path:
     return out / "notebooks" / f".{notebook.stem}.json"
 
 
-def _stamped(notebook: Path, out: Path) -> dict | None:
-    """{"key", "seconds"} of the notebook's last whole run in this folder, None where there was none."""
+def _last_run(notebook: Path, out: Path) -> tuple[str, Executed | None]:
+    """(key, run) of the notebook's last whole run in this folder, ("", None) where there was none."""
+    target = out / "notebooks" / notebook.name
     try:
         done = json.loads(_stamp(notebook, out).read_text(encoding="utf-8"))
-        return (
-            {"key": done["key"], "seconds": float(done["seconds"])}
-            if (out / "notebooks" / notebook.name).exists()
-            else None
-        )
+        return done["key"], Executed(notebook.stem, target, float(done["seconds"])) if target.exists() else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return "", None
 
 
 def executed_notebooks(out: Path) -> list[Executed]:
     """The notebooks of the series that have run to their end in this folder."""
-    stamps = [(notebook, _stamped(notebook, out)) for notebook in notebook_files()]
-    return [Executed(n.stem, out / "notebooks" / n.name, done["seconds"]) for n, done in stamps if done]
+    return [run for notebook in notebook_files() if (run := _last_run(notebook, out)[1])]
 
 
 def _done_before(notebook: Path, out: Path) -> tuple[str, Executed | None]:
@@ -121,9 +113,8 @@ def _done_before(notebook: Path, out: Path) -> tuple[str, Executed | None]:
     study = json.loads((out / "study.json").read_text(encoding="utf-8"))
     config = {name: value for name, value in study["config"].items() if name not in ("jobs", "run")}
     key = key_of({"source": notebook.read_text(encoding="utf-8"), "config": config, "version": rddlib.__version__})
-    done = _stamped(notebook, out)
-    same = done is not None and done["key"] == key
-    return key, Executed(notebook.stem, out / "notebooks" / notebook.name, done["seconds"]) if same else None
+    earlier, run = _last_run(notebook, out)
+    return key, run if earlier == key else None
 
 
 def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
@@ -221,13 +212,11 @@ def _register_engine(stop: _Stop) -> str:
 def failing_cell(notebook: str, error) -> str:
     """A papermill.PapermillExecutionError for the terminal: notebook, cell, its source with the failing line marked."""
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    marked = [int(n) for n in re.findall(rf"Cell In ?\[{error.exec_count}\], line (\d+)", trace)]
-    lines, line = error.source.splitlines(), marked[-1] if marked else 0
+    marked = [0, *map(int, re.findall(rf"Cell In ?\[{error.exec_count}\], line (\d+)", trace))]
+    lines, line = error.source.splitlines(), marked[-1]
     first = max(0, min(line - SHOWN_LINES // 2, len(lines) - SHOWN_LINES))
-    shown = [
-        f"{'-->' if number == line else '   '} {number:3} {text}"
-        for number, text in enumerate(lines[first : first + SHOWN_LINES], first + 1)
-    ]
+    numbered = list(enumerate(lines, 1))[first : first + SHOWN_LINES]
+    shown = [f"{'-->' if number == line else '   '} {number:3} {text}" for number, text in numbered]
     before, after = ["    ..."] * (first > 0), ["    ..."] * (first + SHOWN_LINES < len(lines))
     head = f"{notebook}, cell [{error.exec_count}]:"
     return "\n".join([head, *before, *shown, *after, f"{error.ename}: {error.evalue}"])
@@ -335,29 +324,21 @@ class Prefixing:
             sys.stdout, sys.stderr = plain
 
 
-def _needed(study: Study, notebooks: list[Path]) -> list[str]:
-    """What these notebooks ask the study for and is not made yet; all that do would wait for the first of them."""
-    sources = "".join(notebook.read_text(encoding="utf-8") for notebook in notebooks)
-    stages = {"teacher": study.stages.teacher(), "extractor": study.stages.extractor}
-    return [name for name, stage in stages.items() if f"study.{name}()" in sources and not stage.done]
-
-
-def _make(study: Study, name: str) -> None:
-    getattr(study, name)()
-
-
 def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: int) -> None:
     """Notebooks in order, `jobs` at a time, each in a process of its own with its share of the cores.
 
-    Teacher and extractor, which most of them need, are begun before them. Where one fails, those that run are still
-    finished, no other begins, and UserError says what failed.
+    Teacher and extractor, where these ask for them, are begun before them: all would wait for the first that does. Where one
+    fails, those that run are still finished, no other begins, and UserError says what failed.
     """
 
     def report(outcome: Outcome) -> None:
         if outcome.failed:
             raise UserError(outcome.said)
 
-    made = [Prefixing(name, _make, (study, name)) for name in _needed(study, notebooks)]
+    sources = "".join(notebook.read_text(encoding="utf-8") for notebook in notebooks)
+    stages = {"teacher": study.stages.teacher(), "extractor": study.stages.extractor}
+    needed = [name for name, stage in stages.items() if f"study.{name}()" in sources and not stage.done]
+    made = [Prefixing(name, getattr(study, name), ()) for name in needed]
     ran = [Prefixing(file.name[:2], run_notebook, (file, study.out, parameters)) for file in notebooks]
     on_this_machine(jobs)([*made, *ran], report)
 
@@ -412,9 +393,7 @@ def run_study(
     if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
     if recorded_overrides(out).get("run.shipped") != "none":
-        overrides = {
-            "run.shipped": "start"
-        } | overrides  # what a study is about it trains, whoever opened the folder first
+        overrides = {"run.shipped": "start", **overrides}  # what a study is about it trains, whoever opened it first
     latent = [notebook.name[:2] for notebook in notebooks] == [LATENT]
     check = _check_latent if latent else _check_notebooks if with_notebooks else _check_scoring
     study = continue_study(profile_name, overrides, out, seed, update, check=check)
@@ -479,14 +458,11 @@ def _check_notebooks(study: Study) -> None:
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Hold the study's folder; the lock goes with the process, however that ends."""
-    lock = FileLock(out / ".running")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(out / ".running").acquire(timeout=0)
     except Timeout as error:
         raise UserError(
             f"another process is running the study in {out}: wait for it or choose another --out"
         ) from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
