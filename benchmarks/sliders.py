@@ -20,7 +20,7 @@ from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.gaussian_mixture import GaussianMixture
 from rddlib.methods import COMPETING
-from rddlib.report.figures import KINDS, to_png
+from rddlib.report.figures import KINDS, scores_view, to_png
 from rddlib.report.tables import comparison, panels
 from rddlib.study.graph import build_denoiser, new_extractor
 from rddlib.study.profiles import digits
@@ -28,7 +28,7 @@ from rddlib.study.study import Study
 from rddlib.utils.errors import UserError
 
 try:
-    from rddlib.report.explorers import explore, paths_view, queue_view, relations_view, same_noise_view, scores_view
+    from rddlib.report.explorers import explore, paths_view, queue_view, relations_view, same_noise_view
 except ModuleNotFoundError as error:
     raise UserError("the sliders need extras: pip install 'rddlib[notebooks]'") from error
 

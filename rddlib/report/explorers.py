@@ -13,12 +13,18 @@ from functools import lru_cache, partial
 
 import anywidget
 import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
 import traitlets
 from IPython import get_ipython
 from IPython.display import HTML, Markdown, display
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import IdentityTransform, Transform
 from torch import Tensor
 
 from rddlib.diffusion.denoiser import as_denoiser
@@ -221,13 +227,9 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
     return relations
 
 
-def nearest_drawn(rows: Tensor, drawn: Tensor) -> Tensor:
-    """Cosine [n] of each unit vector of rows [n, C] to the nearest of those drawn [n] (bool)."""
-    return (rows @ rows[drawn].T).max(dim=1).values.clamp(max=1)
-
-
 def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> Callable[..., Figure]:
-    """A queue of unit vectors while it is filled with rows.
+    """A queue of unit vectors while it is filled: its rows in the plane, marked by their class, those drawn ringed; below
+    them its slots by age. A click on a row, or on its slot, chooses it.
 
     Returns queue(N_q, pushes, V, colour, row): N_q rows long, after that many pushes; colour: "class", "age", "nearest" or
     "row", the likeness to the one of that number, which is framed.
@@ -249,7 +251,7 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
         held = slice(max(0, pushed - N_q), pushed)
         drawn = torch.zeros(pushed - held.start, dtype=torch.bool)
         drawn[ranks[held].argsort()[:V]] = True
-        return held, drawn, nearest_drawn(rows[held], drawn)
+        return held, drawn, (rows[held] @ rows[held][drawn].T).max(dim=1).values.clamp(max=1)
 
     def queue(
         N_q: int = total,
@@ -264,12 +266,12 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
         age = pushes - 1 - arrival // per_push
         slots = torch.full((N_q,), math.nan)
         slots[arrival % N_q] = age.float()
-        shades = {
+        shade, name = {
             "class": (None, ""),
             "age": (age, "age in pushes"),
             "nearest": (nearest, "cosine to the nearest drawn row"),
             "row": (rows[held] @ rows[row], f"cosine to row {row}"),
-        }
+        }[colour]
         here = held.start <= row < held.stop
         words = f"cosine to the nearest drawn {nearest[row - held.start]:.3f}" if here else "not in the queue"
         title = (
@@ -277,9 +279,62 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
             f"{int(drawn.sum())} drawn: {nearest.mean():.3f}\n"
             f"row {row}: class {classes[row]}, of push {row // per_push + 1}; {words}"
         )
-        return plots.queue_figure(points, held, classes[held], *shades[colour], drawn, slots, row, title, into)
+        boxes = (0.1, 0.25, 0.75, 0.66), (0.1, 0.09, 0.75, 0.045)
+        figure, (ax, below) = plots.blank(into, (7.4, 5.6), boxes)
+        ax.plot(*points.T, linestyle="", marker=".", markersize=1.5, color="0.7")
+        dots = _class_dots(points[held], classes[held], shade, ax.transData)
+        ax.add_collection(dots, autolim=False)
+        hollow = dict(linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
+        ax.plot(*points[held][drawn].T, **hollow, markeredgewidth=0.7, label=f"drawn, V = {int(drawn.sum())}")
+        framed = dict(linestyle="", marker="s", markersize=13, markerfacecolor="none", markeredgecolor="#D55E00")
+        ax.plot(*points[row], **framed, markeredgewidth=2, label=f"row {row}")
+        if shade is not None:
+            figure.colorbar(dots, cax=figure.add_axes((0.88, 0.25, 0.02, 0.66)), label=name)
+        ax.set(xlabel="first principal component (gray dots: rows not held)", ylabel="second principal component")
+        ax.legend(fontsize=8, loc="upper right")
+        figure.suptitle(title, fontsize=10)
+        _show_slots(below, slots)
+        in_slot = {one % N_q: one for one in range(held.start, held.stop)}
+        if row in in_slot.values():
+            below.plot(row % N_q, -0.75, marker="v", color="#D55E00", clip_on=False)
+        there = points[held]
+        plots.answering([ax], lambda *at: {"row": held.start + int((there - torch.tensor(at)).norm(dim=1).argmin())})
+        plots.answering([below], lambda x, y: {"row": in_slot.get(round(x))})
+        return figure
 
     return queue
+
+
+def _class_dots(points: Tensor, classes: Tensor, shade: Tensor | None, to_axes: Transform) -> PathCollection:
+    """Points [n, 2] marked by their class, and coloured by it too where there is no shade [n]."""
+    order, few = classes.argsort(stable=True), len(classes.unique()) <= 20  # digits cannot tell a thousand apart
+    numbers = classes[order].numpy() if few else np.zeros(len(order), dtype=int)
+    styles = {number: MarkerStyle(f"${number}$" if few else ".") for number in set(numbers.tolist())}
+    marks = {number: style.get_path().transformed(style.get_transform()) for number, style in styles.items()}
+    tones = dict(facecolors=plt.get_cmap("tab10")(numbers % 10))
+    if shade is not None:
+        tones = dict(array=shade[order].numpy(), cmap="copper")
+    paths = [marks[number] for number in numbers.tolist()]  # one collection: a scatter of each class takes its time
+    places = dict(offsets=points[order].numpy(), offset_transform=to_axes, transform=IdentityTransform())
+    return PathCollection(paths, [22 if few else 12], linewidths=0, **places, **tones)
+
+
+def _show_slots(ax: Axes, ages: Tensor) -> None:
+    """A queue's slots by the age of their rows in pushes, NaN where empty."""
+    held = ages.isfinite()
+    oldest = ages[held].max()
+    ax.imshow(ages[None].numpy(), aspect="auto", cmap="gray_r", interpolation="nearest", vmin=-1, vmax=oldest + 2)
+    if not held.all():
+        ax.axvspan(int(held.sum()) - 0.5, len(ages) - 0.5, facecolor="white", edgecolor="0.5", hatch="///")
+    changes = [0, *((ages[1:] != ages[:-1]) & held[1:]).nonzero().flatten().add(1).tolist()]
+    for start, stop in zip(changes, [*changes[1:], int(held.sum())], strict=True):
+        age = int(ages[start])
+        shade = "white" if age > (oldest + 1) / 2 else "black"
+        ax.text((start + stop - 1) / 2, 0, age, ha="center", va="center", fontsize=8, color=shade)
+    ax.set(xlabel="slot of the queue (hatched: still empty)")
+    ax.yaxis.set_visible(False)
+    words = dict(xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=9)
+    ax.annotate(f"{held.double().mean():.0%} full; age of the rows in pushes", (0.5, 1), (0, 3), **words)
 
 
 def between(first: Tensor, second: Tensor, count: int) -> Tensor:
@@ -440,17 +495,3 @@ def ablation_view(found: Mapping[str, Measured]) -> Callable[..., Figure]:
         return ablation_figure(ABLATIONS[name], one.table, one.profile, one.metric)
 
     return ablation
-
-
-def scores_view(panels: Sequence[plots.Panel]) -> Callable[..., Figure]:
-    """FID against sampling steps; panels: as rddlib.report.tables.panels gives them.
-
-    Returns scores(table, rows, method): a panel by its title, what kind of rows (KINDS), and a method that is
-    brought out of the others.
-    """
-    titles = [title for title, _, _ in panels]
-
-    def scores(table: str = titles[0], rows: str = "all rows", method: str = "all methods") -> Figure:
-        return plots.scores_explorer_figure(panels, titles.index(table), rows, method)
-
-    return scores

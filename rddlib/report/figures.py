@@ -3,7 +3,7 @@
 import io
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,15 +13,13 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
-from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullFormatter
-from matplotlib.transforms import Bbox, IdentityTransform, Transform
+from matplotlib.transforms import Bbox, Transform
 from PIL import Image
 from torch import Tensor
 
@@ -51,15 +49,12 @@ def answering(axes: Iterable[Axes], answer: Answer) -> None:
         ax.answer = answer
 
 
-def answers(figure: Figure) -> list[tuple[Bbox, Transform, Answer]]:
-    """Of each axes of a drawn figure that answers: its box, the way to its data, both from shares of the figure's size."""
-    to_data = [(ax, (figure.transFigure + ax.transData.inverted()).frozen()) for ax in figure.axes]
-    return [(ax.get_position(), way, ax.answer) for ax, way in to_data if hasattr(ax, "answer")]
-
-
 def live(figure: Figure, dpi: int) -> tuple[bytes, list[tuple[Bbox, Transform, Answer]]]:
-    """What a widget shows of a figure: a PNG file's bytes, made quickly, and `answers`."""
-    return figure.png(dpi) if isinstance(figure, Kept) else to_png(figure, dpi, quick=True), answers(figure)
+    """What a widget shows of a figure: a PNG file's bytes, made quickly, and of each axes that answers its box, the way to
+    its data (both from shares of the figure's size) and its answer."""
+    png = figure.png(dpi) if isinstance(figure, Kept) else to_png(figure, dpi, quick=True)
+    to_data = [(ax, (figure.transFigure + ax.transData.inverted()).frozen()) for ax in figure.axes]
+    return png, [(ax.get_position(), way, ax.answer) for ax, way in to_data if hasattr(ax, "answer")]
 
 
 class Kept(Figure):
@@ -261,15 +256,22 @@ def error_figure(steps: Sequence[int], errors: dict[str, Sequence[float]], title
     return figure
 
 
-def _limits(maps: Mapping[str, Tensor]) -> tuple[float, float]:
-    return min(float(m.min()) for m in maps.values()), max(float(m.max()) for m in maps.values())
+def _panels(count: int, size: tuple[float, float], more: float = 0, **options) -> tuple[Figure, np.ndarray]:
+    """So many axes side by side, each this large in inches, with room for more at the right."""
+    size = (size[0] * count + more, size[1])
+    figure, axes = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False, **options)
+    return figure, axes[0]
+
+
+def _limits(*maps: Tensor) -> tuple[float, float]:
+    return min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
 
 
 def matrices_figure(matrices: dict[str, Tensor], title: str, label: str) -> Figure:
     """Square matrices side by side on one colour scale."""
-    figure, axes = plt.subplots(1, len(matrices), figsize=(3 * len(matrices) + 0.6, 3), layout="constrained")
-    low, high = _limits(matrices)
-    for ax, (name, matrix) in zip(np.atleast_1d(axes), matrices.items(), strict=True):
+    figure, axes = _panels(len(matrices), (3, 3), 0.6)
+    low, high = _limits(*matrices.values())
+    for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
         drawn = ax.imshow(matrix.detach().cpu(), cmap="viridis", interpolation="nearest", vmin=low, vmax=high)
         ax.set(title=name, xlabel="pixel b", ylabel="pixel a")
         for axis in (ax.xaxis, ax.yaxis):
@@ -283,8 +285,8 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
     """FID and, where it was measured, pFD against sampling steps, a line a method; metric: the FID's full name."""
     labels = {"fid": metric, "pfd": "pFD (raw pixels)"}
     labels = {column: label for column, label in labels.items() if table[column].notna().any()}
-    figure, axes = plt.subplots(1, len(labels), figsize=(4.5 * len(labels), 3.4), layout="constrained", squeeze=False)
-    for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
+    figure, axes = _panels(len(labels), (4.5, 3.4))
+    for ax, (column, label) in zip(axes, labels.items(), strict=True):
         for method, rows in table.groupby("method", sort=False):
             plot_seeds(ax, rows.groupby("steps")[column], 0.2, label=LABELS[method], **STYLES[method])
         ticks = sorted(n for n in table["steps"].unique() if n & (n - 1) == 0)  # powers of two: 10 and 12 would touch
@@ -292,14 +294,13 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
         ax.set_xticklabels(ticks)
         ax.xaxis.minorticks_off()
         ax.set_title("Lower is better", fontsize=10)
-    axes[0, 0].legend(fontsize=8)
+    axes[0].legend(fontsize=8)
     return figure
 
 
 def scatter_figure(samples: dict[float, Tensor], data: Tensor, title: str) -> Figure:
     """A panel of 2-D samples [N, 2] for each entry, over the data [n, 2]; title: a format of its key."""
-    options = dict(figsize=(2.4 * len(samples), 2.6), sharex=True, sharey=True, layout="constrained")
-    figure, axes = plt.subplots(1, len(samples), **options)
+    figure, axes = _panels(len(samples), (2.4, 2.6), sharex=True, sharey=True)
     for ax, (key, points) in zip(axes, samples.items(), strict=True):
         ax.plot(*data.T, linestyle="", marker=".", markersize=1.5, color="0.75", label="data of all classes")
         ax.plot(*points.T, linestyle="", marker="o", markersize=2, color="#D55E00", alpha=0.6, label="samples")
@@ -360,10 +361,10 @@ class HeatMap:
 
 def maps_figure(maps: dict[str, Tensor], title: str, label: str, form: str = ".2f") -> Figure:
     """Maps {name: [H, W]} side by side on one gray scale; label: what the values are, with their unit."""
-    figure, axes = plt.subplots(1, len(maps), figsize=(2.6 * len(maps) + 0.7, 2.9), layout="constrained")
-    for ax, (name, values) in zip(np.atleast_1d(axes), maps.items(), strict=True):
+    figure, axes = _panels(len(maps), (2.6, 2.9), 0.7)
+    for ax, (name, values) in zip(axes, maps.items(), strict=True):
         drawn = HeatMap(ax, values.shape, name, form)
-        drawn.show(values, _limits(maps))
+        drawn.show(values, _limits(*maps.values()))
     figure.colorbar(drawn.image, ax=axes, shrink=0.8, label=label)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -386,16 +387,23 @@ class RelationFigure:
         self.figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)
         options = dict(extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
         self.images = [ax.imshow(np.ones((*size, 3)), **options) for ax in axes[:2]]
-        names = "teacher, share in %", "student, share in %", "student - teacher, in % points"
-        forms = ".1f", ".1f", "+.1f"
-        self.maps = [HeatMap(*each) for each in zip(axes[2:], [shape] * 3, names, forms, strict=True)]
+        names = (
+            ("teacher, share in %", ".1f"),
+            ("student, share in %", ".1f"),
+            ("student - teacher, in % points", "+.1f"),
+        )
+        self.maps = [HeatMap(ax, shape, *name) for ax, name in zip(axes[2:], names, strict=True)]
         for ax, name in zip(axes, ("the image with the pixel", "the other image"), strict=False):
             ax.set_title(name, fontsize=10)
         for ax in axes[1:]:
             ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="row")
         axes[0].set(xticks=range(width), yticks=range(height), xlabel="column of the map", ylabel="row of the map")
         framed = ([axes[0]], "-"), (axes[[2, 1]], "-"), (axes[[3, 1]], ":")
-        self.frames = [[_frame(ax, dash) for ax in places] for places, dash in framed]
+        frame = dict(fill=False, edgecolor="#D55E00", linewidth=2.5)
+        self.frames = [
+            [ax.add_patch(Rectangle((0, 0), 0.92, 0.92, linestyle=dash, **frame)) for ax in places]
+            for places, dash in framed
+        ]
 
     def show(self, images: Tensor, pixel: tuple[int, int], teacher: Tensor, student: Tensor, title: str) -> Figure:
         """Draw other numbers.
@@ -409,8 +417,8 @@ class RelationFigure:
         for drawn, image in zip(self.images, images, strict=True):
             drawn.set_data(tile(image[None], 1))
         teacher, student = 100 * teacher.detach().float().cpu(), 100 * student.detach().float().cpu()
-        difference, shared = student - teacher, _limits({"teacher": teacher, "student": student})
-        values = (teacher, shared), (student, shared), (difference, _limits({"difference": difference}))
+        difference, shared = student - teacher, _limits(teacher, student)
+        values = (teacher, shared), (student, shared), (difference, _limits(difference))
         for drawn, (numbers, limits) in zip(self.maps, values, strict=True):
             drawn.show(numbers, limits)
         most = (divmod(int(share.argmax()), share.shape[1]) for share in (teacher, student))
@@ -421,101 +429,11 @@ class RelationFigure:
         return self.figure
 
 
-def _frame(ax: Axes, dash: str) -> Rectangle:
-    """A frame for one pixel of a map."""
-    return ax.add_patch(Rectangle((0, 0), 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5, linestyle=dash))
-
-
-def queue_figure(
-    points: Tensor,
-    held: slice,
-    classes: Tensor,
-    shade: Tensor | None,
-    name: str,
-    drawn: Tensor,
-    ages: Tensor,
-    row: int,
-    title: str,
-    into: Kept | None = None,
-) -> Figure:
-    """The queue's rows in the plane, marked by their class, those drawn ringed; below them its slots by age.
-
-    A click on a row, or on its slot, answers {"row": its number}.
-
-    Args:
-        points: [n, 2], every row that ever comes.
-        held: which of them are in the queue now.
-        classes: [held], whole numbers.
-        shade: [held], what colours the rows; None: their class.
-        name: of shade.
-        drawn: [held], bool.
-        ages: [N_q], of each slot's row in pushes, NaN where the slot is empty.
-        row: the one of all that is framed.
-        title: of the figure.
-        into: see blank.
-    """
-    boxes = (0.1, 0.25, 0.75, 0.66), (0.1, 0.09, 0.75, 0.045)
-    figure, (ax, slots) = blank(into, (7.4, 5.6), boxes)
-    ax.plot(*points.T, linestyle="", marker=".", markersize=1.5, color="0.7")
-    order, few = (
-        classes.argsort(stable=True),
-        len(classes.unique()) <= 20,
-    )  # digits cannot tell a thousand classes apart
-    numbers = classes[order].numpy() if few else np.zeros(len(order), dtype=int)
-    marks = {number: _mark(f"${number}$" if few else ".") for number in set(numbers.tolist())}
-    tones = dict(facecolors=plt.get_cmap("tab10")(numbers % 10))
-    if shade is not None:
-        tones = dict(array=shade[order].numpy(), cmap="copper")
-    x, y = points[held].T
-    where = dict(offsets=points[held][order].numpy(), offset_transform=ax.transData)
-    paths = [marks[number] for number in numbers.tolist()]  # one collection: a scatter of each class takes its time
-    dots = PathCollection(paths, [22 if few else 12], transform=IdentityTransform(), linewidths=0, **where, **tones)
-    ax.add_collection(dots, autolim=False)
-    hollow = dict(linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
-    ax.plot(x[drawn], y[drawn], **hollow, markeredgewidth=0.7, label=f"drawn, V = {int(drawn.sum())}")
-    framed = dict(linestyle="", marker="s", markersize=13, markerfacecolor="none", markeredgecolor="#D55E00")
-    ax.plot(*points[row], **framed, markeredgewidth=2, label=f"row {row}")
-    if shade is not None:
-        figure.colorbar(dots, cax=figure.add_axes((0.88, 0.25, 0.02, 0.66)), label=name)
-    ax.set(xlabel="first principal component (gray dots: rows not held)", ylabel="second principal component")
-    ax.legend(fontsize=8, loc="upper right")
-    figure.suptitle(title, fontsize=10)
-    _queue_slots(slots, ages)
-    in_slot = {one % len(ages): one for one in range(held.start, held.stop)}
-    if row in in_slot.values():
-        slots.plot(row % len(ages), -0.75, marker="v", color="#D55E00", clip_on=False)
-    answering([ax], lambda x, y: {"row": held.start + int((points[held] - torch.tensor([x, y])).norm(dim=1).argmin())})
-    answering([slots], lambda x, y: {"row": in_slot.get(round(x))})
-    return figure
-
-
-def _mark(marker: str) -> Path:
-    style = MarkerStyle(marker)
-    return style.get_path().transformed(style.get_transform())
-
-
-def _queue_slots(ax: Axes, ages: Tensor) -> None:
-    held = ages.isfinite()
-    oldest = ages[held].max()
-    ax.imshow(ages[None].numpy(), aspect="auto", cmap="gray_r", interpolation="nearest", vmin=-1, vmax=oldest + 2)
-    if not held.all():
-        ax.axvspan(int(held.sum()) - 0.5, len(ages) - 0.5, facecolor="white", edgecolor="0.5", hatch="///")
-    changes = [0, *((ages[1:] != ages[:-1]) & held[1:]).nonzero().flatten().add(1).tolist()]
-    for start, stop in zip(changes, [*changes[1:], int(held.sum())], strict=True):
-        age = int(ages[start])
-        shade = "white" if age > (oldest + 1) / 2 else "black"
-        ax.text((start + stop - 1) / 2, 0, age, ha="center", va="center", fontsize=8, color=shade)
-    ax.set(xlabel="slot of the queue (hatched: still empty)")
-    ax.yaxis.set_visible(False)
-    words = dict(xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=9)
-    ax.annotate(f"{held.double().mean():.0%} full; age of the rows in pushes", (0.5, 1), (0, 3), **words)
-
-
 Panel = tuple[str, str, pd.DataFrame]  # title, name of the FID, rows: see comparison_figure
 KINDS = {"all rows": None, "papers": "paper", "peers": "peer", "measured here": "measured"}
-# The kinds of lines in a comparison: dash, width, how far the method's colour is mixed with white, size of the marker.
-_LINES = {"paper": ("-", 1.2, 0.55, 5), "measured": ("--", 2.0, 0.0, 7)}
-_LINE_NAMES = {"paper": "from the papers", "measured": "measured here, ± spread"}
+DRAWABLE = "steps > 0 and fid > 0"  # which rows have a place on log axes
+# The kinds of lines in a comparison: dash, width, how far the method's colour is mixed with white, size of the marker, name.
+_LINES = {"paper": ("-", 1.2, 0.55, 5, "from the papers"), "measured": ("--", 2.0, 0.0, 7, "measured here, ± spread")}
 _PEERS = dict(linestyle="", marker="o", markersize=5, markerfacecolor="white", markeredgecolor="0.35", zorder=5)
 _FILLS = ("full", "none", "left", "right", "top", "bottom")  # several curves of one method
 _OTHERS = [dict(color=gray, marker=marker) for gray, marker in zip(("0.25", "0.5") * 4, "Ph<>8d*H", strict=True)]
@@ -543,53 +461,47 @@ def comparison_figure(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def scores_explorer_figure(
-    panels: Sequence[Panel], number: int, kind: str = "all rows", method: str = "all methods"
-) -> Figure:
-    """One of comparison_figure's panels alone, in the same styles whatever is shown.
+def scores_view(panels: Sequence[Panel]) -> Callable[..., Figure]:
+    """One of comparison_figure's panels alone, in the same styles whatever is shown; panels: as there.
 
-    Args:
-        panels: as for comparison_figure.
-        number: which of them.
-        kind: of its rows, a key of KINDS.
-        method: the one that is brought out.
+    Returns scores(table, rows, method): a panel by its title, what kind of rows (a key of KINDS), and the method that is
+    brought out of the others.
     """
-    title, metric, rows = panels[number]
-    shown = rows[(KINDS[kind] is None) | (rows["kind"] == KINDS[kind])]
-    shown = shown[_drawable(shown)]
-    brought_out = (shown["method"] == method) | (method == "all methods")
-    pale = set(shown.loc[~brought_out, "curve"])
-    styles = {c: style | ({"color": "0.7"} if c in pale else {}) for c, style in _curve_styles(panels).items()}
-    figure = plt.figure(figsize=(11, 4.6))
-    ax = figure.add_axes((0.075, 0.12, 0.735, 0.8))  # by hand, no solver: a slider waits
-    ax.set_title(f"{title}, {kind}, {method}", fontsize=11)
-    _comparison_panel(ax, shown, metric, styles, pale)
-    if not brought_out.any():
-        ax.text(0.5, 0.93, f"no rows here: {kind}, {method}", transform=ax.transAxes, ha="center", color="0.3")
-    lines = set(shown.loc[shown["kind"] != "peer", "curve"])
-    handles = _comparison_legend({c: style for c, style in styles.items() if c in lines}, set(shown["kind"]))
-    if handles:
-        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.815, 0.935), fontsize=8, frameon=False)
-    return figure
+    named = {title: (metric, rows) for title, metric, rows in panels}
 
+    def scores(table: str = panels[0][0], rows: str = "all rows", method: str = "all methods") -> Figure:
+        metric, shown = named[table]
+        shown = shown[(KINDS[rows] is None) | (shown["kind"] == KINDS[rows])].query(DRAWABLE)
+        brought_out = (shown["method"] == method) | (method == "all methods")
+        pale = set(shown.loc[~brought_out, "curve"])
+        styles = {c: style | ({"color": "0.7"} if c in pale else {}) for c, style in _curve_styles(panels).items()}
+        figure = plt.figure(figsize=(11, 4.6))
+        ax = figure.add_axes((0.075, 0.12, 0.735, 0.8))  # by hand, no solver: a slider waits
+        ax.set_title(f"{table}, {rows}, {method}", fontsize=11)
+        _comparison_panel(ax, shown, metric, styles, pale)
+        if not brought_out.any():
+            ax.text(0.5, 0.93, f"no rows here: {rows}, {method}", transform=ax.transAxes, ha="center", color="0.3")
+        lines = set(shown.loc[shown["kind"] != "peer", "curve"])
+        handles = _comparison_legend({c: style for c, style in styles.items() if c in lines}, set(shown["kind"]))
+        if handles:
+            figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.815, 0.935), fontsize=8, frameon=False)
+        return figure
 
-def _drawable(rows: pd.DataFrame) -> pd.Series:
-    return (rows["steps"] > 0) & (rows["fid"] > 0)
+    return scores
 
 
 def _curve_styles(panels: Sequence[Panel]) -> dict[str, dict]:
     """Colour, marker and its fill for each curve but the peers', the same in every panel; one method, one marker."""
     known, others = {label: STYLES[name] for name, label in LABELS.items()} | STYLES, itertools.cycle(_OTHERS)
-    fills: dict[str, itertools.cycle] = {}
-    looks: dict[str, dict] = {}
+    looks: dict[str, tuple[dict, itertools.cycle]] = {}
     styles: dict[str, dict] = {}
     curves = [rows.loc[rows["kind"] != "peer", ["method", "curve"]] for _, _, rows in panels]
     for method, curve in pd.concat(curves).drop_duplicates().itertuples(index=False):
         if method not in looks:
-            looks[method], fills[method] = known.get(method) or next(others), itertools.cycle(_FILLS)
-        look = looks[method]
-        fill = dict(fillstyle=next(fills[method]), markerfacecoloralt="white")
-        styles[curve] = dict(color=look["color"], marker=look["marker"], **fill)
+            looks[method] = known.get(method) or next(others), itertools.cycle(_FILLS)
+        look, fills = looks[method]
+        own = dict(fillstyle=next(fills), markerfacecoloralt="white")
+        styles[curve] = dict(color=look["color"], marker=look["marker"], **own)
     return styles
 
 
@@ -598,9 +510,9 @@ def _comparison_panel(
 ) -> None:
     """Lines for the papers' and measured curves, points for peers, named but for those in `unnamed`."""
     ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{metric}\nlower is better")
-    rows = rows[_drawable(rows)]
+    rows = rows.query(DRAWABLE)
     for (kind, curve), line in rows[rows["kind"] != "peer"].groupby(["kind", "curve"], sort=False):
-        dash, width, pale, size = _LINES[kind]
+        dash, width, pale, size, _ = _LINES[kind]
         line, color = line.sort_values("steps"), _mixed(styles[curve]["color"], pale)
         style = styles[curve] | dict(color=color, linestyle=dash, linewidth=width, markersize=size)
         if line["fid_spread"].notna().any():
@@ -656,10 +568,9 @@ def _mixed(colour: str, white: float) -> tuple[float, ...]:
 def _comparison_legend(styles: dict[str, dict], kinds: set[str]) -> list[Line2D]:
     """Lines for the legend: methods by marker and colour, kinds by dash, width and tone."""
     handles = [Line2D([], [], linestyle="", label=curve, **style) for curve, style in styles.items()]
-    for kind, (dash, width, pale, _) in _LINES.items():
+    for kind, (dash, width, pale, _, words) in _LINES.items():
         if kind in kinds:
-            tone = dict(color=_mixed("0.2", pale), linestyle=dash, linewidth=width)
-            handles.append(Line2D([], [], label=_LINE_NAMES[kind], **tone))
+            handles.append(Line2D([], [], label=words, color=_mixed("0.2", pale), linestyle=dash, linewidth=width))
     if "peer" in kinds:
         handles.append(Line2D([], [], color="0.35", marker="o", markerfacecolor="white", linestyle="", label="peers"))
     return handles

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -152,7 +153,7 @@ def set_up(study, mixture, maps):
             dict(method=("ddim", *COMPETING), steps=(4, 2, 1), first=range(48), second=range(48), image=range(12)),
         ),
         "scores": (
-            explorers.scores_view(tables),
+            plots.scores_view(tables),
             dict(table=[title for title, _, _ in tables], rows=list(plots.KINDS), method=("all methods", "RDD")),
         ),
     }
@@ -292,9 +293,7 @@ def test_relations_are_the_softmax_of_the_cosines(maps, monkeypatch):
     assert f"{(teacher * (teacher / student).log()).sum():.2e} nats" in title
 
 
-def test_the_queue_shown_is_the_librarys_queue(maps, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "queue_figure", lambda *arguments: drawn.append(arguments))
+def test_the_queue_shown_is_the_librarys_queue(maps):
     rows = rows_of(maps[2][:64])  # [256, C]
     ranks = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     shown = explorers.queue_view(rows, torch.arange(256), 32, ranks)  # "classes": each row's own number
@@ -302,16 +301,22 @@ def test_the_queue_shown_is_the_librarys_queue(maps, monkeypatch):
         queue = PixelQueue(size, rows.shape[1])
         for k in range(pushes):
             queue.push(rows[32 * k : 32 * (k + 1), :, None, None], 1)
-        shown(N_q=size, pushes=pushes, V=10, colour="age")
-        points, held, classes, shade, _, chosen, ages, _, title, _ = drawn[-1]
+        figure = shown(N_q=size, pushes=pushes, V=10, colour="age")
+        plane, below = figure.axes[:2]
+        every, ringed, _ = (line.get_xydata() for line in plane.lines)
+        held, drawn = (
+            torch.tensor([(every == at).all(1).argmax() for at in places])
+            for places in (plane.collections[0].get_offsets(), ringed)
+        )
         slots = torch.full((size,), -1)
-        slots[classes % size] = classes
-        assert len(classes) == len(queue) and chosen.sum() == 10
+        slots[held % size] = held
+        assert len(held) == len(queue) and len(drawn) == 10 and set(drawn.tolist()) <= set(held.tolist())
         assert torch.allclose(rows[slots[slots >= 0]], queue.rows[slots >= 0], atol=1e-6)
-        assert torch.equal(ages[slots >= 0], (pushes - 1 - slots[slots >= 0] // 32).float())
-        assert ages[slots < 0].isnan().all()
-        nearest = (rows[held] @ rows[held][chosen].T).max(1).values.mean()
-        assert f"{nearest:.3f}" in title
+        ages = below.images[0].get_array()[0].filled(math.nan)
+        assert ages[slots >= 0].tolist() == (pushes - 1 - slots[slots >= 0] // 32).tolist()
+        assert np.isnan(ages[slots < 0]).all()
+        nearest = (rows[held] @ rows[drawn].T).max(1).values.mean()
+        assert f"{nearest:.3f}" in figure.get_suptitle()
 
 
 def test_noise_on_the_way_from_one_to_another_is_standard_normal():
@@ -341,7 +346,7 @@ def test_same_noise_rows_are_the_studys_images(study, monkeypatch):
 
 def test_scores_show_the_rows_asked_for():
     found = panels(comparison([]))
-    scores, title = explorers.scores_view(found), found[0][0]
+    scores, title = plots.scores_view(found), found[0][0]
     rows = found[0][2]
     peers = rows[rows["kind"] == "peer"]
     everything, papers, few, none = (
