@@ -120,7 +120,7 @@ def read_measurements(folders: Sequence[Path]) -> list[Measurement]:
         if not (files := _files(folder)):
             raise UserError(f"{folder} holds no scores: run `rdd study` or `rdd evaluate` with --out {folder} first")
         found += [_read(file, folder) for file in files]
-    return _latest(_joined(_by_time(found)))
+    return _latest(_joined(sorted(found, key=_time)))
 
 
 def count_results(folder: Path) -> int:
@@ -155,8 +155,8 @@ def _read(path: Path, folder: Path) -> Measurement:
     return Measurement(row, receipt, path, folder)
 
 
-def _by_time(found: Sequence[Measurement]) -> list[Measurement]:
-    return sorted(found, key=lambda one: str(one.receipt.get("written", "")))
+def _time(one: Measurement) -> str:
+    return str(one.receipt.get("written", ""))
 
 
 def _joined(found: Sequence[Measurement]) -> list[Measurement]:
@@ -178,7 +178,7 @@ def _joined(found: Sequence[Measurement]) -> list[Measurement]:
 def _latest(found: Sequence[Measurement]) -> list[Measurement]:
     """Of the results of one arm the one written last, and with it those seeds alone that were trained alike."""
     kept: dict[tuple, Measurement] = {}
-    for one in _by_time(found):
+    for one in sorted(found, key=_time):
         arm = (one.series, one.row.get("seed"))
         kept.pop(arm, None)
         kept[arm] = one
@@ -441,37 +441,30 @@ def _aligned(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _cells(kind: str, rows: Sequence[dict], wide: bool = False) -> tuple[list[str], list[list[str]]]:
     """(headings, cells) of the rows of one kind; wide: nothing is shortened, notes, receipts and folders stand too."""
-    cells = {"paper": _paper_cells, "peer": _peer_cells, "measured": _measured_cells}[kind]
-    heads, body = cells(rows, wide)
-    return ["steps", "method", *heads], [[*_arm(row, wide), *line] for row, line in zip(rows, body, strict=True)]
-
-
-def _paper_cells(rows: Sequence[dict], wide: bool) -> tuple[list[str], list[list[str]]]:
-    heads = ["classifier", "FID", "IS", "source", *["note"] * wide]
-    scores = [[_score(row, "fid"), _score(row, "is")] for row in rows]
-    return heads, [[r["classifier"], *s, r["source"], *[r["note"]] * wide] for r, s in zip(rows, scores, strict=True)]
-
-
-def _peer_cells(rows: Sequence[dict], wide: bool) -> tuple[list[str], list[list[str]]]:
+    further = (_present(rows) if wide else _beside(rows)) if kind == "measured" else []
     body = []
     for row in rows:
-        facts = [row["network"], _plain(row["parameters_millions"]), row["conditioning"], row["gan_loss"]]
-        source = [row["source"], row["note"]] if wide else [_arxiv(row["source"])]
-        body.append([_score(row, "fid"), *(fact or "?" for fact in facts), *source])
-    return ["FID", "network", "params", "conditioning", "GAN", "source", *["note"] * wide], body
-
-
-def _measured_cells(rows: Sequence[dict], wide: bool) -> tuple[list[str], list[list[str]]]:
-    scores = [score for score in (_present(rows) if wide else _beside(rows)) if score != "fid"]
-    body = []
-    for row in rows:
-        first, *more = row["receipt"].split()
-        files = [row["receipt"], row["folder"]] if wide else [first + f" +{len(more)}" * bool(more)]
-        files += [_short(Path(row["folder"]).name, 14)] * (not wide and _several(rows))
-        numbers = [_score(row, "fid"), _plain(row.get("fid_min"), ".2f"), *(_score(row, score) for score in scores)]
-        body.append([*numbers, row["over"], *files])
-    heads = ["receipts", "folder"] if wide else ["receipt", *["folder"] * _several(rows)]
-    return ["FID", "min", *(SCORE_NAMES[score] for score in scores), "over", *heads], body
+        arm, cells = _arm(row, wide), {"FID": _score(row, "fid")}
+        if kind == "paper":
+            cells = {"classifier": row["classifier"]} | cells | {"IS": _score(row, "is"), "source": row["source"]}
+        elif kind == "peer":
+            facts = row["network"], _plain(row["parameters_millions"]), row["conditioning"], row["gan_loss"]
+            heads = ("network", "params", "conditioning", "GAN")
+            cells |= {head: fact or "?" for head, fact in zip(heads, facts, strict=True)}
+            cells["source"] = row["source"] if wide else _arxiv(row["source"])
+        else:
+            cells["min"] = _plain(row.get("fid_min"), ".2f")
+            cells |= {SCORE_NAMES[score]: _score(row, score) for score in further if score != "fid"}
+            cells["over"] = row["over"]
+            first, *more = row["receipt"].split()
+            if wide:
+                cells |= {"receipts": row["receipt"], "folder": row["folder"]}
+            else:
+                cells["receipt"] = first + f" +{len(more)}" * bool(more)
+                cells |= {"folder": _short(Path(row["folder"]).name, 14)} if _several(rows) else {}
+        cells |= {"note": row["note"]} if wide and kind != "measured" else {}
+        body.append([*arm, *cells.values()])
+    return ["steps", "method", *cells], body
 
 
 def _further(rows: Sequence[dict], scores: Sequence[str]) -> tuple[list[str], list[list[str]]]:
