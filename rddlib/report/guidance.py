@@ -17,21 +17,16 @@ from rddlib.report.figures import SCORE_NAMES, log_axis, plot_seeds
 from rddlib.study.graph import STOCHASTIC
 from rddlib.utils.text import counted
 
-Curves = dict[tuple[str, str, int], pd.DataFrame]  # (method, sampler, steps): mean fid and is, by w
 _FIRST = dict(linestyle="", marker="o", markersize=11, markerfacecolor="none")  # around the smallest weight
 _ABOVE = ("teacher", "stage_one")  # drawn in every column, at the steps that stage two starts from
 
 
-def series_of(table: pd.DataFrame, steps: int) -> list[tuple[str, str, pd.DataFrame]]:
-    """(method, sampler, its rows) of a column: those of so many steps, and teacher and stage one at theirs."""
-    shown = table[(table["steps"] == steps) | table["method"].isin(_ABOVE)]
-    return [(*name, rows) for name, rows in shown.groupby(["method", "sampler"], sort=False)]
-
-
-def label_of(method: str, sampler: str, steps: int) -> str:
-    """As in a legend: "RDD, stochastic"; teacher and stage one with their steps."""
-    own = f", {counted(steps)}" * (method in _ABOVE) + " of 2 evaluations" * (method == "teacher")
-    return LABELS[method] + ", stochastic" * (sampler == STOCHASTIC) + own
+def _columns(table: pd.DataFrame) -> dict[int, list[tuple[str, str, pd.DataFrame]]]:
+    """{steps of stage two, most first: (method, sampler, its rows) at so many, teacher and stage one at theirs}."""
+    above = table["method"].isin(_ABOVE)
+    shown = {n: table[(table["steps"] == n) | above] for n in sorted(set(table.loc[~above, "steps"]), reverse=True)}
+    by_arm = {steps: rows.groupby(["method", "sampler"], sort=False) for steps, rows in shown.items()}
+    return {steps: [(*name, rows) for name, rows in arms] for steps, arms in by_arm.items()}
 
 
 def weights_figure(table: pd.DataFrame, metric: str, scores: Sequence[str] = ("fid", "is")) -> Figure:
@@ -41,8 +36,8 @@ def weights_figure(table: pd.DataFrame, metric: str, scores: Sequence[str] = ("f
     """
     figure, axes = _panels(table, len(scores))
     for row, score in zip(axes, scores, strict=True):
-        for ax, steps in zip(row, _columns(table), strict=True):
-            for method, sampler, rows in series_of(table, steps):
+        for ax, arms in zip(row, _columns(table).values(), strict=True):
+            for method, sampler, rows in arms:
                 plot_seeds(ax, rows.groupby("guidance")[score], 0.12, **_style(method, sampler))
             ax.set_xlabel("guidance weight w")
         row[0].set_ylabel(_axis(score))
@@ -58,15 +53,14 @@ def tradeoff_figure(table: pd.DataFrame, metric: str) -> Figure:
     metric: the FID's full name.
     """
     figure, axes = _panels(table, 1)
-    for ax, steps in zip(axes[0], _columns(table), strict=True):
-        for method, sampler, rows in series_of(table, steps):
+    for ax, arms in zip(axes[0], _columns(table).values(), strict=True):
+        for method, sampler, rows in arms:
             curve, style = rows.groupby("guidance")[["is", "fid"]].mean(), _style(method, sampler)
             ax.plot(curve["is"], curve["fid"], **style)
             ax.plot(curve["is"].iloc[:1], curve["fid"].iloc[:1], color=style["color"], **_FIRST)
             if method == "teacher" and ax is axes[0, 0]:
-                beside = dict(textcoords="offset points", xytext=(-7, 5), fontsize=7, ha="right")
                 for w, place in curve.iterrows():
-                    ax.annotate(f"w = {w:g}", tuple(place), **beside)
+                    ax.annotate(f"w = {w:g}", place, (-7, 5), textcoords="offset points", fontsize=7, ha="right")
         ax.margins(x=0.25)
         ax.set_xlabel(_axis("is"))
     axes[0, 0].set_ylabel(_axis("fid"))
@@ -79,11 +73,6 @@ def tradeoff_figure(table: pd.DataFrame, metric: str) -> Figure:
 def _style(method: str, sampler: str) -> dict:
     noisy = dict(linestyle="--", markerfacecolor="white") if sampler == STOCHASTIC else {}
     return dict(linewidth=1.4, markersize=5, **STYLES[method]) | noisy
-
-
-def _columns(table: pd.DataFrame) -> list[int]:
-    """Steps of stage two, most first."""
-    return sorted(set(table.loc[~table["method"].isin(_ABOVE), "steps"]), reverse=True)
 
 
 def _axis(score: str) -> str:
@@ -99,10 +88,18 @@ def _panels(table: pd.DataFrame, rows: int) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
+def _name(method: str, sampler: str) -> str:
+    return LABELS[method] + ", stochastic" * (sampler == STOCHASTIC)
+
+
 def _finish(figure: Figure, table: pd.DataFrame, title: str, *more: Line2D) -> None:
-    """Title, and one legend for all panels below them, with more lines."""
-    found = table.drop_duplicates(["method", "sampler"])[["method", "sampler", "steps"]].itertuples(index=False)
-    lines = [Line2D([], [], label=label_of(*one), **_style(*one[:2])) for one in found] + [*more]
+    """Title, and one legend for all panels below them, with more lines; teacher and stage one with their steps."""
+    lines = []
+    found = table.drop_duplicates(["method", "sampler"])[["method", "sampler", "steps"]]
+    for method, sampler, steps in found.itertuples(index=False):
+        own = f", {counted(steps)}" * (method in _ABOVE) + " of 2 evaluations" * (method == "teacher")
+        lines.append(Line2D([], [], label=_name(method, sampler) + own, **_style(method, sampler)))
+    lines += more
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=lines, loc="outside lower center", ncols=min(4, math.ceil(len(lines) / 2)), fontsize=8)
 
@@ -110,20 +107,24 @@ def _finish(figure: Figure, table: pd.DataFrame, title: str, *more: Line2D) -> N
 def findings(table: pd.DataFrame) -> str:
     """Markdown: stage one against its teacher, the best weights, what fewer steps cost, and pairs that differ in one thing."""
     grouped = table.groupby(["method", "sampler", "steps"], sort=False)
-    curves = {arm: rows.groupby("guidance")[["fid", "is"]].mean() for arm, rows in grouped}
+    curves = {arm: rows.groupby("guidance")[["fid", "is"]].mean() for arm, rows in grouped}  # by w
+    (teacher,), (whole,) = ([curve for arm, curve in curves.items() if arm[0] == method] for method in _ABOVE)
+    lines, best = _stage_one(teacher, whole), []
+    for (method, sampler, steps), curve in curves.items():
+        fid, w = curve["fid"].min(), curve["fid"].idxmin()
+        best.append(f"{_name(method, sampler)}, {counted(steps)}: {fid:.2f} at w = {w:g}")
+    by_is = ", ".join(f"{w:g}" for w in sorted({curve["is"].idxmax() for curve in curves.values()}))
+    lines.append(f"**Best weight by FID\\***: {'; '.join(best)}. By IS\\* the best are {by_is}.")
     students = dict.fromkeys(method for method, *_ in curves if method in LABELS and method not in _ABOVE)
-    fewer = [_fewer_steps(curves, method) for method in students]
-    lines = [*_stage_one(curves), _best_weights(curves), *fewer, *_pairs(table)]
-    return "\n".join(f"- {line}" for line in lines)
+    for student in students:
+        ratios = {arm[1:]: (curve["fid"] / whole["fid"]).mean() for arm, curve in curves.items() if arm[0] == student}
+        noisy = {arm: ", stochastic" * (arm[0] == STOCHASTIC) for arm in ratios}
+        said = "; ".join(f"{counted(arm[1])}{noisy[arm]} {ratio:.2f}" for arm, ratio in ratios.items())
+        lines.append(f"**{LABELS[student]}'s students**, FID\\* as a multiple of stage one's, mean over w: {said}.")
+    return "\n".join(f"- {line}" for line in [*lines, *_pairs(table)])
 
 
-def _single(curves: Curves, method: str) -> pd.DataFrame:
-    (curve,) = (curve for arm, curve in curves.items() if arm[0] == method)
-    return curve
-
-
-def _stage_one(curves: Curves) -> list[str]:
-    teacher, student = _single(curves, "teacher"), _single(curves, "stage_one")
+def _stage_one(teacher: pd.DataFrame, student: pd.DataFrame) -> list[str]:
     gaps = ", ".join(f"{gap:+.2f} at w = {w:g}" for w, gap in (student["fid"] - teacher["fid"]).items())
     lines, low = [f"**Stage one against its teacher**, FID\\*: {gaps}."], teacher.index.min()
     if student.loc[low, "fid"] < teacher.loc[low, "fid"]:
@@ -134,35 +135,14 @@ def _stage_one(curves: Curves) -> list[str]:
     return lines
 
 
-def _best_weights(curves: Curves) -> str:
-    def named(method, sampler, steps):
-        return f"{LABELS[method]}{', stochastic' * (sampler == STOCHASTIC)}, {counted(steps)}"
-
-    best = {arm: curve["fid"].idxmin() for arm, curve in curves.items()}
-    by_fid = "; ".join(f"{named(*arm)}: {curves[arm].loc[w, 'fid']:.2f} at w = {w:g}" for arm, w in best.items())
-    by_is = ", ".join(f"{w:g}" for w in sorted({curve["is"].idxmax() for curve in curves.values()}))
-    return f"**Best weight by FID\\***: {by_fid}. By IS\\* the best are {by_is}."
-
-
-def _fewer_steps(curves: Curves, method: str) -> str:
-    whole = _single(curves, "stage_one")["fid"]
-    ratios = {arm[1:]: (curve["fid"] / whole).mean() for arm, curve in curves.items() if arm[0] == method}
-    said = "; ".join(
-        f"{counted(steps)}{', stochastic' * (sampler == STOCHASTIC)} {ratio:.2f}"
-        for (sampler, steps), ratio in ratios.items()
-    )
-    return f"**{LABELS[method]}'s students**, FID\\* as a multiple of stage one's, mean over w: {said}."
-
-
 def _pairs(table: pd.DataFrame) -> list[str]:
     """Arms that differ in one thing only: the sampler, or the objective."""
     index, words = ["steps", "guidance", "seed"], []
     pairs = table.pivot_table(index=["method", *index], columns="sampler", values="fid").dropna()
     if STOCHASTIC in pairs:
         for method, lower in (pairs[STOCHASTIC] < pairs["ddim"]).groupby("method"):
-            words.append(
-                f"the stochastic sampler has the lower one in {lower.sum()} of {len(lower)} for {LABELS[method]}"
-            )
+            ahead = f"{lower.sum()} of {len(lower)} for {LABELS[method]}"
+            words.append(f"the stochastic sampler has the lower one in {ahead}")
     rivals = table[table["sampler"] == "ddim"].pivot_table(index=index, columns="method", values="fid")
     for method in [name for name in rivals if name not in (*_ABOVE, "pd") and "pd" in rivals]:
         both = rivals[[method, "pd"]].dropna()

@@ -1,23 +1,35 @@
-"""What a study leaves for people: results.csv, the same-noise grid, the figure and index.html that ties them together."""
+"""What a study leaves for people: results.csv, the same-noise grid, the figure and index.html that ties them together.
+
+And a first picture without a study: what the models that come with the package draw from one noise.
+"""
 
 import base64
 import html
 import json
 import os
 import re
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
 
+from rddlib.diffusion.model_file import load_denoiser
+from rddlib.diffusion.sampling import ddim_sample
 from rddlib.evaluation import summarise
-from rddlib.methods import LABELS
+from rddlib.methods import LABELS, METHODS
 from rddlib.report.figures import same_noise_figure, scores_figure, to_png
 from rddlib.report.guidance import weights_figure
+from rddlib.study.folder import show_figures
 from rddlib.study.guidance import guided_done, guided_results
-from rddlib.study.stage import Stage
+from rddlib.study.profiles import load_profile
+from rddlib.study.stage import MODELS
 from rddlib.study.study import Study, guided_study
 from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.errors import UserError
+from rddlib.utils.installation import shipped
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
@@ -48,23 +60,47 @@ def same_noise_grid(study: Study, count: int = 12):
     return same_noise_figure(draw, profile.progressive.teacher_steps, arms)
 
 
+def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:
+    """Rows of images by the models of a profile that come with the package.
+
+    Returns demo(noise, steps): the teacher's, the undistilled base model's in so many steps, and each student's in one, all
+    from the noise of that seed. Raises UserError where no model of this profile comes with the package.
+    """
+    show_figures()
+    profile, models = load_profile(name), {}
+    study, teacher = Study(profile, Path()), profile.progressive.teacher_steps
+    for method, steps in (("pd", teacher), *((method, 1) for method in METHODS)):
+        kind = "base" if method == "ddim" else f"{method}-{steps}"
+        for path in shipped(MODELS).glob(f"{kind}-*.safetensors"):
+            denoiser, _ = load_denoiser(path)
+            if denoiser.network.config == profile.unet:  # files of several profiles lie there
+                models[method, steps] = denoiser
+    if ("pd", teacher) not in models:
+        raise UserError(f"no teacher of the profile {name} comes with rddlib: rdd study --profile {name} trains one")
+
+    @lru_cache(maxsize=512)
+    def drawn(method: str, steps: int, noise: int) -> Tensor:
+        denoiser = models[method, 1 if method == "ddim" else steps].to(study.device)
+        return ddim_sample(denoiser, study.noise(count, noise), steps, clip=profile.evaluation.clip).cpu()
+
+    def demo(noise: int = 1, steps: int = 1) -> Figure:
+        arms = [(method, steps if method == "ddim" else 1) for method, one in models if one == 1]
+        theirs = drawn("pd", teacher, noise)
+        apart = [f"{LABELS[m]} {(drawn(m, n, noise) - theirs).square().mean().sqrt():.2f}" for m, n in arms]
+        title = f"One noise a column; RMS distance from the teacher: {', '.join(apart)}"
+        return same_noise_figure(lambda method, n: drawn(method, n, noise), teacher, arms, title)
+
+    return demo
+
+
 def _table(frame: pd.DataFrame) -> str:
     shown = frame.dropna(axis=1, how="all").copy()
-    forms = {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}"}
-    for column, form in ((name, form) for name, form in forms.items() if name in shown):
-        shown[column] = shown[column].map(form.format)
+    forms = {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}", "seconds": "{:.1f}"}
+    for column in shown.columns.intersection(list(forms)):
+        shown[column] = shown[column].map(forms[column].format)
     shown["method"] = shown["method"].map(LABELS)
-    shown["seconds"] = shown["seconds"].map("{:.1f}".format)
     names = {"fid": "FID*", "pfd": "pFD", "is": "IS*", "seconds": "sampling, s"}
     return f'<div class="scroll">{shown.rename(columns=names).to_html(index=False, border=0)}</div>'
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>'
-        f"<body>{body}</body></html>\n"
-    )
 
 
 def _picture(path: Path, words: str) -> str:
@@ -119,16 +155,15 @@ def notebook_page(executed: Path) -> Path:
 
 def _stages(study: Study) -> str:
     """Seconds each stage took and their sum, from the checkpoints that this study uses."""
-    rows = [(stage.label, _seed_of(stage), stage.recorded()["seconds"]) for stage in study.lineage() if stage.done]
+    done = [stage for stage in study.lineage() if stage.done]
+    seeds = [
+        stage.facts()["seed"] if stage.kind in LABELS else "" for stage in done
+    ]  # of those that are distilled last
+    rows = [(one.label, seed, one.recorded()["seconds"]) for one, seed in zip(done, seeds, strict=True)]
     rows.append(("all training", "", sum(seconds for _, _, seconds in rows)))
     lines = "".join(f"<tr><td>{name}</td><td>{seed}</td><td>{seconds:.0f}</td></tr>" for name, seed, seconds in rows)
     head = "<tr><th>stage</th><th>seed</th><th>seconds</th></tr>"
     return f'<div class="scroll"><table>{head}{lines}</table></div>'
-
-
-def _seed_of(stage: Stage) -> int | str:
-    """Of the distillation, where the stage is one of the last halvings."""
-    return stage.facts()["seed"] if stage.kind in LABELS else ""
 
 
 def _title(notebook: Path) -> str:
@@ -140,9 +175,9 @@ def _title(notebook: Path) -> str:
 
 
 def _notebooks(executed, out: Path) -> str:
-    lines = []
     if not executed:
         return ""
+    lines = []
     for notebook in executed:
         page = notebook_page(notebook.path)
         lines.append(
@@ -152,12 +187,6 @@ def _notebooks(executed, out: Path) -> str:
     total = sum(notebook.seconds for notebook in executed)
     return f"""<h2 id="notebooks">Notebooks</h2><ul>{"".join(lines)}</ul>
 <p>All together {total:.0f} s ({total / 60:.1f} minutes), each as it last ran, with what was trained in it.</p>"""
-
-
-def _contents(body: str) -> str:
-    """Links to the sections of a page."""
-    links = (f'<a href="#{name}">{title}</a>' for name, title in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', body))
-    return f"<nav>Contents: {' · '.join(links)}</nav>"
 
 
 def _results(study: Study) -> str:
@@ -191,9 +220,8 @@ def _guidance(study: Study) -> str:
     """Scores against the guidance weight, once every arm is measured."""
     if not guided_done(study):
         return ""
-    write_atomically(
-        study.out / "guided.png", to_png(weights_figure(guided_results(study), guided_study(study).metric))
-    )
+    figure = weights_figure(guided_results(study), guided_study(study).metric)
+    write_atomically(study.out / "guided.png", to_png(figure))
     return f"""<h2 id="guidance">Guidance</h2>
 <p>A class-conditional model with classifier-free guidance (two evaluations a step), distilled into one network that takes the
 weight w, and its steps then halved: <a href="guided.csv">guided.csv</a>, <a href="guided_receipts.json">receipts</a>.</p>
@@ -208,12 +236,17 @@ def write_report(study: Study, executed) -> Path:
 {_guidance(study)}
 {_notebooks(executed, study.out)}
 """
+    links = [f'<a href="#{name}">{title}</a>' for name, title in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', sections)]
     body = f"""<h1>Relational Diffusion Distillation: the {html.escape(profile.name)} study</h1>
 <p>A diffusion model on {html.escape(study.dataset.name)} ({len(study.dataset)} real images), distilled from
 {profile.base.steps} sampling steps to {profile.progressive.teacher_steps} and on to 1 by {len(profile.methods)} methods at
 equal budgets.</p>
-{_contents(sections)}
+<nav>Contents: {" · ".join(links)}</nav>
 {sections}"""
-    page = study.out / "index.html"
-    write_atomically(page, _page(f"RDD: {profile.name} study", body))
+    page, title = study.out / "index.html", html.escape(f"RDD: {profile.name} study")
+    head = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>'
+    )
+    write_atomically(page, f"{head}<body>{body}</body></html>\n")
     return page

@@ -14,8 +14,8 @@ PAPERS = ("rdd", "rcfd")  # Feng et al. 2024 (10.1145/3664647.3680768), Sun et a
 TABLES = tuple(f"{paper}_table{number}" for paper in PAPERS for number in (1, 2, 3))
 TABLE_COLUMNS = ["dataset", "steps", "method", "classifier", "classifier_data", "loss", "is", "fid", "source", "note"]
 FIGURE_COLUMNS = ["figure", "dataset", "steps", "method", "quantity", "value", "source", "note"]
-_PEER_FACTS = ["network", "parameters_millions", "conditioning", "gan_loss"]
-PEER_COLUMNS = ["dataset", "method", "steps", "fid", *_PEER_FACTS, "source", "note"]
+PEER_FACTS = ["network", "parameters_millions", "conditioning", "gan_loss"]
+PEER_COLUMNS = ["dataset", "method", "steps", "fid", *PEER_FACTS, "source", "note"]
 
 
 def paper_table(name: str) -> pd.DataFrame:

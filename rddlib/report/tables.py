@@ -19,7 +19,7 @@ from rddlib.evaluation import PROTOCOL_FIELDS, PROTOCOLS, differing_protocols, f
 from rddlib.evaluation.networks import INCEPTION_SHA256
 from rddlib.methods import LABELS
 from rddlib.report.figures import SCORE_NAMES, Panel
-from rddlib.report.published import DATASETS, paper_rows, peer_rows
+from rddlib.report.published import DATASETS, PEER_FACTS, paper_rows, peer_rows
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import aligned, counted, markdown_table
 
@@ -30,8 +30,7 @@ CHOICES = {"1": ("cifar10",), "2": ("imagenet64",), "all": DATASETS}
 HEADINGS = {"paper": "From the papers", "peer": "Peers", "measured": "Measured here"}
 _ARM = ("table", "kind", "dataset", "steps", "method", "classifier")
 _MEASURED = (*(f"{score}{how}" for score in SCORES for how in ("", "_spread", "_min")), "over", "folder")
-_PEER = ("network", "parameters_millions", "conditioning", "gan_loss")
-COLUMNS = [*_ARM, *_MEASURED, *_PEER, "footnote", "protocol", "receipt", "receipt_path", "source", "note"]
+COLUMNS = [*_ARM, *_MEASURED, *PEER_FACTS, "footnote", "protocol", "receipt", "receipt_path", "source", "note"]
 _NUMBER = {"cifar10": "Table 1", "imagenet64": "Table 2"}
 _TRAINING_IMAGES = {"cifar10": "cifar10, 50000 images", "imagenet64": "imagenet64, 1281167 images"}
 _PAPERS_WAY = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rddlib.report import demo
+from rddlib.report import pages
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from rddlib.report import demo
 )
 def test_students_draw_in_one_step_what_the_teacher_draws(profile, labels):
     """Nearer to its images of the same noise than to those of any other, which undistilled DDIM's single step is not."""
-    axes = demo.demo_view(profile, count=8)().axes
+    axes = pages.demo_view(profile, count=8)().axes
     assert [ax.texts[0].get_text() for ax in axes] == labels
     size = 8 if profile == "digits" else 16
     shown = np.stack([ax.images[0].get_array() for ax in axes])  # rows of 8 images with a pixel between them
@@ -56,5 +56,5 @@ def test_without_models_there_is_one_line_and_no_picture(rdd, tmp_path, monkeypa
         assert (
             status == 2 and not printed and errors.count("\n") == 1 and f"no teacher of the profile {profile}" in errors
         )
-        monkeypatch.setattr(demo, "shipped", lambda _: tmp_path)  # and then photos
+        monkeypatch.setattr(pages, "shipped", lambda _: tmp_path)  # and then photos
     assert not (tmp_path / "new").exists()
