@@ -57,7 +57,7 @@ def ablate(
       rdd ablate custom --axis loss.alpha=1,100 --axis loss.tau_is=0.1,1 --method rdd
       rdd ablate all --profile cifar10 --shard 3/8
     """
-    from rddlib.report.run_sweep import shard_of
+    from rddlib.report.ablations import shard_of
     from rddlib.study.costs import catalogue, format_plan, measured_costs, plan_of
     from rddlib.study.engines import on_this_machine
     from rddlib.study.folder import continue_study, default_out
@@ -125,7 +125,7 @@ def _chosen(
 
 
 def _run(sweep: "Sweep", engine: "Engine", shard: str) -> None:
-    from rddlib.report.run_sweep import run_sweep
+    from rddlib.report.ablations import run_sweep
 
     failed = run_sweep(sweep, engine, shard)
     for outcome in failed:

@@ -26,18 +26,17 @@ GOES_ON = "goes on where this stopped"  # how the command's last line ends after
 LINE_EVERY = 30.0  # seconds between lines where nobody watches
 
 
-def train_in_background(study: Study, stage: str, *arguments) -> "Run":
-    """Train `stage` and what it needs in a process of its own, and return at once; what runs already is found again.
-
-    stage, arguments: "base"; "extractor"; "teacher" and its steps (default the profile's); "student", method and steps
-    (default 1). When it is done the study finds the artefact as if it had been trained in place.
-    Raises UserError for a stage that the study does not have.
-    """
-    return Run(study, stage, *arguments).start()
-
-
 class Run:
-    """One training in the background, running or not: made again in another process it is the same run."""
+    """One training in the background, running or not: made again in another process it is the same run.
+
+    `start` trains `stage` and what it needs in a process of its own and returns at once. When it is done the study finds the
+    artefact as if it had been trained in place. Raises UserError for a stage that the study does not have.
+
+    Args:
+        study: in a folder.
+        stage, arguments: "base"; "extractor"; "teacher" and its steps (default the profile's); "student", method and steps
+            (default 1).
+    """
 
     def __init__(self, study: Study, stage: str, *arguments):
         if not (study.out / STUDY_FILE).exists():
@@ -140,10 +139,8 @@ class Run:
             return ("running" if running else "done"), ""
         if not self.log.exists():
             return "idle", ""
-        said = [
-            line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        last = said[-1] if said else "nothing"
+        said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
         if last.endswith(GOES_ON):
             return "stopped", last.removeprefix("rdd: ")
         if last.startswith("rdd: "):

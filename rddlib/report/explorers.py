@@ -34,9 +34,6 @@ from rddlib.diffusion.sampling import ddim_sample, ddim_step
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.methods import LABELS
 from rddlib.report import figures as plots
-from rddlib.report.ablation_figures import ablation_figure
-from rddlib.study.ablation_results import Measured
-from rddlib.study.ablations import ABLATIONS
 from rddlib.study.study import Study
 from rddlib.utils.text import counted
 
@@ -485,13 +482,3 @@ def prompt_view(guided: Study, count: int = 8) -> Callable[..., Figure]:
         return plots.image_rows(rows, f"“{prompt}”, w = {w:g}; a column is one noise")
 
     return told
-
-
-def ablation_view(found: Mapping[str, Measured]) -> Callable[..., Figure]:
-    """Ablations as they were measured, {name: measured(...)}; returns ablation(name), one's figure."""
-
-    def ablation(name: str = next(iter(found))) -> Figure:
-        one = found[name]
-        return ablation_figure(ABLATIONS[name], one.table, one.profile, one.metric)
-
-    return ablation

@@ -10,7 +10,7 @@ import time
 import pytest
 from jupyter_client.manager import KernelManager
 
-from rddlib.report.background import Run, _line, train_in_background
+from rddlib.report.background import Run, _line
 from rddlib.study.folder import continue_study, open_study
 from rddlib.utils.errors import UserError
 
@@ -41,7 +41,7 @@ def stopping():
 
 def test_it_trains_and_the_study_finds_the_model(tmp_path, capsys):
     study = study_in(tmp_path / "out", 6)
-    run = train_in_background(study, "teacher")
+    run = Run(study, "teacher").start()
     assert run.running
     run.watch(every=0.1)
     printed = capsys.readouterr().out
@@ -111,9 +111,9 @@ def ask(manager, code):
 def found_by_another_process(out):
     """It starts the training too: what runs is found instead."""
     code = """import json, sys
-from rddlib.report.background import train_in_background
+from rddlib.report.background import Run
 from rddlib import open_study
-run = train_in_background(open_study("smoke", sys.argv[1]), "base")
+run = Run(open_study("smoke", sys.argv[1]), "base").start()
 print(run.running, json.loads(run._file("json").read_text())["pid"])"""
     return subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True).stdout.strip()
 
@@ -124,7 +124,7 @@ def test_a_failed_training_says_why_in_one_line(tmp_path):
     base = study.stages.base.path
     base.parent.mkdir()
     (damaged := base.with_name(f"{base.stem}.00000002.resume")).write_bytes(b"nothing")
-    run = train_in_background(study, "base")
+    run = Run(study, "base").start()
     with pytest.raises(UserError, match="base failed: all checkpoints .* are damaged: delete them"):
         run.watch(every=0.1)
     assert "\n" not in str(run) and run.progress()["state"] == "failed"
@@ -136,7 +136,7 @@ def test_a_failed_training_says_why_in_one_line(tmp_path):
 @pytest.mark.ci
 def test_a_killed_training_is_no_running_one_and_goes_on(tmp_path, stopping):
     study = continue_study("smoke", {"base.train.iterations": "5000", "run.save_every": "0.2"}, tmp_path / "out")
-    stopping.append(run := train_in_background(study, "base"))
+    stopping.append(run := Run(study, "base").start())
     wait_for(lambda: list(study.out.glob("checkpoints/*.resume")))
     os.kill(pid_of(run), signal.SIGKILL)
     wait_for(lambda: not run.running)

@@ -24,7 +24,6 @@ from rddlib.report import explorers
 from rddlib.report import figures as plots
 from rddlib.report.explorers import explore
 from rddlib.report.tables import comparison, panels
-from rddlib.study.ablation_results import measured
 from rddlib.study.graph import build_denoiser, new_extractor
 from rddlib.study.profiles import digits
 from rddlib.study.study import Study
@@ -357,8 +356,3 @@ def test_scores_show_the_rows_asked_for():
     assert not papers.texts and len(papers.lines) < len(everything.lines) + 1
     assert {text.get_text() for text in few.texts} == {"PD"}
     assert "no rows here" in none.texts[0].get_text()
-
-
-def test_an_ablation_is_shown_by_its_name(study):
-    ablation = explorers.ablation_view({name: measured(study, name) for name in ("alpha", "losses")})
-    assert ablation().get_suptitle() != ablation("losses").get_suptitle()

@@ -9,7 +9,7 @@ import torch
 
 from rddlib.evaluation import common_noise
 from rddlib.evaluation.entropy import entropy_by_step
-from rddlib.report.run_sweep import run_sweep, shard_of
+from rddlib.report.ablations import run_sweep, shard_of
 from rddlib.study import entropy
 from rddlib.study.ablation_results import measured
 from rddlib.study.ablations import ABLATIONS, CFD, Ablation, Axis

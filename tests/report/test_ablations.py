@@ -12,7 +12,7 @@ import torch
 from figure_faults import faults
 from matplotlib.transforms import Bbox
 
-from rddlib.report.ablation_figures import WIDTH, ablation_figure, entropy_figure, paper_series
+from rddlib.report.ablations import WIDTH, ablation_figure, entropy_figure, paper_series
 from rddlib.study.ablations import ABLATIONS, custom
 from rddlib.study.profiles import load_profile
 from rddlib.study.sweep import COLUMNS

@@ -1,12 +1,14 @@
-"""An ablation's tidy table as a figure, laid out as in the papers: along an axis, row by row, or entropies against time.
+"""A sweep from beginning to end: what its runs share, then the runs, then tables, receipts and figures.
 
-The entropies of one model at each sampling step, after Fig. 2 of Sun et al. 2023, are drawn here too.
+An ablation's tidy table as a figure is laid out as in the papers: along an axis, row by row, or entropies against time; the
+entropies of one model at each sampling step, after Fig. 2 of Sun et al. 2023, are drawn here too.
 """
 
 import itertools
 import math
 import re
 import textwrap
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,12 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rddlib.methods import LABELS, STYLES
-from rddlib.report.figures import log_axis, plot_seeds
+from rddlib.report.figures import log_axis, plot_seeds, to_png
 from rddlib.report.published import figure_values, paper_table
-from rddlib.study.ablations import RCFD_PAPER, RDD_PAPER, Ablation
+from rddlib.study.ablations import ABLATIONS, RCFD_PAPER, RDD_PAPER, Ablation
+from rddlib.study.engines import Engine, Outcome, Task
 from rddlib.study.profiles import Profile
+from rddlib.study.sweep import Sweep, mark_version
+from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import counted
+from rddlib.utils.text import counted, human_time, say
 
 WIDTH, NARROW = 9.2, 7.2  # inches, of several panels and of one; 1200 pixels at the 130 dots an inch of plots.to_png
 BASELINES = {"PD": "-.", "CFD": "--"}  # settings to compare the others with, and their dash beside an axis
@@ -134,7 +139,9 @@ def _entitle(figure: Figure, ablation: Ablation, table: pd.DataFrame, profile: P
     counts = sorted(set(table.groupby("setting")["seed"].nunique()))
     seeds = " to ".join([*map(str, counts[:-1][:1]), counted(counts[-1], "seed")])
     over = f": {', '.join(axis.label for axis in ablation.axes)}" if not ablation.source else ""
-    words = f"{profile.name}, {_steps(sorted(table['steps'].unique(), reverse=True))}; {note.format(seeds)}"
+    *most, last = sorted(table["steps"].unique(), reverse=True)
+    steps = f"{', '.join(map(str, most))} and {last} steps" if most else counted(last)
+    words = f"{profile.name}, {steps}; {note.format(seeds)}"
     lines = [textwrap.fill(text, int(13 * figure.get_figwidth())) for text in (ablation.title + over, words)]
     figure.suptitle("\n".join(lines), fontsize=11)
     pairs = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes)
@@ -142,11 +149,6 @@ def _entitle(figure: Figure, ablation: Ablation, table: pd.DataFrame, profile: P
         columns = int(figure.get_figwidth() / (0.8 + 0.065 * max(map(len, named))))
         place = dict(loc="outside lower center", ncols=max(1, min(len(named), columns)), handlelength=3)
         figure.legend(named.values(), named.keys(), fontsize=9, **place)
-
-
-def _steps(steps: Sequence[int]) -> str:
-    *most, last = steps
-    return f"{', '.join(map(str, most))} and {last} steps" if most else counted(last)
 
 
 def _scale(ax: Axes, which: str, values: Iterable[float], ticks: int = 6) -> None:
@@ -343,3 +345,64 @@ def entropy_figure(curves: dict[int, Sequence[float]], classes: int, images: int
     place = dict(loc="outside right upper", fontsize=9, title_fontsize=9, labelspacing=0.8)
     figure.legend(title="steps: last entropy", **place)
     return figure
+
+
+# a sweep
+
+
+def shard_of(tasks: Sequence[Task], text: str) -> list[Task]:
+    """ "2/5": the second of five parts that together are all. Raises UserError where it reads otherwise."""
+    words = text.split("/")
+    if len(words) != 2 or not all(word.isdigit() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
+        raise UserError(f"--shard {text}: write it as 1/4, the first of four parts, to 4/4")
+    part, parts = map(int, words)
+    return list(tasks)[part - 1 :: parts]
+
+
+def run_sweep(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]:
+    """Do what is missing of a sweep's runs, or of a part of them, with a line for each; the outcomes that failed.
+
+    Tables and figures of all that has been measured by then are written at the end, also where it is told to stop.
+    """
+    waiting = sweep.waiting()
+    runs = [run for key, run in shard_of(list(sweep.runs.items()), shard) if key in waiting]
+    mark_version(sweep.base.out)
+    try:
+        failed = _perform(engine, sweep.ancestors(runs), "needed first")
+        lacking = {run for outcome in failed for run in sweep.needing(outcome.task, runs)}
+        failed += [Outcome(run, "what it needs could not be made", 0.0, failed=True) for run in runs if run in lacking]
+        failed += _perform(engine, [run for run in runs if run not in lacking], "runs")
+    finally:
+        write_results(sweep)
+    return failed
+
+
+def _perform(engine: Engine, tasks: list[Task], what: str) -> list[Outcome]:
+    failed: list[Outcome] = []
+    ended, began = 0, time.monotonic()
+
+    def report(outcome: Outcome) -> None:
+        nonlocal ended
+        ended += 1
+        left = (time.monotonic() - began) / ended * (len(tasks) - ended)
+        time_left = f", about {human_time(left)} left" if left else ""
+        word = "FAILED, " if outcome.failed else ""
+        told = f"{outcome.task.label}: {word}{outcome.said} ({outcome.seconds:.0f} s)"
+        say(f"{what} {ended} of {len(tasks)}{time_left} | {told}")
+        if outcome.failed:
+            failed.append(outcome)
+
+    if tasks:
+        engine(tasks, report)
+    return failed
+
+
+def write_results(sweep: Sweep) -> None:
+    """A table, its receipts and a figure for each ablation that has rows; one table of all where all were asked for."""
+    for ablation in sweep.ablations:
+        table = sweep.table(ablation.name)
+        if len(table):
+            figure = ablation_figure(ablation, table, sweep.base.profile, sweep.base.metric)
+            write_atomically(sweep.write(ablation.name, ablation.name).with_suffix(".png"), to_png(figure))
+    if {ablation.name for ablation in sweep.ablations} == set(ABLATIONS):
+        sweep.write("all")
