@@ -21,9 +21,10 @@ import traitlets
 from IPython import get_ipython
 from IPython.display import HTML, Markdown, display
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
+from matplotlib.patches import Rectangle
 from matplotlib.transforms import IdentityTransform, Transform
 from torch import Tensor
 
@@ -184,9 +185,81 @@ def paths_view(mixture: GaussianMixture, starts: Tensor, data: Tensor, offset: f
         schedule, zs, xs = walked(N, offset)
         k = min(math.floor((1 - t) * N + 1e-9), N - 1)  # the step that t lies in; each step is a move along its x
         z = ddim_step(zs[k], xs[k], 1 - k / N, t, schedule)
-        return plots.ddim_figure(schedule, N, t, torch.stack([*zs[: k + 1], z]), data, into)
+        walk = torch.stack([*zs[: k + 1], z])
+        boxes = (0.065, 0.13, 0.92 / 2.16, 0.72), (0.985 - 0.92 / 2.16, 0.13, 0.92 / 2.16, 0.72)
+        figure, (left, right) = plots.blank(into, (9, 4.1), boxes)
+        times, steps = torch.linspace(0, 1, 61, dtype=torch.float64), torch.arange(N + 1, dtype=torch.float64) / N
+        for rate, name, style in (
+            (schedule.alpha, "alpha (image)", dict(color="#0072B2", marker="o")),
+            (schedule.sigma, "sigma (noise)", dict(color="#D55E00", marker="s", linestyle="--")),
+        ):
+            left.plot(times, rate(times), **style | dict(marker=""))
+            left.plot(steps, rate(steps), **style | dict(linestyle=""), markersize=4)
+            left.plot([], [], **style, markersize=4, label=f"{name}: {float(rate(t)):.3f} at t = {t:g}")
+        left.axvline(t, color="0.2", linewidth=1, linestyle=":")
+        left.set(xlabel="time t (1: noise, 0: image)", ylabel="rate", ylim=(-0.03, 1.05), xlim=(1.03, -0.03))
+        left.set_title("The schedule and the sampler's times", fontsize=10)
+        left.legend(fontsize=8, loc="lower center")
+        right.plot(*data.T, linestyle="", marker=".", markersize=2, color="0.8", label="data")
+        right.add_collection(LineCollection(walk.transpose(0, 1).numpy(), color="#0072B2", linewidth=0.7, alpha=0.8))
+        hollow = dict(linestyle="", marker="o", markersize=3.5, markerfacecolor="none", markeredgecolor="0.3")
+        right.plot(*walk[0].T, **hollow, label="noise, t = 1")
+        right.plot(*walk[-1].T, linestyle="", marker="D", markersize=3.5, color="#D55E00", label=f"z at t = {t:g}")
+        right.set(xlabel="first coordinate", ylabel="second coordinate", xlim=(-3.6, 3.6), ylim=(-3.1, 3.7))
+        right.set_title(f"{len(data)} samples of the data, {walk.shape[1]} paths", fontsize=10)
+        right.legend(fontsize=8, loc="upper right", ncols=3, frameon=False, columnspacing=0.8, handletextpad=0.1)
+        figure.suptitle(f"DDIM on a Gaussian mixture, N = {N}, at t = {t:g}", fontsize=11)
+        return figure
 
     return paths
+
+
+class _RelationFigure:
+    """How one pixel of a feature map relates to the pixels of another image's: teacher, student and difference; for images of
+    this size (H, W) and maps of this shape (h, w)."""
+
+    def __init__(self, size: tuple[int, int], shape: tuple[int, int], into: plots.Kept | None = None):
+        height, width = shape
+        self.figure = plt.figure() if into is None else into
+        self.figure.set_size_inches(12, 2.9)
+        self.figure.still = axes = self.figure.subplots(1, 5)
+        self.figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)
+        options = dict(extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
+        self.images = [ax.imshow(np.ones((*size, 3)), **options) for ax in axes[:2]]
+        names = (
+            ("teacher, share in %", ".1f"),
+            ("student, share in %", ".1f"),
+            ("student - teacher, in % points", "+.1f"),
+        )
+        self.maps = [plots.HeatMap(ax, shape, *name) for ax, name in zip(axes[2:], names, strict=True)]
+        for ax, name in zip(axes, ("the image with the pixel", "the other image"), strict=False):
+            ax.set_title(name, fontsize=10)
+        for ax in axes[1:]:
+            ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="row")
+        axes[0].set(xticks=range(width), yticks=range(height), xlabel="column of the map", ylabel="row of the map")
+        framed = ([axes[0]], "-"), (axes[[2, 1]], "-"), (axes[[3, 1]], ":")
+        frame = dict(fill=False, edgecolor="#D55E00", linewidth=2.5)
+        self.frames = [
+            [ax.add_patch(Rectangle((0, 0), 0.92, 0.92, linestyle=dash, **frame)) for ax in places]
+            for places, dash in framed
+        ]
+
+    def show(self, images: Tensor, pixel: tuple[int, int], teacher: Tensor, student: Tensor, title: str) -> Figure:
+        """Draw other numbers: of two images [2, C, H, W], and of a pixel (row, column) of the first one's map its relations
+        [h, w] to the second's, as shares of 1; the largest of each is framed."""
+        for drawn, image in zip(self.images, images, strict=True):
+            drawn.set_data(plots.tile(image[None], 1))
+        teacher, student = 100 * teacher.detach().float().cpu(), 100 * student.detach().float().cpu()
+        difference, shared = student - teacher, plots.limits(teacher, student)
+        values = (teacher, shared), (student, shared), (difference, plots.limits(difference))
+        for drawn, (numbers, limits) in zip(self.maps, values, strict=True):
+            drawn.show(numbers, limits)
+        most = (divmod(int(share.argmax()), share.shape[1]) for share in (teacher, student))
+        for frames, (row, column) in zip(self.frames, (pixel, *most), strict=True):
+            for frame in frames:
+                frame.set_xy((column - 0.46, row - 0.46))
+        self.figure.suptitle(title, fontsize=11)
+        return self.figure
 
 
 def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> Callable[..., Figure]:
@@ -199,16 +272,11 @@ def relations_view(images: Tensor, map_teacher: Tensor, map_student: Tensor) -> 
     images, (height, width) = images.detach().cpu(), map_teacher.shape[2:]
     maps = (m.detach().double().cpu().flatten(2) for m in (map_teacher, map_student))
     F_T, F_S = (F.normalize(m, dim=1) for m in maps)  # [N, D, A]
-    new = partial(plots.RelationFigure, images.shape[2:], (height, width))
+    new = partial(_RelationFigure, images.shape[2:], (height, width))
     kept = lru_cache(maxsize=1)(new)
 
     def relations(
-        i: int = 5,
-        j: int = 9,
-        row: int = 1,
-        column: int = 1,
-        tau: float = 0.1,
-        into: plots.Kept | None = None,
+        i: int = 5, j: int = 9, row: int = 1, column: int = 1, tau: float = 0.1, into: plots.Kept | None = None
     ) -> Figure:
         a = row * width + column
         log_q, log_p = ((features[i, :, a] @ features[j] / tau).log_softmax(dim=0) for features in (F_T, F_S))

@@ -209,41 +209,6 @@ def schedule_figure(schedule: Schedule) -> Figure:
     return figure
 
 
-def ddim_figure(schedule: Schedule, N: int, t: float, paths: Tensor, data: Tensor, into: Kept | None = None) -> Figure:
-    """N steps of DDIM, gone down to time t: the schedule with the sampler's times, and 2-D paths over the data.
-
-    Args:
-        schedule, N, t: of the sampler.
-        paths: [k, M, 2], where each of M samples was, from its noise to time t.
-        data: [n, 2], samples of the target.
-        into: see blank.
-    """
-    boxes = (0.065, 0.13, 0.92 / 2.16, 0.72), (0.985 - 0.92 / 2.16, 0.13, 0.92 / 2.16, 0.72)
-    figure, (left, right) = blank(into, (9, 4.1), boxes)
-    times, steps = torch.linspace(0, 1, 61, dtype=torch.float64), torch.arange(N + 1, dtype=torch.float64) / N
-    for rate, name, style in (
-        (schedule.alpha, "alpha (image)", dict(color="#0072B2", marker="o")),
-        (schedule.sigma, "sigma (noise)", dict(color="#D55E00", marker="s", linestyle="--")),
-    ):
-        left.plot(times, rate(times), **style | dict(marker=""))
-        left.plot(steps, rate(steps), **style | dict(linestyle=""), markersize=4)
-        left.plot([], [], **style, markersize=4, label=f"{name}: {float(rate(t)):.3f} at t = {t:g}")
-    left.axvline(t, color="0.2", linewidth=1, linestyle=":")
-    left.set(xlabel="time t (1: noise, 0: image)", ylabel="rate", ylim=(-0.03, 1.05), xlim=(1.03, -0.03))
-    left.set_title("The schedule and the sampler's times", fontsize=10)
-    left.legend(fontsize=8, loc="lower center")
-    right.plot(*data.T, linestyle="", marker=".", markersize=2, color="0.8", label="data")
-    right.add_collection(LineCollection(paths.transpose(0, 1).numpy(), color="#0072B2", linewidth=0.7, alpha=0.8))
-    hollow = dict(linestyle="", marker="o", markersize=3.5, markerfacecolor="none", markeredgecolor="0.3")
-    right.plot(*paths[0].T, **hollow, label="noise, t = 1")
-    right.plot(*paths[-1].T, linestyle="", marker="D", markersize=3.5, color="#D55E00", label=f"z at t = {t:g}")
-    right.set(xlabel="first coordinate", ylabel="second coordinate", xlim=(-3.6, 3.6), ylim=(-3.1, 3.7))
-    right.set_title(f"{len(data)} samples of the data, {paths.shape[1]} paths", fontsize=10)
-    right.legend(fontsize=8, loc="upper right", ncols=3, frameon=False, columnspacing=0.8, handletextpad=0.1)
-    figure.suptitle(f"DDIM on a Gaussian mixture, N = {N}, at t = {t:g}", fontsize=11)
-    return figure
-
-
 def error_figure(steps: Sequence[int], errors: dict[str, Sequence[float]], title: str) -> Figure:
     """Errors against step counts on log axes, with a line of slope -1 to compare with."""
     figure, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
@@ -263,14 +228,15 @@ def _panels(count: int, size: tuple[float, float], more: float = 0, **options) -
     return figure, axes[0]
 
 
-def _limits(*maps: Tensor) -> tuple[float, float]:
+def limits(*maps: Tensor) -> tuple[float, float]:
+    """The least and the largest value of all."""
     return min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
 
 
 def matrices_figure(matrices: dict[str, Tensor], title: str, label: str) -> Figure:
     """Square matrices side by side on one colour scale."""
     figure, axes = _panels(len(matrices), (3, 3), 0.6)
-    low, high = _limits(*matrices.values())
+    low, high = limits(*matrices.values())
     for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
         drawn = ax.imshow(matrix.detach().cpu(), cmap="viridis", interpolation="nearest", vmin=low, vmax=high)
         ax.set(title=name, xlabel="pixel b", ylabel="pixel a")
@@ -364,69 +330,10 @@ def maps_figure(maps: dict[str, Tensor], title: str, label: str, form: str = ".2
     figure, axes = _panels(len(maps), (2.6, 2.9), 0.7)
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
         drawn = HeatMap(ax, values.shape, name, form)
-        drawn.show(values, _limits(*maps.values()))
+        drawn.show(values, limits(*maps.values()))
     figure.colorbar(drawn.image, ax=axes, shrink=0.8, label=label)
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-class RelationFigure:
-    """How one pixel of a feature map relates to the pixels of another image's: teacher, student and difference.
-
-    Args:
-        size: (H, W) of the images.
-        shape: (h, w) of the feature maps.
-        into: the figure to draw in, where it is not a new one.
-    """
-
-    def __init__(self, size: tuple[int, int], shape: tuple[int, int], into: Kept | None = None):
-        height, width = shape
-        self.figure = plt.figure() if into is None else into
-        self.figure.set_size_inches(12, 2.9)
-        self.figure.still = axes = self.figure.subplots(1, 5)
-        self.figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)
-        options = dict(extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
-        self.images = [ax.imshow(np.ones((*size, 3)), **options) for ax in axes[:2]]
-        names = (
-            ("teacher, share in %", ".1f"),
-            ("student, share in %", ".1f"),
-            ("student - teacher, in % points", "+.1f"),
-        )
-        self.maps = [HeatMap(ax, shape, *name) for ax, name in zip(axes[2:], names, strict=True)]
-        for ax, name in zip(axes, ("the image with the pixel", "the other image"), strict=False):
-            ax.set_title(name, fontsize=10)
-        for ax in axes[1:]:
-            ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="row")
-        axes[0].set(xticks=range(width), yticks=range(height), xlabel="column of the map", ylabel="row of the map")
-        framed = ([axes[0]], "-"), (axes[[2, 1]], "-"), (axes[[3, 1]], ":")
-        frame = dict(fill=False, edgecolor="#D55E00", linewidth=2.5)
-        self.frames = [
-            [ax.add_patch(Rectangle((0, 0), 0.92, 0.92, linestyle=dash, **frame)) for ax in places]
-            for places, dash in framed
-        ]
-
-    def show(self, images: Tensor, pixel: tuple[int, int], teacher: Tensor, student: Tensor, title: str) -> Figure:
-        """Draw other numbers.
-
-        Args:
-            images: [2, C, H, W], the image that holds the pixel and the one looked at.
-            pixel: (row, column) in the feature map.
-            teacher, student: [h, w], its relations as shares of 1; the largest of each is framed.
-            title: of the figure.
-        """
-        for drawn, image in zip(self.images, images, strict=True):
-            drawn.set_data(tile(image[None], 1))
-        teacher, student = 100 * teacher.detach().float().cpu(), 100 * student.detach().float().cpu()
-        difference, shared = student - teacher, _limits(teacher, student)
-        values = (teacher, shared), (student, shared), (difference, _limits(difference))
-        for drawn, (numbers, limits) in zip(self.maps, values, strict=True):
-            drawn.show(numbers, limits)
-        most = (divmod(int(share.argmax()), share.shape[1]) for share in (teacher, student))
-        for frames, (row, column) in zip(self.frames, (pixel, *most), strict=True):
-            for frame in frames:
-                frame.set_xy((column - 0.46, row - 0.46))
-        self.figure.suptitle(title, fontsize=11)
-        return self.figure
 
 
 Panel = tuple[str, str, pd.DataFrame]  # title, name of the FID, rows: see comparison_figure

@@ -263,17 +263,15 @@ def test_explorers_look_after_moves_as_drawn_afresh(set_up, name):
     assert_looks_as_drawn_afresh(set_up[name][0], MOVES[name])
 
 
-def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "ddim_figure", lambda schedule, N, t, paths, data, into: drawn.append(paths))
+def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture):
     starts = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     paths = explorers.paths_view(mixture, starts, starts, 0.008)
     schedule = CosineSchedule(0.008)
     visited = []
     denoiser = as_denoiser(lambda z, t: mixture.denoise(z, t, schedule), schedule)
     end = ddim_sample(denoiser, starts, 4, clip=False, callback=lambda k, t, z, x: visited.append(z))
-    for t in (1.0, 0.75, 0.6, 0.5, 0.0):
-        paths(N=4, t=t)
+    figures = [paths(N=4, t=t) for t in (1.0, 0.75, 0.6, 0.5, 0.0)]
+    drawn = [torch.tensor(np.array(one.axes[1].collections[0].get_segments())).transpose(0, 1) for one in figures]
     assert [len(walked) for walked in drawn] == [2, 3, 3, 4, 5]  # noise, stops passed, and where it is now
     assert torch.equal(drawn[0][-1], starts) and torch.allclose(drawn[4][-1], end)
     assert torch.allclose(drawn[1][-1], visited[1]) and torch.allclose(drawn[3][-1], visited[2])
@@ -281,8 +279,8 @@ def test_paths_pass_through_the_samplers_stops_and_end_at_its_sample(mixture, mo
 
 def test_relations_are_the_softmax_of_the_cosines(maps, monkeypatch):
     drawn = []
-    show = plots.RelationFigure.show
-    monkeypatch.setattr(plots.RelationFigure, "show", lambda self, *a: drawn.append(a) or show(self, *a))
+    show = explorers._RelationFigure.show
+    monkeypatch.setattr(explorers._RelationFigure, "show", lambda self, *a: drawn.append(a) or show(self, *a))
     x, _, map_T, map_S = maps
     explorers.relations_view(x, map_T, map_S)(i=2, j=7, row=1, column=3, tau=0.2)
     images, pixel, teacher, student, title = drawn[0]
