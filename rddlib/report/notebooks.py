@@ -123,7 +123,6 @@ def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
     The executed file is kept also where a cell fails; then the cell is shown on standard error, and UserError names
     notebook, cell and error. SIGINT and SIGTERM let a training in the notebook save, then raise Interrupted.
     """
-    check_parameters(notebook, parameters)
     target, stamp = out / "notebooks" / notebook.name, _stamp(notebook, out)
     key, done = _done_before(notebook, out)
     if done:

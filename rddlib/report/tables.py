@@ -193,7 +193,6 @@ class Table:
     """Rows that may be compared.
 
     Args:
-        key: the data set.
         title: of the table.
         metric: what its FID is called.
         lines: what to know before the rows.
@@ -201,7 +200,6 @@ class Table:
         footnotes: texts, the first is number 1.
     """
 
-    key: str
     title: str
     metric: str
     lines: list[str]
@@ -274,7 +272,7 @@ def _differences(dataset: str, one: Measurement) -> list[str]:
 def _paper_table(dataset: str, beside: Sequence[Measurement]) -> Table:
     """The papers' rows, then the peers', then what was measured here in the same way, or with footnotes."""
     title = f"{_NUMBER[dataset]}: {DATASET_LABELS[dataset]}"
-    table = Table(dataset, title, "FID (Inception, 50,000 samples)", [_PAPERS_WAY], [])
+    table = Table(title, "FID (Inception, 50,000 samples)", [_PAPERS_WAY], [])
     for kind, rows in (("paper", paper_rows(dataset)), ("peer", peer_rows(dataset))):
         known = rows[rows.columns.intersection(COLUMNS)].sort_values("steps", kind="stable")
         table.rows += [{"table": title, "kind": kind, **row} for row in known.to_dict("records")]
@@ -297,7 +295,7 @@ def _own_table(dataset: str, group: Sequence[Measurement]) -> Table:
     else:
         fields = ", ".join(_differences(dataset, group[0]))
         why = f"No row of {_NUMBER[dataset]}: its numbers were measured differently ({fields}); --mix puts both in one table."
-    table = Table(dataset, f"Measured here: {label}", metric, [why], [])
+    table = Table(f"Measured here: {label}", metric, [why], [])
     if differing := ", ".join(differing_protocols([one.receipt for one in group])):
         table.metric = "FID, measured in several ways"
         table.lines.insert(0, f"These rows do not compare: they differ in {differing}; the footnotes say how.")
@@ -336,8 +334,7 @@ def _measured(group: Sequence[Measurement], table: Table, marked: Callable[[Meas
 
 def _summary(runs: Sequence[Measurement]) -> dict[str, float]:
     """Each score that every run has: mean, spread (standard deviation, of several) and minimum."""
-    values = pd.DataFrame([run.scores for run in runs]).dropna(axis="columns")
-    summary = {}
+    values, summary = pd.DataFrame([run.scores for run in runs]).dropna(axis="columns"), {}
     for score in values.columns:
         summary |= {score: values[score].mean(), f"{score}_min": values[score].min()}
         summary |= {f"{score}_spread": values[score].std()} if len(runs) > 1 else {}
@@ -387,10 +384,8 @@ def as_text(tables: Sequence[Table]) -> str:
 
 def as_markdown(tables: Sequence[Table]) -> str:
     """The tables in Markdown, with sources, notes and the file of each receipt."""
-    parts = [
-        "# Comparison",
-        "Mean ± standard deviation. Lower FID, pFD and KID are better, higher IS, precision, recall.",
-    ]
+    better = "Lower FID, pFD and KID are better, higher IS, precision, recall."
+    parts = ["# Comparison", f"Mean ± standard deviation. {better}"]
     for table in tables:
         parts += [f"## {table.title}", *table.lines]
         for kind, rows in _kinds(table):

@@ -62,28 +62,6 @@ def test_every_table_has_the_same_columns_and_names_its_source(name):
     assert terms <= {"", "PD", "LPIPS", "CFD", "entropy", "diversity", "II_P2P", "IS_P2P", "M_P2P"}
 
 
-@pytest.mark.parametrize(
-    "table, worse, better, gains",
-    [
-        ("rdd_table1", "RCFD", "RDD", [0.76, 0.29, 0.07]),  # section 5.2, Feng et al. 2024
-        ("rdd_table2", "RCFD", "RDD", [1.47, 0.64, 0.16]),
-        ("rcfd_table1", "PD", "RCFD", [6.14, 2.35, 1.03]),  # section 4.2, Sun et al. 2023
-    ],
-)
-def test_gains_are_those_that_the_prose_states(table, worse, better, gains):
-    rows = paper_table(table)
-    dense = rows[rows["classifier"] != "ResNet18"]
-    found = [fid(dense, method=worse, steps=n) - fid(dense, method=better, steps=n) for n in (1, 2, 4)]
-    assert [round(gain, 2) for gain in found] == gains
-
-
-def test_gains_of_rdds_terms_are_those_that_the_prose_states():
-    table = paper_table("rdd_table3")
-    terms = ("II_P2P", "IS_P2P", "M_P2P", "IS_P2P+M_P2P")
-    gains = [round(fid(table, loss="CFD") - fid(table, loss=f"CFD+{term}"), 2) for term in terms]
-    assert gains == [0.47, 0.57, 0.45, 0.76]  # section 5.3, Feng et al. 2024
-
-
 def test_tables_agree_with_each_other():
     rdd, ablation = paper_table("rdd_table1"), paper_table("rdd_table3")
     assert all(fid(ablation, method=name) == fid(rdd, method=name, steps=1) for name in ("PD", "RCFD", "RDD"))

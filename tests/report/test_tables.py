@@ -142,7 +142,7 @@ def test_a_row_names_the_receipts_of_its_files(cifar, tmp_path):
 
 def test_results_measured_as_the_papers_stand_beside_them(cifar):
     tables = comparison(read_measurements([cifar]))
-    assert [table.key for table in tables] == ["cifar10", "imagenet64"] and not tables[0].footnotes
+    assert [table.title for table in tables] == PAPERS_ALONE and not tables[0].footnotes
     kinds = [row["kind"] for row in tables[0].rows]
     assert list(dict.fromkeys(kinds)) == ["paper", "peer", "measured"]
     assert kinds == sorted(kinds, key=["paper", "peer", "measured"].index)
