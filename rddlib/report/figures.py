@@ -129,16 +129,13 @@ def log_axis(axis: Axis, subs: Sequence[int]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images [N, C, H, W] in [-1, 1] -> one array [rows*(H+gap), columns*(W+gap), 3] in [0, 1], white between them."""
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    canvas = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), dtype=np.float32)
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).expand(n, 3, h, w).permute(0, 2, 3, 1).numpy()
-    for i in range(n):
-        top, left = i // columns * (h + gap), i % columns * (w + gap)
-        canvas[top : top + h, left : left + w] = pixels[i]
-    return canvas
+def tile(images: Tensor, columns: int) -> np.ndarray:
+    """Images [N, C, H, W] in [-1, 1] -> one array [rows*(H+1)-1, columns*(W+1)-1, 3] in [0, 1], white between them."""
+    n, _, h, w = images.shape
+    cells = torch.ones(-(-n // columns) * columns, 3, h + 1, w + 1)
+    cells[:n, :, :h, :w] = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
+    grid = cells.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # [rows, H + 1, columns, W + 1, 3]
+    return grid.flatten(2, 3).flatten(0, 1)[:-1, :-1].numpy()
 
 
 def show_images(ax, images: Tensor, columns: int, title: str = "") -> None:
