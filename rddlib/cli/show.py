@@ -25,8 +25,8 @@ def demo(
       rdd demo --open
       rdd demo --profile digits --out somewhere
     """
-    from rddlib.report.pages import demo_view
     from rddlib.report.figures import to_png
+    from rddlib.report.pages import demo_view
     from rddlib.study.folder import default_out
     from rddlib.utils.checkpoint import write_atomically
     from rddlib.utils.text import say
