@@ -17,15 +17,18 @@ from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import markdown_table
 
-VERDICTS = HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, SAME, UNMEASURED = (
-    *("holds", "holds on average", "undecided", "reversed on average", "reversed"),
-    *("no difference", "not measured"),
-)
+HOLDS, ON_AVERAGE, UNDECIDED = "holds", "holds on average", "undecided"
+REVERSED_ON_AVERAGE, REVERSED = "reversed on average", "reversed"
+SAME, UNMEASURED = "no difference", "not measured"
+VERDICTS = (HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, SAME, UNMEASURED)
 NAMES = {**SCORE_NAMES, "peak_mib": "peak memory (MiB)"}
 Pairs = Sequence[tuple[str, str]]  # of settings, the one said to be better (lower) first
-# What is said of which pairs, and by whom where not by the paper: of FID, and of pFD, which the papers did not measure;
-# where the words name memory, of that.
+# What is said of which pairs, and by whom where not by the paper: of FID, and of pFD, which the papers did not measure.
 Claims = Mapping[str, Pairs]
+OF_MEMORY = (  # these two are of memory instead
+    "the largest batch takes more memory than the smallest",
+    "the chunked form takes less memory at the largest batch (ours)",
+)
 
 
 def _against(names: Iterable[str], rival: str) -> Pairs:
@@ -45,10 +48,11 @@ def _batch(settings: pd.DataFrame) -> Claims:
     by_form = {form: rows.sort_values("x")["setting"].tolist() for form, rows in settings.groupby("series")}
     larger = [(names[-1], names[0]) for names in by_form.values()]
     forms = list(zip(by_form.get("chunked", []), by_form.get("reference", []), strict=False))
+    more, less = OF_MEMORY
     return {
         "the largest batch is better than the smallest": larger,
-        "the largest batch takes more memory than the smallest": [(b, a) for a, b in larger],
-        "the chunked form takes less memory at the largest batch (ours)": forms[-1:],
+        more: [(b, a) for a, b in larger],
+        less: forms[-1:],
     }
 
 
@@ -191,7 +195,7 @@ def verdicts(name: str, table: pd.DataFrame) -> pd.DataFrame:
     claims, found = CLAIMS.get(name, {}), []
     for text, pairs in (claims(rows.drop_duplicates("setting")) if callable(claims) else claims).items():
         by_score = ["fid", *["pfd"] * bool(rows["pfd"].notna().any())]
-        for score in ["peak_mib"] if "memory" in text else by_score:
+        for score in ["peak_mib"] if text in OF_MEMORY else by_score:
             values = rows.pivot_table(index="seed", columns="setting", values=score)
             known = [pair for pair in pairs if set(pair) <= set(values.columns)]
             differences = pd.DataFrame({(a, b): values[a] - values[b] for a, b in known}).dropna()
