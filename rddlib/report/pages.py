@@ -24,12 +24,13 @@ from rddlib.report.figures import same_noise_figure, scores_figure, to_png
 from rddlib.report.guidance import weights_figure
 from rddlib.study.folder import show_figures
 from rddlib.study.guidance import guided_done, guided_results
-from rddlib.study.profiles import load_profile
+from rddlib.study.profiles import Profile, load_profile
 from rddlib.study.stage import MODELS
 from rddlib.study.study import Study, guided_study
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import shipped
+from rddlib.utils.text import counted
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
@@ -189,6 +190,19 @@ def _notebooks(executed, out: Path) -> str:
 <p>All together {total:.0f} s ({total / 60:.1f} minutes), each as it last ran, with what was trained in it.</p>"""
 
 
+def _lowest(results: pd.DataFrame, profile: Profile) -> str:
+    """Which student has the lowest mean FID at each number of steps, and what comes next, in a sentence."""
+    students, told = results[results["method"].isin(profile.methods)], []
+    for steps in profile.student_steps:
+        ranked = students[students["steps"] == steps].groupby("method")["fid"].mean().sort_values()
+        names = [f"{LABELS[method]} ({fid:.2f})" for method, fid in ranked.items()]
+        told.append(f"at {counted(steps)} {', then '.join(names[:2])}")
+    seeds = len(profile.seeds)
+    return f"Lowest FID with {counted(seeds, 'seed')}: {'; '.join(told)}." + " One seed decides nothing close." * (
+        seeds == 1
+    )
+
+
 def _results(study: Study) -> str:
     """Samples, scores, times and receipts, once every arm is measured; their files are written along the way."""
     out, comparable = study.out, study.metric_network.published
@@ -202,6 +216,7 @@ def _results(study: Study) -> str:
     pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if results["pfd"].notna().any() else ""
     return f"""<h2 id="samples">Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
 <h2 id="scores">Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
+<p>{html.escape(_lowest(results, study.profile))}</p>
 {_table(results)}
 <p>* {html.escape(study.metric)}, against all {len(study.dataset)} images of {html.escape(study.dataset.name)}, protocol
 {study.profile.evaluation.protocol}.{"" if comparable else " Not comparable with Inception FIDs."}{pixels} IS: higher is better,

@@ -1,0 +1,41 @@
+"""What a study's page says of its scores, in words and in its figure."""
+
+import pandas as pd
+import pytest
+
+from rddlib.report.figures import scores_figure
+from rddlib.report.pages import _lowest
+from rddlib.study.profiles import load_profile
+
+STUDENTS = {"pd": {4: 2.0, 2: 3.0, 1: 5.0}, "rdd": {4: 1.5, 2: 3.5, 1: 4.0}}
+
+
+def results(ddim, seeds=(0,)):
+    """A table in which each further seed is worse by 1; ddim: {steps: FID}."""
+    fids = {**STUDENTS, "ddim": ddim}
+    rows = [(name, steps, seed, fid + seed) for name, ns in fids.items() for steps, fid in ns.items() for seed in seeds]
+    return pd.DataFrame(rows, columns=["method", "steps", "seed", "fid"]).assign(pfd=float("nan"))
+
+
+def test_the_lowest_at_each_number_of_steps_is_named_with_the_next():
+    profile = load_profile("digits", {"methods": "[pd,rdd]", "seeds": "[0,1]"})
+    said = _lowest(results({4: 0.1, 1: 520.0}, (0, 1)), profile)
+    assert said == (
+        "Lowest FID with 2 seeds: at 4 steps RDD (2.00), then PD (2.50); at 2 steps PD (3.50), then RDD (4.00); "
+        "at 1 step RDD (4.50), then PD (5.50)."
+    )
+    alone = load_profile("digits", {"methods": "[pd]"})
+    assert _lowest(results({}), alone).endswith("at 1 step PD (5.00). One seed decides nothing close.")
+
+
+@pytest.mark.parametrize(
+    "ddim, title, highest",
+    [
+        ({64: 1.0, 2: 31.5, 1: 1520.0}, "Lower is better; beyond the axis DDIM at\n1 step 1,520, 2 steps 31.5", 8.0),
+        ({64: 1.0, 1: 14.0}, "Lower is better", None),
+    ],
+)
+def test_ddim_does_not_squeeze_what_was_trained(ddim, title, highest):
+    (ax,) = scores_figure(results(ddim), "FID").axes
+    assert ax.get_title() == title
+    assert ax.get_ylim()[1] == pytest.approx(highest) if highest else ax.get_ylim()[1] > 14
