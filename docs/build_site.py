@@ -18,9 +18,9 @@ from pkgutil import iter_modules
 
 import nbformat
 import pandas as pd
+from settings import settings_page
 
 import rddlib
-from docs.settings import settings_page
 from rddlib.report.notebooks import executed_notebooks, notebook_files
 from rddlib.utils.errors import UserError
 

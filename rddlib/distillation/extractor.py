@@ -129,7 +129,7 @@ def _resnet(name: str, channels: int, image_channels: int) -> Parts:
 
 
 class _DenseBlock(nn.Sequential):
-    """torchvision's, but each layer appends its maps to one growing map: a third of the operations in the backward pass.
+    """torchvision's, but each layer appends its maps to one growing map: a quarter of the operations in the backward pass.
 
     Theirs hands a list of all maps before to each layer, so that the gradient of every map is added up layer by layer.
     """

@@ -79,7 +79,7 @@ def _classifier(settings: pd.DataFrame) -> Claims:
 
 
 def _tau(settings: pd.DataFrame) -> Claims:
-    named = settings.dropna(subset="x").pivot(index="x", columns="series", values="setting")
+    named = settings.dropna(subset="x").astype({"x": float}).pivot(index="x", columns="series", values="setting")
     both = named.reindex(columns=["features", "predictions"])
     return {
         "aligned features are better than aligned predictions (almost always)": both.dropna().to_numpy().tolist(),

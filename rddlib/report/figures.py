@@ -121,7 +121,7 @@ def plot_seeds(ax: Axes, groups, alpha: float, **style) -> None:
     ax.fill_between(list(groups.groups), groups.min(), groups.max(), color=style["color"], alpha=alpha, linewidth=0)
 
 
-FAR = 3  # times the highest score of a student: DDIM's beyond it are named, not drawn
+FAR = 3  # times the highest score of all others: DDIM's beyond it are named, not drawn
 
 
 def log_axis(axis: Axis, subs: Sequence[int]) -> None:
@@ -268,7 +268,7 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
 
 
 def _leave_out_far(ax: Axes, means: pd.Series) -> str:
-    """End the axis above all that was trained where DDIM would squeeze that; what of DDIM lies beyond, in words."""
+    """End the axis above all others where DDIM would squeeze them; what of DDIM lies beyond, in words."""
     top = means[means.index.get_level_values("method") != "ddim"].max()
     far = means.get("ddim", means[:0]).loc[lambda values: values > FAR * top]
     if not len(far):

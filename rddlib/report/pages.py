@@ -198,7 +198,7 @@ def _lowest(results: pd.DataFrame, profile: Profile) -> str:
         names = [f"{LABELS[method]} ({fid:.2f})" for method, fid in ranked.items()]
         told.append(f"at {counted(steps)} {', then '.join(names[:2])}")
     seeds = len(profile.seeds)
-    return f"Lowest FID with {counted(seeds, 'seed')}: {'; '.join(told)}." + " One seed decides nothing close." * (
+    return f"Lowest FID* with {counted(seeds, 'seed')}: {'; '.join(told)}." + " One seed decides nothing close." * (
         seeds == 1
     )
 

@@ -57,9 +57,9 @@ class RunConfig:
 
     channels_last: str = "auto"  # where it is faster: on CUDA, and in float32 on a CPU; or "always", "never"
     compile: str = (
-        "auto"  # torch.compile of U-Nets, on CUDA where a training is long enough for it; "always": of all; "never"
+        "auto"  # torch.compile of denoisers, on CUDA where a training is long enough for it; "always": of all; "never"
     )
-    graphs: str = "never"  # "always": U-Nets as CUDA graphs, where one process trains, its batch in one part
+    graphs: str = "never"  # "always": U-Nets of ours as CUDA graphs, where one process trains, its batch in one part
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl

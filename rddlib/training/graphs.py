@@ -66,7 +66,8 @@ def recorded(module: nn.Module, run: RunConfig) -> nn.Module:
     """The module, in place, its U-Nets `Recorded` on CUDA where `run` says so and one process trains; after `compiled`, undone
     by `plain`.
 
-    Not for a module whose gradients are added up over several backward passes: a graph writes them to the same place.
+    Not for a module whose gradients are added up over several backward passes, nor for a loss that calls it twice with
+    gradients: a graph writes them, and what it needs for them, to the same place.
     """
     if run.graphs == "always" and world_size() == 1:  # others' collectives would disturb a recording
         for network in module.modules():

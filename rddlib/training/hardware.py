@@ -13,6 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch._functorch import config as functorch
 
+from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.unet import UNet
 from rddlib.training.config import RunConfig
 from rddlib.utils.distributed import join
@@ -121,12 +122,12 @@ def laid_out(module: nn.Module, run: RunConfig, precision: str) -> nn.Module:
 
 
 def compiled(module: nn.Module, run: RunConfig) -> nn.Module:
-    """The module, in place, with torch.compile where `run` asks for it: its U-Nets, or with "always" any other as a whole
-    (DenseNet201 takes over five minutes on a GPU's machine). Compilation happens at the first call."""
-    networks = [network for network in module.modules() if isinstance(network, UNet)]
-    if run.compile == "always" or (run.compile == "auto" and next(module.parameters()).is_cuda):
+    """The module, in place, with torch.compile where `run` asks for it: our U-Nets in it, else the whole. "auto"
+    leaves classifiers alone (DenseNet201 takes over five minutes on a GPU's machine). It happens at the first call."""
+    chosen = isinstance(module, Denoiser) and next(module.parameters()).is_cuda
+    if run.compile == "always" or (run.compile == "auto" and chosen):
         functorch.donated_buffer = False  # terms with a share take their gradients through one extractor, one by one
-        for network in networks or [module] * (run.compile == "always"):
+        for network in [part for part in module.modules() if isinstance(part, UNet)] or [module]:
             network.compile()
     return module
 

@@ -204,7 +204,9 @@ class Trainer:
                 state.load(self._checkpoints.load(start, self._identity()))
             except (RuntimeError, ValueError, KeyError, IndexError) as error:
                 path = self._checkpoints.path(start)
-                raise UserError(f"{path} holds another architecture: delete it or choose another --out") from error
+                raise UserError(
+                    f"{path} holds another architecture, or is another version's: delete it or choose another --out"
+                ) from error
             if accelerator.is_main_process and start < self.config.iterations:
                 print(f"{self.label}: going on from iteration {start}", flush=True)
         for tensor in (*state.auxiliary.parameters(), *state.auxiliary.buffers()):  # DDP does this for the model alone

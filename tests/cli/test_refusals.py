@@ -31,6 +31,7 @@ def refused(result, words):
         ("distill --profile smoke --teacher no/such", "hub's cache lacks a model of that name"),
         ("distill --profile smoke --extractor torchvision:resnet5", "did you mean 'resnet50'"),
         ("distill --profile smoke --extractor teacher --set extractor.level=9", "no map of 0x0 pixels"),
+        ("study --set loss.per_image=17", "the extractor's map offers 16 pixels"),
         ("study --set methods=[pdd]", "methods has 'pdd' (did you mean 'pd'?)"),
         ("study --set evaluation.samples=10", "10 images cannot fill a covariance of 64"),  # could not be scored
         ("study --set guidance.samples=20", "guidance.samples=20: 20 images cannot fill a covariance"),

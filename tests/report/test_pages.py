@@ -21,7 +21,7 @@ def test_the_lowest_at_each_number_of_steps_is_named_with_the_next():
     profile = load_profile("digits", {"methods": "[pd,rdd]", "seeds": "[0,1]"})
     said = _lowest(results({4: 0.1, 1: 520.0}, (0, 1)), profile)
     assert said == (
-        "Lowest FID with 2 seeds: at 4 steps RDD (2.00), then PD (2.50); at 2 steps PD (3.50), then RDD (4.00); "
+        "Lowest FID* with 2 seeds: at 4 steps RDD (2.00), then PD (2.50); at 2 steps PD (3.50), then RDD (4.00); "
         "at 1 step RDD (4.50), then PD (5.50)."
     )
     alone = load_profile("digits", {"methods": "[pd]"})

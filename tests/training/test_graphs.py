@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import tiny_denoiser
+from tiny import conditional_denoiser, tiny_denoiser
 from torch import nn
 
 from rddlib.training import RunConfig
@@ -33,20 +33,25 @@ def recordings(monkeypatch):
 
 
 def inputs_of(count):
-    return torch.randn(count, 1, 8, 8), torch.full((count,), 0.5, dtype=torch.float64)
+    return torch.randn(count, 1, 8, 8), torch.full((count,), 0.5, dtype=torch.float64), torch.arange(count)
+
+
+def network_of(trained):
+    """One whose outputs are not zeros."""
+    return conditional_denoiser().network.requires_grad_(trained)
 
 
 def test_each_kind_of_input_is_recorded_once_up_to_a_number(recordings):
-    network = tiny_denoiser().network.requires_grad_(False)
+    network = network_of(trained=False)
     call = Recorded(network)
     for count in (1, 2, 1, 3, 4, 5, 6, 6):
-        z, t = inputs_of(count)
-        assert torch.equal(call(z, t), network(z, t))
-    assert [len(z) for z, _ in recordings] == [1, 2, 3, 4] and MOST == 4
+        inputs = inputs_of(count)
+        assert torch.equal(call(*inputs), network(*inputs)) and network(*inputs).any()
+    assert [len(z) for z, *_ in recordings] == [1, 2, 3, 4] and MOST == 4
 
 
 def test_training_and_its_absence_are_kinds_of_their_own(recordings):
-    network = tiny_denoiser().network
+    network = network_of(trained=True)
     call = Recorded(network)
     for grad, training in ((True, True), (False, True), (False, False)):
         network.train(training)
@@ -57,16 +62,15 @@ def test_training_and_its_absence_are_kinds_of_their_own(recordings):
 
 def test_what_was_returned_stays(recordings):
     """Teachers are asked twice a step, and a graph writes to the same place each time."""
-    call, (z, t) = Recorded(tiny_denoiser().network.requires_grad_(False)), inputs_of(2)
-    first = call(z, t)
+    call, (z, t, y) = Recorded(network_of(trained=False)), inputs_of(2)
+    first = call(z, t, y)
     before = first.clone()
-    call(z + 1, t)
-    assert torch.equal(first, before)
+    assert not torch.equal(call(z + 1, t, y), before) and torch.equal(first, before)
 
 
 def test_a_gradient_at_the_input_is_not_recorded(recordings):
-    z, t = inputs_of(2)
-    Recorded(tiny_denoiser().network)(z.requires_grad_(), t).sum().backward()
+    z, t, y = inputs_of(2)
+    Recorded(network_of(trained=True))(z.requires_grad_(), t, y).sum().backward()
     assert not recordings and z.grad is not None
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny_denoiser
 from torch import nn
 
 from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed, metrics
@@ -281,6 +282,9 @@ def test_who_is_compiled():
     for switch, done in (("auto", False), ("never", False), ("always", True)):  # on a CPU
         network = compiled(nn.Linear(2, 2), RunConfig(compile=switch))
         assert (network._compiled_call_impl is not None) == done and plain(network)._compiled_call_impl is None
+        denoiser = compiled(tiny_denoiser(), RunConfig(compile=switch))  # of which the U-Net alone
+        assert (denoiser.network._compiled_call_impl is not None) == done and denoiser._compiled_call_impl is None
+        assert plain(denoiser).network._compiled_call_impl is None
 
 
 @pytest.mark.parametrize("precision, allowed", [("float32", False), ("tf32", True), ("bf16", True)])
