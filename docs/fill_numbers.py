@@ -153,10 +153,12 @@ def ablations_table() -> str:
 
 def photos_ablation_table(name: str) -> str:
     """An ablation at 4 steps, on photographs."""
-    rows = pd.read_csv(RESULTS / "photos_ablations.csv").query("ablation == @name")
+    file = "photos_balance.csv" if name == "balance" else "photos_ablations.csv"
+    rows = pd.read_csv(RESULTS / file).query("ablation == @name")
     assert rows["setting"].is_unique and set(rows["steps"]) == {4}
     body = [[name, *(f"{x:.2f}" for x in scores)] for name, *scores in rows[["setting", "fid", "pfd", "is"]].to_numpy()]
     heads = {"losses": "terms", "tau_is": "CFD + IS_P2P at", "label_free": "method", "batch": "CFD + IS_P2P"}
+    heads |= {"balance": "terms beside CFD and their shares"}
     return _table([heads[name], "FID", "pFD", "IS"], body)
 
 
@@ -263,6 +265,7 @@ TABLES = {
     "photos_losses": lambda: photos_ablation_table("losses"),
     "photos_label_free": lambda: photos_ablation_table("label_free"),
     "photos_batch": lambda: photos_ablation_table("batch"),
+    "photos_balance": lambda: photos_ablation_table("balance"),
     "photos_tau_is": lambda: photos_ablation_table("tau_is"),
     "guidance": guided_table,
     "networks": networks_table,
