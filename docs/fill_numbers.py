@@ -232,6 +232,17 @@ def gpu_step_table() -> str:
     return _table(["step, ms", "whole", "speed", "of peak", *parts[:-1], "Adam"], body)
 
 
+def gpu_profile_table() -> str:
+    """How long a GPU worked in a step, beside how long the step took."""
+    what, body = {"base": "base model", "rdd": LABELS["rdd"]}, []
+    for row in _json("h200_profile")["rows"]:
+        step = f"{min(row['untraced_ms']):.0f} to {max(row['untraced_ms']):.0f}"
+        body.append(
+            [f"{what[row['what']]}, `{row['profile']}`", step, f"{row['kernels_ms']:.0f}", f"{row['launches']:,}"]
+        )
+    return _table(["bf16, channels_last", "step, ms", "kernels, ms", "launches"], body)
+
+
 def losses_table() -> str:
     """Memory and time of IS_P2P in both forms."""
     found = {(row["A"], row["N"], row["dtype"]): row for row in _json("bench_losses") if row["loss"] == "is_p2p"}
@@ -272,6 +283,7 @@ TABLES = {
     "pipeline": diffusers_table,
     "export": export_table,
     "gpu_step": gpu_step_table,
+    "gpu_profile": gpu_profile_table,
     "photos": lambda: digits_table("photos"),
     "claims": claims_table,
     "text": text_table,
