@@ -53,13 +53,15 @@ class Run:
 
     def start(self) -> "Run":
         """Start it, unless it runs or its model is there."""
-        if not self.stages[-1].done:
-            self._files.parent.mkdir(parents=True, exist_ok=True)
-            if (lock := _take(self._file("lock"))) is not None:
-                try:
-                    self._start(lock)
-                finally:
-                    os.close(lock)  # from here on the process alone holds it
+        if self.stages[-1].done:
+            return self
+        self._files.parent.mkdir(parents=True, exist_ok=True)
+        if (lock := _take(self._file("lock"))) is None:
+            return self
+        try:
+            self._start(lock)
+        finally:
+            os.close(lock)  # from here on the process alone holds it
         return self
 
     def _start(self, lock: int) -> None:

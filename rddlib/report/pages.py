@@ -157,9 +157,8 @@ def notebook_page(executed: Path) -> Path:
 def _stages(study: Study) -> str:
     """Seconds each stage took and their sum, from the checkpoints that this study uses."""
     done = [stage for stage in study.lineage() if stage.done]
-    seeds = [
-        stage.facts()["seed"] if stage.kind in LABELS else "" for stage in done
-    ]  # of those that are distilled last
+    # the seed of those that are distilled last
+    seeds = [stage.facts()["seed"] if stage.kind in LABELS else "" for stage in done]
     rows = [(one.label, seed, one.recorded()["seconds"]) for one, seed in zip(done, seeds, strict=True)]
     rows.append(("all training", "", sum(seconds for _, _, seconds in rows)))
     lines = "".join(f"<tr><td>{name}</td><td>{seed}</td><td>{seconds:.0f}</td></tr>" for name, seed, seconds in rows)
@@ -197,10 +196,8 @@ def _lowest(results: pd.DataFrame, profile: Profile) -> str:
         ranked = students[students["steps"] == steps].groupby("method")["fid"].mean().sort_values()
         names = [f"{LABELS[method]} ({fid:.2f})" for method, fid in ranked.items()]
         told.append(f"at {counted(steps)} {', then '.join(names[:2])}")
-    seeds = len(profile.seeds)
-    return f"Lowest FID* with {counted(seeds, 'seed')}: {'; '.join(told)}." + " One seed decides nothing close." * (
-        seeds == 1
-    )
+    caution = " One seed decides nothing close." if len(profile.seeds) == 1 else ""
+    return f"Lowest FID* with {counted(len(profile.seeds), 'seed')}: {'; '.join(told)}.{caution}"
 
 
 def _results(study: Study) -> str:
