@@ -1,7 +1,7 @@
 """The models that come with the package: copies from a study's folder into data/models.
 
 python docs/pack_models.py FOLDER float32 base pd-32 pd-16 pd-8 extractor
-python docs/pack_models.py FOLDER bfloat16 pd-1 rdd-4
+python docs/pack_models.py FOLDER float16 pd-1 rdd-4
 
 Names are those that the files begin with; where a study has several seeds, students of the first are taken.
 """
@@ -44,7 +44,7 @@ def pack(stage: Stage, dtype: torch.dtype) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("dtype", choices=("float32", "float16"))
     parser.add_argument("names", nargs="+")
     asked = parser.parse_args()
     study = open_study(json.loads((asked.folder / "study.json").read_text(encoding="utf-8"))["profile"], asked.folder)

@@ -106,9 +106,11 @@ class LatentSpace:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images [N, C, H, W], clamped to [-1, 1], of latents [N, c, h, w]."""
-        vae = self.vae.to(latents.device)
-        parts = [vae.decode(z / self.scale).sample for z in latents.split(BLOCK)]
-        return torch.cat(parts).clamp(-1, 1)
+        return torch.cat([self.seen(z) for z in latents.split(BLOCK)]).clamp(-1, 1)
+
+    def seen(self, latents: Tensor) -> Tensor:
+        """As `decode`, all at once, differentiable in the latents and not clamped."""
+        return self.vae.to(latents.device).decode(latents / self.scale).sample
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.utils.text import joined
 
 MAPS = ("conv", "relu")
@@ -217,6 +218,24 @@ def as_extractor(network: nn.Module, image_shape: tuple[int, int, int]) -> Extra
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"the extractor returns {shape} for 2 images, expected a feature map [2, C, H, W]")
     return MapExtractor(network, found.shape[1])
+
+
+class DecodedFeatures(Extractor):
+    """An extractor of images, as one of a latent model's latents: each is decoded first, and the gradient goes through that.
+
+    extractor: of images [N, C, H, W]. space: where the latents lie; on the meta device nothing is decoded.
+    """
+
+    def __init__(self, extractor: Extractor, space: LatentSpace):
+        super().__init__()
+        self.extractor, self.space = extractor, space
+        self.channels, self.predicts = extractor.channels, extractor.predicts
+
+    def forward(self, latents: Tensor) -> Features:
+        """The features of the images that latents [N, c, h, w] stand for."""
+        blank = latents.is_meta
+        images = latents.new_zeros(len(latents), *self.space.image_shape) if blank else self.space.seen(latents)
+        return self.extractor(images)
 
 
 class MetricNetwork(nn.Module):

@@ -85,7 +85,8 @@ def given_info(denoiser: Denoiser, path: Path, made_by: str) -> dict:
 def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtractor, dict]:
     """(extractor in eval mode, {"name", "sha256"}) from a checkpoint of `rdd extractor` or a published classifier's file.
 
-    map_at: of FeatureExtractor. Raises UserError for anything else.
+    Of one that learnt latents the record says which, as "space". map_at: of FeatureExtractor. Raises UserError for anything
+    else.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,6 +105,7 @@ def load_classifier(path: str | Path, map_at: str = "conv") -> tuple[FeatureExtr
             raise UserError(
                 f"{path} holds no trained classifier but {name}: pass --extractor {name} instead of the file"
             )
-        return extractor_of(name, tensors, map_at), {"name": name, "sha256": info["sha256"]}
+        space = {"space": info["space"]} if "space" in info else {}
+        return extractor_of(name, tensors, map_at), {"name": name, "sha256": info["sha256"], **space}
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
         raise UserError(f"{path} holds an extractor that this version does not know: make it again") from error

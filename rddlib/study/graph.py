@@ -20,7 +20,7 @@ from rddlib.diffusion.model_file import build_described, describe
 from rddlib.diffusion.samplers import TRAINING_FREE
 from rddlib.diffusion.schedule import make_schedule
 from rddlib.diffusion.unet import UNet
-from rddlib.distillation.extractor import Extractor, accuracy, build_extractor, extractor_of
+from rddlib.distillation.extractor import DecodedFeatures, Extractor, accuracy, build_extractor, extractor_of
 from rddlib.distillation.label_free import (
     TEACHER,
     TORCHVISION,
@@ -134,9 +134,23 @@ def new_extractor(profile: Profile, num_classes: int) -> Extractor:
             return _features_of(build_denoiser(profile), profile)
         with torch.device("cpu"):
             return _features_of(given_model(profile.pretrained)[0], profile)
+    space = space_to_decode(profile)
     if config.name.startswith(TORCHVISION):
-        return untrained_torchvision_features(config.name.removeprefix(TORCHVISION))
-    return build_extractor(config.name, profile.unet.image_channels, num_classes, config.map_at)
+        network = untrained_torchvision_features(config.name.removeprefix(TORCHVISION))
+    else:
+        channels = space.image_shape[0] if space else profile.unet.image_channels
+        network = build_extractor(config.name, channels, num_classes, config.map_at)
+    return DecodedFeatures(network, space) if space else network
+
+
+def space_to_decode(profile: Profile) -> LatentSpace | None:
+    """Of a latent model that learns through a given extractor of images: the space that its latents are decoded by."""
+    given, config = profile.pretrained, profile.extractor
+    if not given.teacher or not (given.extractor or config.name.startswith(TORCHVISION)):
+        return None
+    with torch.device("cpu"):  # whoever asks may be on the meta device
+        of_latents = given.extractor and "space" in load_classifier(given.extractor)[1]
+        return None if of_latents else given_model(given)[0].space
 
 
 def extractor_to_check(profile: Profile, num_classes: int) -> Extractor:
@@ -305,12 +319,13 @@ def extractor_stage(inputs: Inputs, base: Stage) -> Stage:
     p, config = inputs.profile, inputs.profile.extractor
     if config.name == TEACHER:
         return _teacher_features_stage(inputs, base)
-    given = _given_classifier(p)
+    given, space = _given_classifier(p), space_to_decode(p)
     other = (config.seed,) if config.seed else ()
 
     def facts() -> dict:
         if given:
-            return {"pretrained": given[1]["sha256"], "extractor": {"name": given[1]["name"]}}
+            decoded = {"decoded": space.sha256} if space else {}
+            return {"pretrained": given[1]["sha256"], "extractor": {"name": given[1]["name"]}, **decoded}
         no_weight = ("map_at", "level", "time", "download")  # fields that change none
         trained = {name: value for name, value in as_dict(config).items() if name not in no_weight}
         made_by = {"seed": inputs.seed, "version": rddlib.__version__}
@@ -331,15 +346,17 @@ def extractor_stage(inputs: Inputs, base: Stage) -> Stage:
                 f"the extractor is right in {right:.1%} of cases, always naming the most frequent class in {guessed:.1%}: it "
                 "has learnt nothing that shows; train it for longer (extractor.train) before you distil through it"
             )
-        return network, {"test_accuracy": right}
+        return network, {"test_accuracy": right} | ({"space": inputs.space.facts} if inputs.space else {})
 
     def load(tensors: dict, info: dict) -> Extractor:
         name = info["facts"]["extractor"]["name"]
         if name.startswith(TORCHVISION):
             network = untrained_torchvision_features(name.removeprefix(TORCHVISION))
             network.load_state_dict(tensors)
-            return network.to(training_device())
-        return extractor_of(name, tensors, config.map_at).to(training_device())
+        else:
+            network = extractor_of(name, tensors, config.map_at)
+        network = network.to(training_device())
+        return DecodedFeatures(network, space).eval() if space else network
 
     seed = derive_seed(inputs.seed, 5, *other)
     train = None if given else config.train

@@ -180,7 +180,8 @@ class Stage:
         if rank() == 0:
             tensors, info = self._shipped
             say(f"{self.label}: the one that comes with rddlib (run.shipped=none trains it)")
-            whole = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in tensors.items()}
+            rounded = (torch.float16, torch.bfloat16)
+            whole = {name: value.float() if value.dtype in rounded else value for name, value in tensors.items()}
             record = {name: value for name, value in info.items() if name not in ("sha256", "peak_memory")}
             self._keep(whole, record | {"seconds": 0.0, "seconds_elsewhere": info.get("seconds")})
         wait()

@@ -55,6 +55,7 @@ from rddlib.study.graph import (
     guided_graph,
     map_of,
     plain_graph,
+    space_to_decode,
     temperature_of,
 )
 from rddlib.study.profiles import Profile, as_dict
@@ -443,7 +444,14 @@ class Study:
         for name in dict.fromkeys([*p.methods, *p.guidance.objectives]):
             self.check_method(name, untrained)
         if p.pretrained.extractor:
-            found, own = load_classifier(p.pretrained.extractor)[0].image_channels, self.drawn_shape[0]
+            classifier, record = load_classifier(p.pretrained.extractor)
+            learnt = record.get("space", {}).get("sha256")
+            if learnt and (not self._given_space or learnt != self._given_space.sha256):
+                raise UserError(
+                    "pretrained.extractor learnt latents of another autoencoder than pretrained.teacher's: train it anew with "
+                    "rdd extractor, or name a classifier of images"
+                )
+            found, own = classifier.image_channels, (self.image_shape if space_to_decode(p) else self.drawn_shape)[0]
             if found != own:
                 raise UserError(
                     f"pretrained.extractor takes images of {counted(found, 'channel')}, these have {own}: name another "
@@ -509,6 +517,10 @@ class Study:
             if (name := self.profile.extractor.name) not in EXTRACTORS:
                 raise UserError(
                     f"evaluation.network=extractor: only a classifier of the data set scores, not {name}; name another network"
+                )
+            if self._given_space and not space_to_decode(self.profile):
+                raise UserError(
+                    "evaluation.network=extractor looks at latents, and images are scored: name another network"
                 )
             features = extractor_to_check(self.profile, self.dataset.num_classes).channels
             if config.samples <= features:

@@ -1,5 +1,6 @@
 """Latent models against diffusers' own pipelines: in, both stages of distilling guidance, and out again."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from rddlib.data import ImageDataset
 from rddlib.data.latents import latents_of, prompted
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.diffusion.unet import NO_CLASS
-from rddlib.distillation.extractor import MetricNetwork
+from rddlib.distillation.extractor import DecodedFeatures, MetricNetwork, build_extractor
 from rddlib.distillation.label_free import TeacherFeatures
 from rddlib.distillation.objectives import CFD, PD
 from rddlib.distillation.train import distill, distill_guidance, reparametrise, takes_guidance
@@ -306,21 +307,74 @@ def test_a_checkpoint_is_scored_on_the_captions_of_the_profile_s_images(folder, 
     assert json.loads(record.read_text())["row"]["agree"] == pytest.approx(float(right.float().mean()))
 
 
-def test_a_student_learns_through_a_classifier_of_latents(folder, tmp_path, monkeypatch):
-    """`rdd extractor` trains it on latents, and a halving compares images through it."""
+@pytest.fixture
+def commands(folder, tmp_path, monkeypatch):
+    """commands({field: value}, command, ...): run on captioned images, from this teacher to one step; the folder of files."""
     monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
     root = captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(20)}, size=(8, 8))
-    small = {f"{stage}.train.{name}": n for stage in ("extractor", "distill") for name, n in LITTLE.items()}
-    small |= {"extractor.name": "resnet18", "extractor.shift": "0", "loss.per_image": "1", "base.steps": "2"}
-    small |= {"data.root": str(root), "pretrained.teacher": str(folder), **ONE_HALVING}
-    settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
-    for command in (["extractor"], ["distill", "--objective", "cfd", "--from", "2"]):
-        main([*command, "--profile", "text", "--out", str(tmp_path / "out"), *settings])
-    (classifier,), (student,) = (
-        tmp_path.glob(f"out/checkpoints/{name}-*.safetensors") for name in ("extractor", "cfd-1")
-    )
+
+    def run(fields: dict, *commands: list[str], out: str = "out"):
+        small = {f"distill.train.{name}": n for name, n in LITTLE.items()} | {"loss.per_image": "1", "base.steps": "2"}
+        small |= {"data.root": str(root), "pretrained.teacher": str(folder), **ONE_HALVING, **fields}
+        settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+        for command in commands:
+            main([*command, "--profile", "text", "--out", str(tmp_path / out), *settings])
+        return tmp_path / out / "checkpoints"
+
+    return run
+
+
+CFD_ONCE = ["distill", "--objective", "cfd", "--from", "2"]
+
+
+def test_a_student_learns_through_a_classifier_of_latents(commands):
+    """`rdd extractor` trains it on latents, and a halving compares images through it; it can be given to another study."""
+    of_latents = {f"extractor.train.{name}": n for name, n in LITTLE.items()}
+    files = commands({"extractor.name": "resnet18", "extractor.shift": "0", **of_latents}, ["extractor"], CFD_ONCE)
+    (classifier,), (student,) = (files.glob(f"{name}-*.safetensors") for name in ("extractor", "cfd-1"))
     assert load_classifier(classifier)[0].image_channels == 4
     assert load_checkpoint(student)[1]["facts"]["extractor"] == classifier.stem.removeprefix("extractor-")
+    files = commands({}, [*CFD_ONCE, "--extractor", str(classifier)], out="given")
+    (given,) = files.glob("extractor-*.json")
+    assert "decoded" not in json.loads(given.read_text())["facts"]
+
+
+def test_a_student_learns_through_a_classifier_of_images(teacher, commands, tmp_path, capsys):
+    """Latents are decoded for it; what does not belong together is refused."""
+    classifier = tmp_path / "classifier.safetensors"
+
+    def write(channels: int, **record) -> None:
+        network = build_extractor("resnet18", channels, 2)
+        facts = {"kind": "extractor", "facts": {"extractor": {"name": "resnet18"}}, **record}
+        save_checkpoint(classifier, network.state_dict(), facts)
+
+    through_it = [*CFD_ONCE, "--extractor", str(classifier)]
+    write(3)
+    files = commands({}, through_it)
+    (kept,), (student,) = (files.glob(f"{name}-*.json") for name in ("extractor", "cfd-1"))
+    facts = json.loads(kept.read_text())["facts"]
+    assert facts["decoded"] == teacher.space.sha256
+    assert json.loads(student.read_text())["facts"]["extractor"] == kept.stem.removeprefix("extractor-")
+    for channels, record, words in (
+        (1, {}, "takes images of 1 channel, these have 3"),
+        (4, {"space": {"sha256": "another"}}, "learnt latents of another autoencoder"),
+    ):
+        write(channels, **record)
+        with pytest.raises(SystemExit, match="2"):
+            commands({}, through_it, out="refused")
+        assert words in capsys.readouterr().err
+
+
+def test_decoded_features_are_those_of_the_decoded_images(teacher):
+    """In value, and their gradient by finite differences, in float64."""
+    space = copy.copy(teacher.space)
+    space.vae = copy.deepcopy(space.vae).double()
+    extractor = build_extractor("small_resnet", 3, 2).double().eval().requires_grad_(False)
+    seen, latents = DecodedFeatures(extractor, space), torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    images = space.vae.decode(latents / space.scale).sample
+    assert torch.equal(seen(latents).map, extractor(images).map)
+    assert torch.autograd.gradcheck(lambda z: seen(z).pooled, latents.requires_grad_())
+    assert seen.to("meta")(latents.to("meta")).pooled.shape == (2, 96)  # without a decoder there
 
 
 def test_a_latent_teacher_is_planned_with_its_own_network(folder, tmp_path):

@@ -152,11 +152,11 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(guided, monkeypatch, stage_of,
 
 @pytest.fixture
 def box(tmp_path, monkeypatch):
-    """A package with a base model, 7 in bfloat16, and a student, 8, of the keys that `adding` gives own numbers 1 and 2."""
+    """A package with a base model, 7 in bfloat16, and a student, 8 in float16, of the keys that `adding` gives own numbers 1 and 2."""
     monkeypatch.setattr("rddlib.study.stage.shipped", lambda name: tmp_path / name)
-    for name, own, weight in (("base", 1, 7.0), ("pd", 2, 8.0)):
+    for name, own, weight, dtype in (("base", 1, 7.0, torch.bfloat16), ("pd", 2, 8.0, torch.float16)):
         stage, _ = adding(tmp_path, name, own)
-        tensors, info = {"weight": torch.tensor([[weight]], dtype=torch.bfloat16)}, {"kind": name, "shipped": True}
+        tensors, info = {"weight": torch.tensor([[weight]], dtype=dtype)}, {"kind": name, "shipped": True}
         save_checkpoint(tmp_path / "data/models" / f"{name}-{stage.key}.safetensors", tensors, info | {"seconds": 9.0})
     return tmp_path
 

@@ -7,6 +7,7 @@ import os
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,6 +201,47 @@ def test_trackers_get_the_records_and_stay_on_this_machine(tmp_path, monkeypatch
     options, *records, last = got
     assert [{"step": step, **values} for step, values in records] == trainer.history and last == "finished"
     assert options.get("mode", "offline") == "offline" and str(tmp_path) in f"{options} {uri}"
+
+
+def _wandb_records(folder: Path) -> list[tuple[int, float]]:
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, found = DataStore(), []
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    store.open_for_scan(str(path))
+    while data := store.scan_data():
+        record = Record()
+        record.ParseFromString(data)
+        values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        found += [(values["_step"], values["loss"])] if "loss" in values else []
+    return found
+
+
+def _mlflow_records(folder: Path) -> list[tuple[int, float]]:
+    import mlflow
+
+    (run,) = mlflow.search_runs(experiment_names=["rddlib"], output_format="list")
+    return [(m.step, m.value) for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")]
+
+
+def _aim_records(folder: Path) -> list[tuple[int, float]]:
+    from aim import Repo
+
+    (run,) = Repo(str(folder)).iter_runs()
+    (metric,) = (m for m in run.metrics() if m.name == "loss")
+    return list(zip(*metric.data.sparse_list()[:1], metric.values.sparse_list()[1], strict=True))
+
+
+@pytest.mark.parametrize("name, read", [("wandb", _wandb_records), ("mlflow", _mlflow_records), ("aim", _aim_records)])
+def test_a_tracker_without_a_network_keeps_every_record(tmp_path, monkeypatch, name, read):
+    pytest.importorskip(name, reason=f"{name} is the user's own to install")
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(CONFIG, files=tmp_path / "run", run=RunConfig(tracker=name, log_every=20))
+    trainer.fit(net(), regression, ROWS)
+    kept = read(tmp_path)
+    assert kept == [(record["step"], pytest.approx(record["loss"])) for record in trainer.history]
+    assert {path.name for path in tmp_path.iterdir()} <= {"run.metrics.jsonl", "wandb", "mlflow.db", "mlruns", ".aim"}
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_one_line(rdd, tmp_path, monkeypatch):
