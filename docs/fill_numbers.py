@@ -389,8 +389,8 @@ def balance_sentences() -> list[str]:
     return [
         f"PD has {fid['PD']}, CFD {fid['CFD']} and RDD at the paper's weights {fid[RDD_AS_PUBLISHED]}",
         f"IS_P2P at a share of 1 brings CFD to {fid[across]}, II_P2P to {fid[within]}",
-        f"a pixel term at a share of 0.3 to {fid[pixel]}, and both together to {fid[both]}",
-        f"pFD falls from {pfd['CFD']} to {pfd[across]} and {pfd[pixel]} (PD: {pfd['PD']})",
+        f"a pixel term at a share of 0.3 to {fid[pixel]}, and IS_P2P with the pixel term to {fid[both]}",
+        f"With IS_P2P pFD falls from {pfd['CFD']} to {pfd[across]} and with the pixel term to {pfd[pixel]} (PD: {pfd['PD']})",
     ]
 
 
