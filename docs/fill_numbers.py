@@ -406,8 +406,8 @@ def evidence_sentences() -> list[str]:
         f"at least {least} below both PD's and CFD's in all {pairs} pairs, {mean} below the lower one on average",
         f"at 4 and 2 steps at or below the lower of the two in {ahead[4]} and {ahead[2]} of {pairs}",
         f"pFD is {worst['CFD']} times CFD's and {worst['PD']} times PD's at most",
-        f"without the pixel term {_spread(one[LABELS['cfd_is']])}, without relations {_spread(one[LESS[1]])}, without both "
-        f"{_spread(one[LESS[0]])}",
+        f"{_spread(one[LABELS['cfd_is']])} without the pixel term, {_spread(one[LESS[1]])} without relations and "
+        f"{_spread(one[LESS[0]])} without both",
         f"lower than without relations in {(one[best] < one[LESS[1]]).sum()} of {pairs} pairs",
         f"CFD + PD at its own numbers has {_spread(one[LABELS['cfd_pd']])}",
         f"in as much time PD has {_spread(one['PD, equal time'].drop_duplicates())} and CFD {_spread(one['CFD, equal time'])}",
