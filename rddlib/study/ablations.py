@@ -407,7 +407,7 @@ ABLATIONS = {
             "balance",
             "ours",
             "Relations and pixels as loud as CFD",
-            "Nothing is claimed: at the paper's weights the relations' gradient is a hundredth of CFD's.",
+            "Nothing is claimed: at the paper's weights IS_P2P's gradient is a hundredth of CFD's.",
             beside=(
                 PD,
                 CFD,
