@@ -244,13 +244,17 @@ def block(language: str, containing: str) -> str:
     return found
 
 
-def test_readmes_lines_distil_any_network_through_any_features():
-    """The two blocks on one's own model, the stand-ins first, with fewer iterations."""
-    lines = block("python", "as_denoiser(my_network").replace("iterations=150", "iterations=3")
-    assert "iterations=3" in lines
+@pytest.mark.parametrize("model", ["study.teacher()", "as_denoiser(MyNetwork()"])
+def test_the_pages_lines_distil_a_study_s_model_and_any_other(tmp_path, model):
+    """README's and those on one's own networks, as they stand but for a folder and fewer iterations."""
+    changes = {"iterations=150": "iterations=3", 'open_study("digits")': f'open_study("digits", {str(tmp_path)!r})'}
+    lines = block("python", f"teacher = {model}")
+    assert "iterations=150" in lines
+    for old, new in changes.items():
+        lines = lines.replace(old, new)
     names: dict = {}
-    exec(compile(block("python", "class MyNetwork") + lines, "README.md", "exec"), names)
-    student, teacher, images = (names[name] for name in ("student", "my_network", "images"))
+    exec(compile(lines, "README.md", "exec"), names)
+    student, teacher, images = (names[name] for name in ("student", "teacher", "images"))
     assert student.steps == 4 and images.shape == (16, 1, 8, 8) and images.abs().max() <= 1
     assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
 
