@@ -55,7 +55,9 @@ def test_another_configuration_is_refused_by_what_differs_and_nothing_changes(ti
     assert {path: path.stat().st_mtime_ns for path in tiny.out.rglob("*")} == before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"config": 3, "overrides": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"config": {}, "overrides": {}}', '{"profile": 3, "seed": 0, "config": {}, "overrides": {}}']
+)
 def test_a_damaged_record_is_named(tiny, text):
     (tiny.out / STUDY_FILE).write_text(text)
     with pytest.raises(UserError, match="study.json is damaged: choose another --out, or delete the folder"):
