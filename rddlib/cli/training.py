@@ -107,7 +107,7 @@ def guide(
     Examples:
       rdd guide
       rdd guide --set guidance.weights=[0,8] --out runs/wide
-      rdd guide --results --set seeds=[0,1,2] --out runs/guided
+      rdd guide --results --set seeds=[0,1,2]
       rdd guide --profile text --teacher stable-diffusion-folder --set data.root=captioned-images
     """
     from rddlib.study.guidance import GUIDED_FILE, guided_results

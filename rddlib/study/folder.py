@@ -104,6 +104,8 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
             return
         # fields that an earlier version did not have yet stood at what is their default now
         before, now = _flat(_plain(load_profile(profile.name), seed)) | _flat(found["config"]), _flat(config)
+        # seeds come and go but for the first, which records name and guided models take
+        before["seeds"], now["seeds"] = before["seeds"][0], now["seeds"][0]
         differences = [
             name for name in sorted(now) if before[name] != now[name] and not name.startswith(CHANGES_NO_NUMBER)
         ]

@@ -71,6 +71,15 @@ def test_how_a_study_runs_may_change_where_its_numbers_may_not(tiny):
     assert (found.run.save_every, found.jobs, found.methods) == (5, 3, ("pd", "rdd", "cfd"))
 
 
+def test_seeds_come_and_go_but_for_the_first(tiny):
+    scores = [tiny.score_path(arm) for arm in tiny.arms()]
+    more = continue_study("smoke", {"seeds": "[0, 2, 1]"}, tiny.out)
+    assert [more.score_path(arm) for arm in tiny.arms()] == scores and {arm.seed for arm in more.arms()} == {0, 1, 2}
+    assert continue_study("smoke", {"seeds": "[0, 1]"}, tiny.out).profile.seeds == (0, 1)
+    with pytest.raises(UserError, match=r"differs in seeds\)"):
+        continue_study("smoke", {"seeds": "[1, 0]"}, tiny.out)
+
+
 def test_a_later_command_keeps_what_was_set_before_and_update_lets_it_change(tmp_path):
     continue_study("smoke", {"loss.alpha": "3"}, tmp_path / "a")
     assert continue_study("smoke", {"run.keep": "5"}, tmp_path / "a").profile.loss.alpha == 3
