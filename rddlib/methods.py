@@ -172,7 +172,7 @@ def _sum(name: str, label: str, style: Mapping[str, str], text: str) -> Method:
     )
 
 
-COOL, LOUD, PIXELS = "cfd(tau=0.5/0.6/0.4)", "is_p2p(share=1 tau=0.1)", "pd(share=1/1/3)"
+OUR_CFD, OUR_IS, OUR_PD = "cfd(tau=0.5/0.6/0.4)", "is_p2p(share=1 tau=0.1)", "pd(share=1/1/3)"
 _ROWS = (
     Method("ddim", "DDIM", _line("0.35", "s", ":"), cost=7),
     # students
@@ -183,9 +183,9 @@ _ROWS = (
     Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),
     Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=9),
     # our own sums, as found on digits (docs/search.py)
-    _sum("cfd_is", "CFD + IS_P2P", _line("#7A4FBF", "<", "--"), f"cfd_is = {COOL} + {LOUD}"),
+    _sum("cfd_is", "CFD + IS_P2P", _line("#7A4FBF", "<", "--"), f"cfd_is = {OUR_CFD} + {OUR_IS}"),
     _sum("cfd_pd", "CFD + PD", _line("#A61E4D", "*", "-"), "cfd_pd = cfd(tau=0.8/0.9/0.65) + pd(share=0.3/0.7/2)"),
-    _sum("cfd_is_pd", "CFD + IS_P2P + PD", _line("#5B6B1E", ">", "-."), f"cfd_is_pd = {COOL} + {LOUD} + {PIXELS}"),
+    _sum("cfd_is_pd", "CFD + IS_P2P + PD", _line("#5B6B1E", ">", "-."), f"cfd_is_pd = {OUR_CFD} + {OUR_IS} + {OUR_PD}"),
     # other samplers of the base model, which train nothing
     Method("pndm", "PNDM", _line("#CC79A7", "p", ":")),
     Method("dpm-solver", "DPM-Solver", _line("#56B4E9", "X", ":")),

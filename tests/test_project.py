@@ -213,7 +213,7 @@ def test_what_the_pages_say_in_words_of_the_ablations_is_in_the_rows():
     ahead = fewest[fewest["method"] != "pd"].groupby("ablation")["pfd"].min()
     assert (ahead > first.loc[("losses", "PD"), "pfd"]).all()  # by pFD PD is ahead of all
     for name, low, high in (("tau_is", "tau_IS = 1", "tau_IS = 0.1"), ("alpha", "alpha = 1", "alpha = 100")):
-        assert first.loc[(name, high), "fid"] <= first.loc[(name, low), "fid"]  # louder, with FID no worse
+        assert first.loc[(name, high), "fid"] <= first.loc[(name, low), "fid"]  # more weight, with FID no worse
     for name, own in (("queue_size", "N_q = 20000"), ("queue_draws", "V = 1024")):
         axis = first.loc[name].drop("CFD")["fid"]
         assert (axis - axis[own]).abs().max() < 0.02

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, UpdateOption, parse_overrides
+from rddlib.cli.options import OutOption, SeedOption, SetOption, StudyProfileOption, UpdateOption, parse_overrides
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
@@ -23,7 +23,7 @@ def ablate(
     names: Annotated[
         list[str] | None, typer.Argument(help="Ablations (--list), all, or custom.", show_default=False)
     ] = None,
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     seeds: Annotated[int, typer.Option(help="Of the last halvings, N of them.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of these seeds.")] = 0,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, a process each.")] = 1,
@@ -40,7 +40,7 @@ def ablate(
     shard: Annotated[str, typer.Option(help="A part of the runs, e.g. 2/4 in the second of four batch jobs.")] = "1/1",
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     update: UpdateOption = False,
 ) -> None:
     """Repeat an ablation of the papers, or one of your own.
@@ -60,7 +60,7 @@ def ablate(
     from rddlib.report.ablations import shard_of
     from rddlib.study.costs import catalogue, format_plan, measured_costs, plan_of
     from rddlib.study.engines import on_this_machine
-    from rddlib.study.folder import continue_study, default_out
+    from rddlib.study.folder import as_recorded, continue_study
     from rddlib.study.sweep import Sweep, check_version
 
     if seeds < 1:
@@ -78,7 +78,7 @@ def ablate(
         _ = Sweep(study, choose(study.profile), numbers).points  # each setting must fit
         study.check_scoring()
 
-    place = out or default_out(profile)
+    profile, place, seed = as_recorded(profile, out, seed)
     study = continue_study(profile, parse_overrides(settings), place, seed, update, check, look_only=dry_run)
     ablations = choose(study.profile)
     needed = dry_run or any(ablation.timed for ablation in ablations)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, parse_overrides, study_of
+from rddlib.cli.options import OutOption, SeedOption, SetOption, StudyProfileOption, parse_overrides, study_of
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import counted
 
@@ -147,10 +147,10 @@ def sample(
     ] = None,
     png: Annotated[bool, typer.Option("--png", help="Also write each image as a PNG file, for other tools.")] = False,
     batch: BatchOption = 500,
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
 ) -> None:
     """Draw images with a study's model, or any other.
 
@@ -166,7 +166,7 @@ def sample(
       rdd sample --guidance 2 --classes 3,7 --method pd --steps 4 --sampler stochastic
     """
     from rddlib.evaluation import NpzImages, draw_to_file, write_pngs
-    from rddlib.study.folder import default_out
+    from rddlib.study.folder import as_recorded, default_out
     from rddlib.study.stage import key_of
     from rddlib.utils.distributed import rank
 
@@ -175,11 +175,12 @@ def sample(
     if prompt and (checkpoint is None or words):
         raise UserError("--prompt is for a --checkpoint, and in the place of --classes: give one of them")
     if checkpoint is not None:
+        profile, folder, _ = as_recorded(profile, out or default_out("samples"))
         clip = _loaded(profile, settings).evaluation.clip
         images, names = _drawn_by(
             checkpoint, sampler, steps, count, noise, clip, guidance=guidance, words=words, prompts=prompt or ()
         )
-        chosen, folder, model = images.classes, out or default_out("samples"), f"{checkpoint.stem}-{sampler}"
+        chosen, model = images.classes, f"{checkpoint.stem}-{sampler}"
     else:
         asked = (method, steps, guidance, sampler, words)
         study = study_of(profile, out, settings, seed, check=lambda study: _model_of(study, *asked))
@@ -228,10 +229,10 @@ def evaluate(
     noise: Annotated[str, typer.Option(help="Seeds of the noise, e.g. 0,1,2; default the profile's.")] = "",
     kid_subset: Annotated[int, typer.Option(help="Images in each of kid's subsets.")] = 1000,
     batch: BatchOption = 500,
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
 ) -> None:
     """Score images, with a receipt that says how.
 
@@ -251,7 +252,7 @@ def evaluate(
     """
     from rddlib.data import load_dataset
     from rddlib.evaluation import Reference, check_fit, find_protocol, open_images, recorded
-    from rddlib.study.folder import default_out
+    from rddlib.study.folder import as_recorded, default_out
     from rddlib.training import training_device
 
     _check_sampler(checkpoint, sampler, guidance)
@@ -289,7 +290,8 @@ def evaluate(
             config, folder = study.profile.evaluation, study.out
         else:
             study = study_of(profile, out, settings, seed) if metric_network == "extractor" else None
-            config, folder = _loaded(profile, settings).evaluation, out or default_out("scores")
+            profile, folder, _ = as_recorded(profile, out or default_out("scores"))
+            config = _loaded(profile, settings).evaluation
 
         def captions(shape: tuple[int, int, int]) -> Sequence[str]:
             found = profile_images(shape)

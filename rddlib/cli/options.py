@@ -10,18 +10,20 @@ from rddlib.utils.errors import UserError
 if TYPE_CHECKING:
     from rddlib.study.study import Study
 
-ProfileOption = Annotated[
-    str,
-    typer.Option(
-        "--profile", "-p", help="Whose numbers to use: smoke, digits, photos, own (your images), cifar10_small, .."
-    ),
+_PROFILE = ("--profile", "-p")
+_NUMBERS = "Whose numbers to use: smoke, digits, photos, own (your images), cifar10_small, .."
+ProfileOption = Annotated[str, typer.Option(*_PROFILE, help=_NUMBERS)]
+StudyProfileOption = Annotated[
+    str | None, typer.Option(*_PROFILE, help=f"{_NUMBERS}; default: the folder's own, else digits.")
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change one number, e.g. --set distill.train.batch_size=32; repeatable."),
 ]
 OutOption = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<profile>.")]
-SeedOption = Annotated[int, typer.Option(help="Of base model, extractor and halvings.")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Of base model, extractor and halvings; default: the folder's own, else 0.")
+]
 TeacherOption = Annotated[
     str | None,
     typer.Option(
@@ -75,14 +77,15 @@ def with_models(settings: list[str] | None, teacher: str | None, extractor: str 
 
 
 def study_of(
-    profile: str,
+    profile: str | None,
     out: Path | None,
     settings: list[str] | None,
-    seed: int,
+    seed: int | None,
     update: bool = False,
     check=lambda study: None,
 ) -> "Study":
     """The study that the shared options name, its folder prepared; check(study) may refuse before anything is written."""
-    from rddlib.study.folder import continue_study, default_out
+    from rddlib.study.folder import as_recorded, continue_study
 
-    return continue_study(profile, parse_overrides(settings), out or default_out(profile), seed, update, check)
+    profile, folder, seed = as_recorded(profile, out, seed)
+    return continue_study(profile, parse_overrides(settings), folder, seed, update, check)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption
+from rddlib.cli.options import OutOption, ProfileOption, SeedOption, StudyProfileOption
 from rddlib.utils.errors import UserError
 
 
@@ -39,9 +39,9 @@ def demo(
 
 
 def app(
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     port: Annotated[int, typer.Option(help="Where the pages are served.")] = 8866,
     ip: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 lets others in.")] = "127.0.0.1",
 ) -> None:
@@ -58,10 +58,10 @@ def app(
       rdd app --out runs/digits --port 9000
     """
     from rddlib.report.app import check_server, prepare, serve
-    from rddlib.study.folder import default_out
+    from rddlib.study.folder import as_recorded
 
     check_server(ip, port)
-    study = prepare(profile, out or default_out(profile), seed)
+    study = prepare(*as_recorded(profile, out, seed))
     print(f"Open http://{ip}:{port} in a browser, in half a minute; Ctrl-C ends it.", flush=True)
     serve(study, ip, port)
 

@@ -12,6 +12,7 @@ from rddlib.cli.options import (
     ProfileOption,
     SeedOption,
     SetOption,
+    StudyProfileOption,
     TeacherOption,
     UpdateOption,
     parse_overrides,
@@ -24,10 +25,10 @@ PROCESSES = (2, 4, 8)
 
 
 def study(
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     only: Annotated[str, typer.Option(help="Only these notebooks, e.g. 03,04.")] = "",
     start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
     jobs: Annotated[int, typer.Option(help="Notebooks that run at the same time, sharing the cores.")] = 1,
@@ -56,12 +57,13 @@ def study(
       rdd study --profile cifar10_small --no-notebooks
     """
     from rddlib.report.notebooks import run_study
-    from rddlib.study.folder import default_out
+    from rddlib.study.folder import as_recorded
 
+    profile, folder, seed = as_recorded(profile, out, seed)
     page = run_study(
         profile,
         parse_overrides(settings) | ({"run.shipped": "none"} if scratch else {}),
-        out or default_out(profile),
+        folder,
         seed,
         only=only,
         start=start,

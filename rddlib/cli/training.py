@@ -12,9 +12,9 @@ from rddlib.cli.options import (
     DownloadOption,
     ExtractorOption,
     OutOption,
-    ProfileOption,
     SeedOption,
     SetOption,
+    StudyProfileOption,
     TeacherOption,
     UpdateOption,
     study_of,
@@ -43,10 +43,10 @@ def _make(*stages: "Stage") -> None:
 
 
 def train(
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     update: UpdateOption = False,
 ) -> None:
     """Train the base model. Interrupted, killed or powered off, the same command goes on.
@@ -63,10 +63,10 @@ def train(
 
 
 def extractor(
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     update: UpdateOption = False,
 ) -> None:
     """Train the classifier whose features are distilled.
@@ -88,10 +88,10 @@ def guide(
         bool,
         typer.Option("--results", help="Also halve it by guidance.objectives and score all against w: OUT/guided.csv."),
     ] = False,
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     update: UpdateOption = False,
     teacher: TeacherOption = None,
     extractor: ExtractorOption = None,
@@ -107,7 +107,7 @@ def guide(
     Examples:
       rdd guide
       rdd guide --set guidance.weights=[0,8] --out runs/wide
-      rdd guide --results --set seeds=[0,1,2] --out runs/guided
+      rdd guide --results --set seeds=[0,1,2]
       rdd guide --profile text --teacher stable-diffusion-folder --set data.root=captioned-images
     """
     from rddlib.study.guidance import GUIDED_FILE, guided_results
@@ -141,10 +141,10 @@ def distill(
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="With --guided: then also a student for the stochastic sampler.")
     ] = False,
-    profile: ProfileOption = "digits",
+    profile: StudyProfileOption = None,
     out: OutOption = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     update: UpdateOption = False,
     teacher: TeacherOption = None,
     extractor: ExtractorOption = None,

@@ -126,7 +126,7 @@ def _evidence(settings: pd.DataFrame) -> Claims:
 
 
 _II, _IS, _M, _BOTH = "CFD + II_P2P", "CFD + IS_P2P", "CFD + M_P2P", "CFD + IS_P2P + M_P2P"
-_AS_LOUD, _PIXELS = "CFD + IS_P2P, share 1", "CFD + PD, share 0.3"
+_RELATIONS, _PIXELS = "CFD + IS_P2P, share 1", "CFD + PD, share 0.3"
 _THROUGH = {LABELS[name]: f"{LABELS[name]}, the teacher's features" for name in ("cfd", "rdd", WINNER)}
 CLAIMS: dict[str, Claims | Callable[[pd.DataFrame], Claims]] = {  # or how they follow from a row for each setting
     "losses": {
@@ -155,15 +155,15 @@ CLAIMS: dict[str, Claims | Callable[[pd.DataFrame], Claims]] = {  # or how they 
     "released": _released,
     "budget": _budget,
     "balance": {
-        "relations as loud as CFD are better than CFD alone": [(_AS_LOUD, "CFD")],
-        "relations as loud as CFD are better than RDD at the paper's weights": [(_AS_LOUD, "RDD, the paper's weights")],
-        "across images (IS) they are better than within (II)": [(_AS_LOUD, "CFD + II_P2P, share 1")],
+        "relations with a gradient as large as CFD's are better than CFD alone": [(_RELATIONS, "CFD")],
+        "and better than RDD at the paper's weights": [(_RELATIONS, "RDD, the paper's weights")],
+        "across images (IS) they are better than within (II)": [(_RELATIONS, "CFD + II_P2P, share 1")],
         "M_P2P is better without a head than with the paper's": [
             ("CFD + M_P2P, share 1, no head", "CFD + M_P2P, share 1, paper's head")
         ],
         "a small pixel term beside CFD is better than CFD and than PD": [(_PIXELS, "CFD"), (_PIXELS, "PD")],
-        "and better than relations": [(_PIXELS, _AS_LOUD)],
-        "relations beside it improve it": [(f"{_AS_LOUD}, PD, share 0.3", _PIXELS)],
+        "and better than relations": [(_PIXELS, _RELATIONS)],
+        "relations beside it improve it": [(f"{_RELATIONS}, PD, share 0.3", _PIXELS)],
         "a Fréchet or a kernel term beside CFD is better than CFD alone": [
             *_against(("CFD + Fréchet, share 0.3", "CFD + kernel, share 0.3"), "CFD")
         ],

@@ -31,7 +31,7 @@ RELATIONS = ("is_p2p", "ii_p2p", "m_p2p")
 # Where a cause begins to fit: found on smoke students spoilt on purpose, of other seeds than the tests'.
 STILL = 0.2  # of the way to its targets that a student has gone
 KEPT = 0.2  # share of the first weights in averaged ones
-INAUDIBLE = 0.05  # the relations' gradient over the largest of all terms
+WEAK = 0.05  # the relations' gradient over the largest of all terms
 FEW = 2.0  # channels on which the softmax of CFD's teacher rests
 CLIPPED = 0.9  # how the loss to clipped targets changed over how that to the targets did
 
@@ -73,7 +73,7 @@ class Seen:
         return self.stage.config.ema ** (self.stage.iterations - 1) if self.stage.config.ema else 0.0
 
     @property
-    def heard(self) -> float | None:
+    def relations(self) -> float | None:
         """The relations' gradient over the largest, at its best; None without relations."""
         sums = [sum(shares[name] for name in RELATIONS if name in shares) for shares in self.shares]
         return max(sums) if self.shares[0].keys() & set(RELATIONS) else None
@@ -247,9 +247,9 @@ def causes(seen: Seen) -> list[Cause]:
         f"--set distill.train.learning_rate={config.learning_rate * 10:g} --update",
     )
     fits(
-        seen.heard is not None and seen.heard < INAUDIBLE,
-        "relations inaudible",
-        f"their gradient at the student's image is {seen.heard or 0:.1%} of the largest term's",
+        seen.relations is not None and seen.relations < WEAK,
+        "relations too weak",
+        f"their gradient at the student's image is {seen.relations or 0:.1%} of the largest term's",
         "--set loss.weights=balanced --set loss.tau_is=0.1 --update",
     )
     return found

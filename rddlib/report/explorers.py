@@ -465,8 +465,8 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
     return same_noise
 
 
-def voices_view(x: Tensor, cfd: Tensor, relations: Mapping[float, Tensor], count: int = 8) -> Callable[..., Figure]:
-    """Where CFD and relations pull a student's images, the relations as loud as a share of CFD says.
+def gradients_view(x: Tensor, cfd: Tensor, relations: Mapping[float, Tensor], count: int = 8) -> Callable[..., Figure]:
+    """Where CFD and relations pull a student's images, the relations' gradient at a share of CFD's.
 
     Args:
         x: the student's images [N, C, H, W] in [-1, 1].
@@ -474,11 +474,11 @@ def voices_view(x: Tensor, cfd: Tensor, relations: Mapping[float, Tensor], count
         relations: {tau: gradient of a relational loss at that temperature}.
         count: how many of them are drawn.
 
-    Returns voices(share, tau): a step against each gradient, in the scale of CFD's 99th percentile; grey is no pull.
+    Returns gradients(share, tau): a step against each gradient, in the scale of CFD's 99th percentile; grey is no pull.
     """
     scale = cfd.abs().flatten().quantile(0.99)
 
-    def voices(share: float = 1.0, tau: float = min(relations)) -> Figure:
+    def gradients(share: float = 1.0, tau: float = min(relations)) -> Figure:
         gradient = relations[tau]
         weight = share * cfd.norm() / gradient.norm()
         cosine = F.cosine_similarity(gradient.flatten(), cfd.flatten(), dim=0)
@@ -489,7 +489,7 @@ def voices_view(x: Tensor, cfd: Tensor, relations: Mapping[float, Tensor], count
         )
         return plots.image_rows({name: images[:count].cpu() for name, images in rows.items()}, title)
 
-    return voices
+    return gradients
 
 
 def guidance_view(guided: Study, count: int = 12) -> Callable[..., Figure]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from rddlib.distillation.label_free import TEACHER
 from rddlib.distillation.objectives import RELEASED_SWITCHES
-from rddlib.methods import COMPETING, COOL, LABELS, METHODS, PIXELS, SUMS, WINNER
+from rddlib.methods import COMPETING, LABELS, METHODS, OUR_CFD, OUR_PD, SUMS, WINNER
 from rddlib.study.profiles import Profile, overrides_of, parse_value
 from rddlib.study.stage import key_of
 from rddlib.utils.errors import UserError, nearest
@@ -240,7 +240,7 @@ def _evidence(profile: Profile, costs: Mapping[str, float]) -> list[Alone]:
     numbers = [METHODS[WINNER].arguments(profile.loss, 1.0, steps)["terms"] for steps in profile.student_steps]
     taus = {"distill.temperatures": tuple(term["tau"] for terms in numbers for term in terms if term["loss"] == "cfd")}
 
-    held = {"sums": (f"held = {COOL} + {PIXELS}",)}
+    held = {"sums": (f"held = {OUR_CFD} + {OUR_PD}",)}
     variants = [
         *((LABELS[name], name, {}) for name in (*COMPETING, *SUMS)),
         ("CFD, low tau", "cfd", taus),
@@ -406,7 +406,7 @@ ABLATIONS = {
         Ablation(
             "balance",
             "ours",
-            "Relations and pixels as loud as CFD",
+            "Relations and pixels at a set share of CFD's gradient",
             "Nothing is claimed: at the paper's weights IS_P2P's gradient is a hundredth of CFD's.",
             beside=(
                 PD,

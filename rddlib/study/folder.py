@@ -55,7 +55,8 @@ def _plain(profile: Profile, seed: int) -> dict:
 
 def _read_record(record: Path) -> dict:
     def whole(found: dict) -> dict:
-        if not (isinstance(found["config"], dict) and isinstance(found["overrides"], dict)):
+        kinds = {"profile": str, "seed": int, "overrides": dict, "config": dict}
+        if not all(isinstance(found[name], kind) for name, kind in kinds.items()):
             raise TypeError
         return found
 
@@ -66,6 +67,16 @@ def recorded_overrides(out: Path) -> dict[str, str]:
     """What was set for the study in a folder; {} where there is none. Raises UserError where the record is damaged."""
     record = out / STUDY_FILE
     return _read_record(record)["overrides"] if record.exists() else {}
+
+
+def as_recorded(profile: str | None, out: Path | None, seed: int | None = None) -> tuple[str, Path, int]:
+    """(profile, folder, seed) of a study: what is None is as the folder records it, else digits, runs/<profile> and 0.
+
+    Raises UserError where the record is damaged."""
+    folder = out or default_out(profile or "digits")
+    record = folder / STUDY_FILE
+    found = _read_record(record) if record.exists() else {"profile": "digits", "seed": 0}
+    return profile or found["profile"], folder, found["seed"] if seed is None else seed
 
 
 def prepare_folder(
@@ -93,6 +104,8 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
             return
         # fields that an earlier version did not have yet stood at what is their default now
         before, now = _flat(_plain(load_profile(profile.name), seed)) | _flat(found["config"]), _flat(config)
+        # seeds come and go but for the first, which records name and guided models take
+        before["seeds"], now["seeds"] = before["seeds"][0], now["seeds"][0]
         differences = [
             name for name in sorted(now) if before[name] != now[name] and not name.startswith(CHANGES_NO_NUMBER)
         ]
@@ -208,8 +221,8 @@ def continue_study(
     where the folder holds something else, or something set now would change its numbers (unless update).
     """
     record = out / STUDY_FILE
-    before = _read_record(record) if record.exists() else {"overrides": {}}
-    if before.get("profile", profile) != profile:
+    before = _read_record(record) if record.exists() else {"profile": profile, "overrides": {}}
+    if before["profile"] != profile:
         raise UserError(f"{out} holds a study of the profile {before['profile']}: choose another --out")
     overrides = {**before["overrides"], **overrides}
     study = Study(study_profile(profile, overrides), out, seed)

@@ -17,7 +17,7 @@ from rddlib.data.dataset import HEADING
 from rddlib.diffusion.model_file import describe
 from rddlib.interop import load_model
 from rddlib.study import costs
-from rddlib.study.folder import open_study
+from rddlib.study.folder import continue_study, open_study, recorded_study
 from rddlib.study.study import guided_study
 from rddlib.utils.checkpoint import save_checkpoint
 
@@ -96,6 +96,16 @@ def test_each_stage_says_where_it_lies_and_nothing_is_trained_twice(run, tiny):
     assert files_of(tiny.out / "checkpoints") == before
     assert "guided-cfd-4-" in run("distill --guided --objective cfd --to 4")  # which the study did not train
     assert len(files_of(tiny.out / "checkpoints")) > len(before)
+
+
+def test_a_folder_knows_its_profile_and_seed(rdd, tiny):
+    continue_study("smoke", TINY, out := tiny.out.with_name("other"), seed=3)
+    assert rdd("train", "--out", str(out))[0] == 0 and recorded_study(out).stages.base.done
+    for typed, words in (("--profile=digits", "a study of the profile smoke"), ("--seed=0", "differs in seed)")):
+        status, _, errors = rdd("train", "--out", str(out), typed)
+        assert status == 2 and words in errors
+    given = ("--checkpoint", str(tiny.stages.base.path), "--steps", "2")
+    assert "200 samples" in rdd("evaluate", *given, "--out", str(out))[1]  # smoke's number; digits' is 5000
 
 
 def test_methods_are_chosen_by_a_setting(run, tiny):

@@ -27,7 +27,7 @@ SPOILT = [
     ("pd", {"distill.train.learning_rate": "0.1"}, "learning rate too high"),
     ("pd", {"distill.train.learning_rate": "1e-6"}, "learning rate too low"),
     ("cfd", {"distill.temperatures": "[0.03, 1, 1]"}, "temperature too sharp"),
-    ("rdd", RELATIONS, "relations inaudible"),
+    ("rdd", RELATIONS, "relations too weak"),
     ("pd", {"base.prediction": "eps", "base.schedule": "discrete", "base.train.iterations": "2"}, "epsilon prediction"),
     ("pd", {}, "clipped targets"),
     ("pd", {"distill.train.ema": "0.9999"}, "EMA too slow"),

@@ -133,8 +133,8 @@ def set_up(study, mixture, maps):
             explorers.relations_view(x[:32], map_T[:32], map_S[:32]),
             dict(i=range(16), j=range(16), row=range(4), column=range(4), tau=(0.05, 0.1, 1.0)),
         ),
-        "voices": (
-            explorers.voices_view(x[:8], noise[0], {1.0: noise[1], 0.1: noise[2]}),
+        "gradients": (
+            explorers.gradients_view(x[:8], noise[0], {1.0: noise[1], 0.1: noise[2]}),
             dict(share=(1.0, 0.1, 3.0), tau=(0.1, 1.0)),
         ),
         "queue": (
@@ -158,7 +158,7 @@ def set_up(study, mixture, maps):
     }
 
 
-@pytest.mark.parametrize("name", ["paths", "relations", "voices", "queue", "same noise", "scores"])
+@pytest.mark.parametrize("name", ["paths", "relations", "gradients", "queue", "same noise", "scores"])
 def test_every_move_of_a_slider_draws_a_new_picture(set_up, name):
     figure, controls = set_up[name]
     *moved, picture = explore(figure, **controls).children
@@ -221,7 +221,7 @@ def test_a_click_on_an_image_shows_it_large(set_up):
 
 def test_a_share_is_a_share_of_cfds_gradient():
     x, cfd, relation = torch.randn(3, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    title = explorers.voices_view(x, cfd, {0.1: cfd + relation})(share=0.5).get_suptitle()
+    title = explorers.gradients_view(x, cfd, {0.1: cfd + relation})(share=0.5).get_suptitle()
     weight = 0.5 * cfd.norm() / (cfd + relation).norm()
     cosine = torch.cosine_similarity(cfd.flatten(), (cfd + relation).flatten(), dim=0)
     assert title == f"tau_IS = 0.1: a share of 0.5 is a weight of {weight:.3g}; cosine of the two pulls {cosine:+.2f}"

@@ -55,7 +55,9 @@ def test_another_configuration_is_refused_by_what_differs_and_nothing_changes(ti
     assert {path: path.stat().st_mtime_ns for path in tiny.out.rglob("*")} == before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"config": 3, "overrides": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"config": {}, "overrides": {}}', '{"profile": 3, "seed": 0, "config": {}, "overrides": {}}']
+)
 def test_a_damaged_record_is_named(tiny, text):
     (tiny.out / STUDY_FILE).write_text(text)
     with pytest.raises(UserError, match="study.json is damaged: choose another --out, or delete the folder"):
@@ -67,6 +69,15 @@ def test_how_a_study_runs_may_change_where_its_numbers_may_not(tiny):
     continue_study("smoke", changes, tiny.out)
     found = open_study("smoke", tiny.out).profile
     assert (found.run.save_every, found.jobs, found.methods) == (5, 3, ("pd", "rdd", "cfd"))
+
+
+def test_seeds_come_and_go_but_for_the_first(tiny):
+    scores = [tiny.score_path(arm) for arm in tiny.arms()]
+    more = continue_study("smoke", {"seeds": "[0, 2, 1]"}, tiny.out)
+    assert [more.score_path(arm) for arm in tiny.arms()] == scores and {arm.seed for arm in more.arms()} == {0, 1, 2}
+    assert continue_study("smoke", {"seeds": "[0, 1]"}, tiny.out).profile.seeds == (0, 1)
+    with pytest.raises(UserError, match=r"differs in seeds\)"):
+        continue_study("smoke", {"seeds": "[1, 0]"}, tiny.out)
 
 
 def test_a_later_command_keeps_what_was_set_before_and_update_lets_it_change(tmp_path):
