@@ -13,6 +13,8 @@ from rddlib.utils.errors import GuidanceWarning, Interrupted, UserError
 
 UsageError = typer.BadParameter.__bases__[0]  # click's, which newer typers carry inside under another name
 
+KEEPING = ("study", "train", "extractor", "guide", "distill", "ablate", "sample", "evaluate")  # what was done so far
+
 _show_warning = warnings.showwarning
 
 app = typer.Typer(
@@ -67,7 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         _leave(f"{error.format_message()}{where}", 2)
     except (Interrupted, KeyboardInterrupt, typer.Abort) as stop:
-        said = f"{str(stop) or 'interrupted'}; the same command goes on where this stopped"
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        kept = "goes on where this stopped" if command in KEEPING else "begins anew: nothing was kept"
+        said = f"{str(stop) or 'interrupted'}; the same command {kept}"
         _leave(said, 128 + getattr(stop, "signal", signal.SIGINT))
     finally:
         signal.signal(signal.SIGTERM, before)

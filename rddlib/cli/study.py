@@ -100,7 +100,7 @@ def plan(
       rdd plan --profile own --teacher ddpm-folder
       rdd plan --computed --teacher sd-folder --set distill.train.batch_size=8 --set distill.lora=16
     """
-    from rddlib.study.costs import make_plan
+    from rddlib.study.costs import SAMPLING, make_plan
     from rddlib.study.folder import default_out
     from rddlib.utils.text import human_size
 
@@ -118,11 +118,21 @@ def plan(
         "on a GPU torch.compile, which is left out here, may save some. Disk: the checkpoints that stay;\n"
         "while running: what a killed run goes on from, deleted in the end."
     )
+    if any(row.cost.note.startswith("measured at") for row in found.rows):
+        print(
+            "Measured at: smaller batches than the study's, for want of time or memory; more --seconds reach larger ones."
+        )
     memory = f", free memory {human_size(found.free_memory)}" if found.free_memory is not None else ""
     print(f"Free disk for {folder}: {human_size(found.free_disk)}{memory}")
     if found.largest_batch is not None:
-        fields = "pretrained.convert.batch_size, distill.train.batch_size, .."
-        print(f"Memory allows every stage a batch of {counted(found.largest_batch, 'image', ',')} ({fields})")
+        own = max(row.batch for row in found.rows if row.kind != SAMPLING)
+        if found.largest_batch >= 10 * own:
+            print(
+                f"Memory is no limit: every batch of this profile ({own:,} images at most) could be ten times as large."
+            )
+        else:
+            fields = "pretrained.convert.batch_size, distill.train.batch_size, .."
+            print(f"Memory allows every stage a batch of {counted(found.largest_batch, 'image', ',')} ({fields})")
     over = [found.over(processes, bandwidth * 1e9) for processes in PROCESSES]
     faster, talking = (joined(f"{times:.2g}" for times, _ in over), joined(f"{share:.0%}" for _, share in over))
     print(

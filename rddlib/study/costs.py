@@ -2,14 +2,14 @@
 what its trainer logs is read.
 
 A batch grows from 2 images on until the stage's own is reached, or time or memory would not allow the next; what is not
-reached is extrapolated on the line through the two largest batches measured.
+reached is extrapolated on the line through the two largest batches measured. Of the iterations at a batch the fastest
+counts: other programs only ever slow one down.
 """
 
 import contextlib
 import json
 import math
 import shutil
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ from rddlib.study.stage import Stage, Workplace
 from rddlib.study.study import Arm, Study, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
 from rddlib.training import Trainer, training_device
-from rddlib.training.hardware import free_memory, peak_memory, release_memory, reset_peak
+from rddlib.training.hardware import fewer_threads_if_busy, free_memory, peak_memory, release_memory, reset_peak
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.distributed import locked
@@ -56,7 +56,7 @@ from rddlib.utils.text import aligned, counted, human_size, human_time, number
 
 SAMPLING = "sampling"  # the kind of a step of DDIM on a batch, beside the stages' kinds
 COSTS_FILE = "costs.json"
-FIRST = 2  # images of the first batch
+FIRST, FIRST_TIMED = 2, 3  # images of the first batch, and how many iterations of it are timed
 WARM_UP = 1  # iterations that are not timed
 
 
@@ -160,8 +160,10 @@ class Prober:
             seen["network"], trainer = self._fit(stage, WARM_UP + iterations, batch)
             seen["state"] = trainer.state_bytes
             speeds = [record["images_per_second"] for record in trainer.history if "images_per_second" in record]
-            return Point(batch, batch / statistics.median(speeds), peak_memory(training_device()))
+            return Point(batch, batch / max(speeds), peak_memory(training_device()))
 
+        for parent in stage.parents:
+            self.network(parent)  # made before the time runs
         parts = stage.config.accumulate
         cost = _probed(timed, stage.config.batch_size // parts, seconds)
         model = sum(tensor.nbytes for tensor in seen["network"].state_dict().values())
@@ -177,9 +179,12 @@ class Prober:
             noise = torch.randn(batch, *shape, device=device)
             y = torch.zeros(batch, dtype=torch.long, device=device) if denoiser.num_classes else None
             ddim_sample(denoiser, noise, WARM_UP, y=y)
-            began = _now()
-            ddim_sample(denoiser, noise, steps, y=y)
-            return Point(batch, (_now() - began) / steps, peak_memory(device))
+            took = []
+            for _ in range(steps):
+                began = _now()
+                ddim_sample(denoiser, noise, 1, y=y)
+                took.append(_now() - began)
+            return Point(batch, min(took), peak_memory(device))
 
         return _probed(timed, min(evaluation.batch_size, evaluation.samples), seconds)
 
@@ -192,7 +197,8 @@ def _probed(timed: Callable[[int, int], Point], full: int, seconds: float) -> Co
         guess = extrapolated(points, batch).seconds if points else None
         release_memory()
         reset_peak(device)
-        points.append(timed(batch, 1 if guess is None else min(10, max(1, round(0.5 / guess)))))
+        several = FIRST_TIMED if guess is None else round(max(0.5, seconds / 20) / guess)
+        points.append(timed(batch, min(10, max(1, several))))
         batch = next_batch(points, full, seconds - (time.monotonic() - began), limit)
     measured = " and ".join(str(point.batch) for point in points[-2:])
     note = "" if points[-1].batch == full else f"measured at batch {measured}"
@@ -353,14 +359,16 @@ def make_plan(
         guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
         groups += _groups(prober.guided, guided, "guided: ", seeds)
     kinds: dict[tuple, Cost] = {}
-    for name, stages, _ in groups:
-        key = (stages[0].kind, stages[0].config.batch_size)
-        if key not in kinds and not all(stage.ships for stage in stages):
-            say(f"[{len(kinds) + 1}] {name}: measuring, about {seconds:g} s")
-            kinds[key] = prober.cost(stages[0], seconds)
-    say(f"[{len(kinds) + 1}] samples to score: measuring, about {seconds:g} s")
+    with fewer_threads_if_busy(say):
+        for name, stages, _ in groups:
+            key = (stages[0].kind, stages[0].config.batch_size)
+            if key not in kinds and not all(stage.ships for stage in stages):
+                say(f"[{len(kinds) + 1}] {name}: measuring, about {seconds:g} s")
+                kinds[key] = prober.cost(stages[0], seconds)
+        say(f"[{len(kinds) + 1}] samples to score: measuring, about {seconds:g} s")
+        sampling = prober.sampling_cost(seconds)
     rows = [_row(p, name, stages, times, kinds, maps) for name, stages, times in groups]
-    rows += _sampling_rows(p, prober.sampling_cost(seconds))
+    rows += _sampling_rows(p, sampling)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     shown = [row for row in rows if row.iterations or row.cost is SHIPS]
     return Plan(shown, shutil.disk_usage(existing).free, memory)

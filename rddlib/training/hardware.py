@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -81,20 +82,44 @@ def process_group() -> Accelerator:
     return found
 
 
+def _busy() -> tuple[str, int] | None:
+    """(a line's beginning, half of the cores) where this machine already has more to do than it has cores; None where
+    OMP_NUM_THREADS decides, too."""
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):  # Windows does not tell
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    words = f"this machine is busy ({load:.1f} processes for {counted(cores, 'core')})"
+    return (words, max(1, cores // 2)) if load > cores else None
+
+
 def say_if_busy() -> None:
     """One line on standard error where this machine already has more to do than it has cores.
 
     Fewer threads are only advised: sums of floats in another order are other bits, and a run is to repeat its own.
     """
-    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):  # decided; Windows does not tell
-        return
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > cores:
-        few = max(1, cores // 2)
+    if busy := _busy():
+        words, few = busy
         say(
-            f"this machine is busy ({load:.1f} processes for {counted(cores, 'core')}), so trainings take longer than they "
-            f"need to; OMP_NUM_THREADS={few} lets them take {few} of the cores"
+            f"{words}, so trainings take longer than they need to; OMP_NUM_THREADS={few} lets them take {few} of the cores"
         )
+
+
+@contextlib.contextmanager
+def fewer_threads_if_busy(say: Callable[[str], None] = say):
+    """Inside, half the threads where this machine is busy, and a line that says so: for measurements, which repeat no bits.
+
+    A thread that waits for one that another program keeps from running can slow a small network down a hundred times.
+    """
+    before, busy = torch.get_num_threads(), _busy()
+    if busy:
+        words, few = busy
+        say(f"{words}: measured with {counted(few, 'thread')}; on an idle machine it may be faster")
+        torch.set_num_threads(few)
+    try:
+        yield
+    finally:
+        if busy:
+            torch.set_num_threads(before)
 
 
 def training_device() -> torch.device:

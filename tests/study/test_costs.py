@@ -3,8 +3,10 @@
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from rddlib.data import DataConfig, load_dataset
@@ -78,9 +80,28 @@ def test_a_batch_grows_until_time_or_memory_would_not_do(monkeypatch):
     assert [batch for batch, _ in asked] == [2, 4, 8, 16, 32]  # 64 would take more than half of the memory
     assert (cost.seconds, cost.memory, cost.batch, cost.per_image) == pytest.approx((25.6, 25_600, 256, 100))
     assert cost.note == "measured at batch 16 and 32"
-    assert asked[0][1] == 1 and asked[-1][1] == 1
+    assert asked[0][1] == costs.FIRST_TIMED and asked[-1][1] == 1
     asked.clear()
     assert costs._probed(timed, 8, seconds=60.0) == Cost(0.8, 800.0, batch=8, per_image=100.0)
+
+
+def test_the_fastest_iteration_counts_once_the_parents_are_made(monkeypatch):
+    prober, order = Prober(load_profile("smoke")), []
+    student = prober.plain.student("rdd", 4, 0)
+
+    def fit(self, stage, iterations, batch):
+        order.append(stage.kind)
+        speeds = (batch / seconds for seconds in (9.0, 0.5, 3.0))
+        return torch.nn.Linear(1, 1), SimpleNamespace(state_bytes=8, history=[{"images_per_second": s} for s in speeds])
+
+    def probed(timed, full, seconds):
+        order.append("clock")
+        return Cost(timed(full, 3).seconds, 0.0)
+
+    monkeypatch.setattr(Prober, "_fit", fit)
+    monkeypatch.setattr(costs, "_probed", probed)
+    assert prober.cost(student, 1.0).seconds == pytest.approx(0.5)
+    assert order == ["base", "extractor", "clock", "rdd"]
 
 
 # the plan of a study
@@ -224,9 +245,23 @@ def test_the_command_prints_the_table_and_what_is_free(rdd, tmp_path, monkeypatc
     status, printed, _ = rdd("plan", "--profile", "smoke", "--out", str(tmp_path))
     assert status == 0 and str(PLAN) in printed and "Warning: the study needs 7.0 GiB of disk" in printed
     assert f"Free disk for {tmp_path}: 1.0 GiB, free memory 4.0 GiB" in printed
+    assert "Memory allows" not in printed and "more --seconds" in printed  # as far as is known
     times, share = PLAN.over(8, 10e9)
     assert f"{times:.2g} times as fast" in printed and f"{share:.0%} of the time in" in printed
     assert rdd("plan", "--profile", "smoke", "--bandwidth", "0")[0] == 2
+    rows = [replace(row, cost=replace(row.cost, batch=16, per_image=1.0)) for row in PLAN.rows]
+    monkeypatch.setattr(costs, "make_plan", lambda *_, **__: replace(PLAN, rows=rows))
+    assert "Memory allows every stage a batch of 16 images" in rdd("plan")[1]
+    monkeypatch.setattr(costs, "make_plan", lambda *_, **__: replace(PLAN, rows=rows, free_memory=8 * GIB))
+    assert "every batch of this profile (64 images at most) could be ten times as large" in rdd("plan")[1]
+
+
+def test_a_stopped_plan_promises_nothing(rdd, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(costs, "make_plan", stopped)
+    assert rdd("plan") == (130, "", "rdd: interrupted; the same command begins anew: nothing was kept\n")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed, metrics
-from rddlib.training.hardware import compiled, plain, say_if_busy, tf32_context
+from rddlib.training.hardware import compiled, fewer_threads_if_busy, plain, say_if_busy, tf32_context
 from rddlib.training.loop import COMPILE_FROM, CheckpointTimer, _Watch
 from rddlib.utils.errors import UserError
 
@@ -388,6 +388,10 @@ def test_a_busy_machine_is_noticed_unless_threads_were_chosen(monkeypatch, capsy
     say_if_busy()
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == bool(words)
+    before, lines = torch.get_num_threads(), []
+    with fewer_threads_if_busy(lines.append):
+        assert torch.get_num_threads() == (2 if words else before)
+    assert torch.get_num_threads() == before and len(lines) == bool(words)
 
 
 def test_short_trainings_are_not_compiled():
