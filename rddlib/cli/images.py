@@ -9,11 +9,12 @@ import typer
 
 from rddlib.cli.options import OutOption, SeedOption, SetOption, StudyProfileOption, parse_overrides, study_of
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import counted
+from rddlib.utils.text import counted, say
 
 if TYPE_CHECKING:
     from rddlib.data import ImageDataset
     from rddlib.evaluation import DrawnImages, Network
+    from rddlib.study.stage import Stage
     from rddlib.study.study import Arm, Study
 
 MethodOption = Annotated[
@@ -120,6 +121,17 @@ def _model_of(
     return guided, Arm(method, steps, guided.seed, guidance, sampler)
 
 
+def _say_new(study: "Study", stage: "Stage") -> None:
+    """Where the study's folder is new, perhaps mistyped: say that a study begins there, and what is trained for this stage."""
+    from rddlib.utils.distributed import rank
+
+    if rank() > 0 or (study.out.exists() and any(study.out.iterdir())):
+        return
+    trained = [one.label for one in stage.missing() if one.config and not one.ships]
+    first = f"{counted(len(trained), 'model')} trained first ({', '.join(trained)})" if trained else "nothing to train"
+    say(f"{study.out} is new: a study of the profile {study.profile.name} begins there, with {first}")
+
+
 def _loaded(profile: str, settings: list[str] | None):
     from rddlib.study.profiles import load_profile
 
@@ -154,6 +166,7 @@ def sample(
 ) -> None:
     """Draw images with a study's model, or any other.
 
+    A model that the study's folder (--out) lacks is trained there first, a new folder begins a study.
     OUT/samples then has an .npz (arr_0 [N, H, W, C] uint8, arr_1 labels) and a picture of the first 64. Batches that
     are drawn stay drawn: the same command goes on where another was stopped.
 
@@ -183,7 +196,12 @@ def sample(
         chosen, model = images.classes, f"{checkpoint.stem}-{sampler}"
     else:
         asked = (method, steps, guidance, sampler, words)
-        study = study_of(profile, out, settings, seed, check=lambda study: _model_of(study, *asked))
+
+        def check(study: "Study") -> None:
+            owner, arm = _model_of(study, *asked)
+            _say_new(study, owner.stage_of(arm))
+
+        study = study_of(profile, out, settings, seed, check=check)
         owner, arm = _model_of(study, *asked)
         chosen, names = study.dataset.class_numbers(words), study.dataset.class_names
         images, folder = owner.drawn(arm, samples=count, noise=noise, classes=chosen), study.out
@@ -236,6 +254,7 @@ def evaluate(
 ) -> None:
     """Score images, with a receipt that says how.
 
+    A model that the study's folder (--out) lacks is trained there first, a new folder begins a study.
     Scores are FID, inception score, KID, precision and recall. Results go to OUT/evaluations, one JSON file for each
     protocol and seed; a result that is there is shown, not measured again, and a stopped run goes on. Under torchrun
     the images are shared out among the processes.
@@ -277,19 +296,21 @@ def evaluate(
 
         def check(study: "Study") -> None:
             """What must hold before a study trains and draws what is to be scored."""
-            owner, _ = _model_of(study, *model)
+            owner, arm = _model_of(study, *model)
             if metric_network != "extractor":  # which is trained first
                 shape, count = study.image_shape, samples or owner.profile.evaluation.samples
                 network, compared = _network(metric_network, study, shape), against(study, shape)
                 what = f"{method}, {counted(steps)}"
                 check_fit(what, shape, count, compared, network, asked["metrics"], kid_subset)
+            _say_new(study, owner.stage_of(arm))
 
         model = (method, steps, guidance, sampler, [])
         if images is None and checkpoint is None:
             study = study_of(profile, out, settings, seed, check=check)
             config, folder = study.profile.evaluation, study.out
         else:
-            study = study_of(profile, out, settings, seed) if metric_network == "extractor" else None
+            classifier = lambda study: _say_new(study, study.stages.extractor)  # noqa: E731
+            study = study_of(profile, out, settings, seed, check=classifier) if metric_network == "extractor" else None
             profile, folder, _ = as_recorded(profile, out or default_out("scores"))
             config = _loaded(profile, settings).evaluation
 

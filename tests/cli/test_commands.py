@@ -131,6 +131,18 @@ def test_sample_draws_the_classes_asked_for_in_turn(run, tiny):
     assert guided_study(tiny).stages.conditional.recorded()["class_names"] == list("0123456789")
 
 
+def test_a_new_folder_is_said_before_anything_is_trained_there(rdd, tmp_path):
+    out, small = tmp_path / "mistyped", [f"--set={key}={text}" for key, text in TINY.items()]
+    for command, said in (
+        ("sample --method pd --steps 8 --count 1", "with 2 models trained first (base model, PD 16 to 8 steps)"),
+        ("evaluate --method pd --steps 8", ""),  # now it is there
+    ):
+        status, _, errors = rdd(*command.split(), "--profile", "smoke", "--out", str(out), *small)
+        assert status == 0 and errors == (
+            f"{out} is new: a study of the profile smoke begins there, {said}\n" if said else ""
+        )
+
+
 def test_a_given_teacher_with_classes_is_guided_and_halved(rdd, tmp_path):
     """A conditional U-Net of pixels made elsewhere: its guidance is distilled, and its students take class and weight."""
     teacher, out = conditional_denoiser(), tmp_path / "mine"
