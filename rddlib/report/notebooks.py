@@ -117,8 +117,10 @@ def _done_before(notebook: Path, out: Path) -> tuple[str, Executed | None]:
     return key, run if earlier == key else None
 
 
-def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
+def run_notebook(notebook: Path, out: Path, parameters: dict, place: str = "") -> Executed:
     """Execute one notebook into out/notebooks/, unless the same notebook already ran there with the same inputs.
+
+    place: among those that run, " (3 of 8)".
 
     The executed file is kept also where a cell fails; then the cell is shown on standard error, and UserError names
     notebook, cell and error. SIGINT and SIGTERM let a training in the notebook save, then raise Interrupted.
@@ -129,7 +131,7 @@ def run_notebook(notebook: Path, out: Path, parameters: dict) -> Executed:
         print(f"{notebook.stem}: done before", flush=True)
         return done
     stamp.unlink(missing_ok=True)
-    print(f"{notebook.stem}: running", flush=True)
+    print(f"{notebook.stem}: running{place}", flush=True)
     began = time.perf_counter()
     _execute(notebook, target, parameters)
     seconds = time.perf_counter() - began
@@ -338,7 +340,10 @@ def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: in
     stages = {"teacher": study.stages.teacher(), "extractor": study.stages.extractor}
     needed = [name for name, stage in stages.items() if f"study.{name}()" in sources and not stage.done]
     made = [Prefixing(name, getattr(study, name), ()) for name in needed]
-    ran = [Prefixing(file.name[:2], run_notebook, (file, study.out, parameters)) for file in notebooks]
+    ran = [
+        Prefixing(file.name[:2], run_notebook, (file, study.out, parameters, f" ({k} of {len(notebooks)})"))
+        for k, file in enumerate(notebooks, 1)
+    ]
     on_this_machine(jobs)([*made, *ran], report)
 
 
@@ -414,8 +419,8 @@ def run_study(
                 print(f"{notebook.stem}: done before", flush=True)
             _run_at_once(study, waiting, parameters, min(jobs, len(waiting)))
         else:
-            for notebook in notebooks:
-                run_notebook(notebook, out, parameters)
+            for k, notebook in enumerate(notebooks, 1):
+                run_notebook(notebook, out, parameters, f" ({k} of {len(notebooks)})")
         return write_report(study, executed_notebooks(out))
 
 

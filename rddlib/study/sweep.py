@@ -19,7 +19,7 @@ from rddlib.study.ablations import Ablation, Setting
 from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
 from rddlib.study.profiles import changed
 from rddlib.study.stage import Stage, key_of
-from rddlib.study.study import Arm, Study
+from rddlib.study.study import Arm, Study, fids_by_steps
 from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.errors import UserError
 
@@ -78,7 +78,7 @@ class Run:
         if self.measures == "entropy":
             last = [entropy_record(self.study, arm)["row"]["entropy"][-1] for arm in self.arms]
             return "last entropies " + ", ".join(f"{value:.3f}" for value in last)
-        return "FID " + ", ".join(f"{self.study.measured(arm)['row']['fid']:.3g}" for arm in self.arms)
+        return fids_by_steps((arm.steps, self.study.measured(arm)["row"]["fid"]) for arm in self.arms)
 
 
 @dataclass(frozen=True)

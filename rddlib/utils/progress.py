@@ -1,4 +1,5 @@
-"""Progress that fits where it is read: a bar with time left in a terminal or JupyterLab, one line a stage in a log."""
+"""Progress that fits where it is read: a bar with time left in a terminal or JupyterLab; in a log a line for each stage, and
+for a long one a line now and then."""
 
 import os
 import shutil
@@ -10,9 +11,10 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from rddlib.utils.distributed import rank
-from rddlib.utils.text import counted
+from rddlib.utils.text import counted, human_time
 
 MODE_VARIABLE = "RDD_PROGRESS"  # "bar" or "line"; a study sets it for the notebooks' kernels, which have no terminal
+FIRST_LINE = 30.0  # seconds until a log gets its first line of how far it is; each next one comes after twice as long
 _silent = False
 _shared_count = None  # in a worker process: counts iterations for the bar of the process that started it
 
@@ -68,24 +70,41 @@ def _said(done: int, unit: str, began: float) -> str:
     return f"{counted(done, 'iteration' if unit == 'it' else unit)} in {time.perf_counter() - began:.1f} s"
 
 
-class Bar:
-    """Progress of what other processes count: a bar, or a line at its end in a log.
+class _Lines:
+    """Lines of how far something long is, in a log."""
 
-    with Bar("4 cascades, 2 at a time", total) as bar: ... bar.count(done so far)
+    def __init__(self, label: str, total: int, start: int = 0):
+        self.label, self.total, self.start = label, total, start
+        self.began = time.perf_counter()
+        self._next = FIRST_LINE
+
+    def count(self, done: int) -> None:
+        """Told often: `done` of the total are done."""
+        gone = time.perf_counter() - self.began
+        if gone < self._next or not self.start < done < self.total:
+            return
+        self._next = 2 * gone
+        if mode() == "line":
+            left = human_time(gone / (done - self.start) * (self.total - done))
+            print(f"{self.label}: {done:,} of {self.total:,}, about {left} left", flush=True)
+
+
+class Bar:
+    """Progress of what other processes count: a bar; in a log a line when it begins, now and then, and at its end.
+
+    with Bar("4 students, 2 at a time", total) as bar: ... bar.count(done so far)
     """
 
     def __init__(self, label: str, total: int, unit: str = "it"):
-        self.label, self.unit, self._bar, self._began = (
-            label,
-            unit,
-            make_bar(label, total, unit=unit),
-            time.perf_counter(),
-        )
-        self._done = 0
+        self.label, self.unit, self._bar = label, unit, make_bar(label, total, unit=unit)
+        self._done, self._lines = 0, _Lines(label, total)
+        if total:
+            self.say(f"{label}: {counted(total, 'iteration' if unit == 'it' else unit, ',')} to do")
 
     def count(self, done: int) -> None:
         self._bar.update(done - self._done)
         self._done = done
+        self._lines.count(done)
 
     def say(self, line: str) -> None:
         """A line in a log, for what one of the processes has done."""
@@ -98,7 +117,7 @@ class Bar:
     def __exit__(self, kind, *_) -> None:
         self._bar.close()
         if kind is None and mode() == "line":
-            print(f"{self.label}: {_said(self._done, self.unit, self._began)}", flush=True)
+            print(f"{self.label}: {_said(self._done, self.unit, self._lines.began)}", flush=True)
 
 
 class Progress:
@@ -119,10 +138,13 @@ class Progress:
             print(f"{self.label}: {_said(self.stop - self.start, self.unit, began)}{note}", flush=True)
 
     def _counted(self, steps: Iterable[int]) -> Iterator[int]:
+        lines = _Lines(self.label, self.stop, self.start)
         with make_bar(self.label, self.stop, self.start, self.unit) as bar:
             for step in steps:
                 yield step
                 bar.update()
+                if not self.quiet:
+                    lines.count(step + 1)
                 if self.note:
                     bar.set_postfix_str(self.note, refresh=False)
                 if mode() == "count" and not self.quiet:

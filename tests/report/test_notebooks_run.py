@@ -56,7 +56,7 @@ def outputs(path: Path) -> list:
     return [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
 
 
-def test_notebooks_run_in_this_python_whatever_kernels_the_user_has(series, tmp_path, monkeypatch):
+def test_notebooks_run_in_this_python_whatever_kernels_the_user_has(series, tmp_path, monkeypatch, capfd):
     """A "python3" kernel of another environment goes before one's own in Jupyter's folders."""
     foreign = tmp_path / "jupyter/kernels/python3"
     foreign.mkdir(parents=True)
@@ -65,6 +65,7 @@ def test_notebooks_run_in_this_python_whatever_kernels_the_user_has(series, tmp_
     out = series(n01_where=["import sys; print(sys.executable)"])
     run_study("smoke", {}, out)
     assert [o.text.strip() for o in outputs(out / "notebooks/01_where.ipynb")] == [sys.executable]
+    assert "01_where: running (1 of 1)" in capfd.readouterr().out
 
 
 # failing cells

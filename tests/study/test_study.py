@@ -20,7 +20,7 @@ from rddlib.methods import METHODS
 from rddlib.study.folder import open_study, study_profile
 from rddlib.study.guidance import guided_done, guided_results
 from rddlib.study.profiles import load_profile
-from rddlib.study.study import COLUMNS, GUIDED_COLUMNS, Arm, Cascade, Study, guided_study
+from rddlib.study.study import COLUMNS, GUIDED_COLUMNS, Arm, Cascade, Study, _told, guided_study
 from rddlib.utils.errors import UserError
 
 PACKAGE = Path(rddlib.__file__).parent
@@ -87,7 +87,20 @@ def test_a_cascade_counts_what_it_trains_besides_the_shared_stages(tiny):
     assert Cascade(tiny, "rdd", 0).iterations == 3 and Cascade(tiny, "ddim", 0).iterations == 0
     guided = guided_study(tiny)
     assert Cascade(guided, "rdd", 0).iterations == 3 + 2 * 3  # the stochastic students of 4 and 2 steps
-    assert Cascade(tiny, "rdd", 0).label == "RDD, seed 0" and Cascade(tiny, "pd", 0).perform().startswith("FID ")
+    assert Cascade(tiny, "rdd", 0).label == "RDD, seed 0"
+
+
+def test_a_cascade_says_which_step_each_score_is_of_and_of_many_the_lowest(tiny, monkeypatch):
+    fids = {4: 1.5, 2: 2.25, 1: 10.0}
+    rows = [{"steps": steps, "guidance": w, "fid": fid + w} for w in (2.0, 0.5) for steps, fid in fids.items()]
+    monkeypatch.setattr(Study, "cascade", lambda *_: rows[:3])
+    assert Cascade(tiny, "rdd", 0).perform() == "FID 3.5 (4 steps), 4.25 (2), 12 (1)"
+    monkeypatch.setattr(Study, "cascade", lambda *_: rows)
+    guided = Cascade(guided_study(tiny), "rdd", 0)
+    assert guided.perform() == "lowest FID 2 (4 steps, w = 0.5)"
+    tasks = [Cascade(tiny, method, seed) for method in ("rdd", "pd", "ddim") for seed in (0, 1)]
+    assert _told(tasks, 2) == "students of 4, 2, 1 steps by 2 methods with 2 seeds, 2 at a time"
+    assert _told([guided], 1) == "guided students of 4, 2, 1 steps by 1 method, 1 at a time"
 
 
 def test_the_arms_of_guidance_are_at_every_weight(guided, tmp_path):

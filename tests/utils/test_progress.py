@@ -26,6 +26,16 @@ def test_a_log_gets_one_line():
     assert done.stdout.count("\n") == 1 and done.stdout.startswith("stage: 6 iterations in ") and not done.stderr
 
 
+def test_a_long_stage_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setenv(progress.MODE_VARIABLE, "line")
+    clock = iter(range(0, 10_000, 10))  # each look takes ten seconds
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
+    list(progress.Progress("stage", 14, start=4))
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first == "stage: 7 of 14, about 70 s left" and second == "stage: 10 of 14, about 40 s left"
+    assert last.startswith("stage: 10 iterations in ")
+
+
 def test_a_worker_only_counts(monkeypatch, capsys):
     count = multiprocessing.get_context("spawn").Value("q", 0)
     monkeypatch.setattr(progress, "_shared_count", None)
@@ -45,9 +55,12 @@ def test_one_is_no_plural(monkeypatch, capsys):
 
 
 def test_what_other_processes_have_done_is_said_in_a_log_alone(monkeypatch, capsys):
-    for kind, lines in (("line", ["PD, seed 0: FID 1.2", "2 cascades: 6 iterations in "]), ("bar", [])):
+    for kind, lines in (
+        ("line", ["2 students: 6 iterations to do", "PD, seed 0: FID 1.2", "2 students: 6 iterations in "]),
+        ("bar", []),
+    ):
         monkeypatch.setenv(progress.MODE_VARIABLE, kind)
-        with progress.Bar("2 cascades", 6) as bar:
+        with progress.Bar("2 students", 6) as bar:
             bar.count(6)
             bar.say("PD, seed 0: FID 1.2")
         said = capsys.readouterr().out.splitlines()
