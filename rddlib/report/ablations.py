@@ -368,7 +368,7 @@ def run_sweep(sweep: Sweep, engine: Engine, shard: str = "1/1") -> list[Outcome]
     runs = [run for key, run in shard_of(list(sweep.runs.items()), shard) if key in waiting]
     mark_version(sweep.base.out)
     try:
-        failed = _perform(engine, sweep.ancestors(runs), "needed first")
+        failed = _perform(engine, sweep.ancestors(runs), "models that runs need")
         lacking = {run for outcome in failed for run in sweep.needing(outcome.task, runs)}
         failed += [Outcome(run, "what it needs could not be made", 0.0, failed=True) for run in runs if run in lacking]
         failed += _perform(engine, [run for run in runs if run not in lacking], "runs")
@@ -388,7 +388,7 @@ def _perform(engine: Engine, tasks: list[Task], what: str) -> list[Outcome]:
         time_left = f", about {human_time(left)} left" if left else ""
         word = "FAILED, " if outcome.failed else ""
         told = f"{outcome.task.label}: {word}{outcome.said} ({outcome.seconds:.0f} s)"
-        say(f"{what} {ended} of {len(tasks)}{time_left} | {told}")
+        say(f"{told}; {ended} of {len(tasks)} {what} done{time_left}")
         if outcome.failed:
             failed.append(outcome)
 

@@ -23,6 +23,7 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 
 GOES_ON = "goes on where this stopped"  # how the command's last line ends after a signal
+IDLE = "not trained yet, nor being trained in the background; a cell that asks for it trains it"
 LINE_EVERY = 30.0  # seconds between lines where nobody watches
 
 
@@ -112,7 +113,7 @@ class Run:
     def progress(self) -> dict:
         """state: "idle", "running", "stopped", "failed" or "done"; stage, number of `stages` that it is; iteration
         of total, loss, images_per_second and seconds_left of that stage (None where not known yet); message: why it
-        stopped or failed."""
+        stopped or failed, or what idle means."""
         running = self.running  # asked first: what ends meanwhile still counts as running
         missing = self.stages[-1].missing()
         stage = (missing or self.stages[-1:])[0]
@@ -138,7 +139,8 @@ class Run:
         if running or not missing:
             return ("running" if running else "done"), ""
         if not self.log.exists():
-            return "idle", ""
+            last = self.stages[-1]
+            return "idle", "comes with rddlib, taken when a cell asks for it" if last.ships else IDLE
         said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
         if last.endswith(GOES_ON):
@@ -243,7 +245,7 @@ def _line(name: str, now: dict) -> str:
         return f"{name}: done"
     stage = f"{now['stage']} ({now['number']} of {now['stages']})"
     if now["state"] == "idle":
-        return f"{name}: nothing is trained in the background; {stage} is trained when a cell asks for it"
+        return f"{name}: {now['message']}"
     parts = [f"{stage}, iteration {now['iteration']} of {now['total']}"]
     if now["loss"] is not None:
         parts.append(f"loss {now['loss']:.4g}")

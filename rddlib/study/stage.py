@@ -179,7 +179,7 @@ class Stage:
         """Keep the package's network as this stage's."""
         if rank() == 0:
             tensors, info = self._shipped
-            say(f"{self.label}: the one that comes with rddlib (run.shipped=none trains it)")
+            say(f"{self.label}: the one that comes with rddlib (--set run.shipped=none trains it instead)")
             rounded = (torch.float16, torch.bfloat16)
             whole = {name: value.float() if value.dtype in rounded else value for name, value in tensors.items()}
             record = {name: value for name, value in info.items() if name not in ("sha256", "peak_memory")}

@@ -139,7 +139,8 @@ class Sweep:
         ]
 
     def _point(self, ablation: Ablation, setting: Setting, seed: int) -> Point:
-        study, label = self._study(setting), f"{ablation.name}: {setting.name}, seed {seed}"
+        name = "custom" if ablation.name.startswith("custom-") else ablation.name  # its hash names its files
+        study, label = self._study(setting), f"{name}: {setting.name}, seed {seed}"
         self._check(study, ablation, setting)
         steps = study.profile.student_steps if ablation.whole else study.profile.student_steps[:1]
         if ablation.measures == "entropy" and setting.method in ("teacher", "pd"):

@@ -157,7 +157,7 @@ def test_a_stale_record_is_not_mistaken_for_a_running_training(tmp_path):
             run._file("lock").touch()
             assert not run.running and run.progress()["state"] == "idle"
             assert str(run) == (
-                "base: nothing is trained in the background; base model (1 of 1) is trained when a cell asks for it"
+                "base: not trained yet, nor being trained in the background; a cell that asks for it trains it"
             )
             run.stop()
             assert other.poll() is None
@@ -185,6 +185,11 @@ def test_what_there_is_to_train(tmp_path):
         with pytest.raises(UserError, match=said):
             Run(study, *wrong)
     assert not (study.out / "background").exists()
+
+
+def test_what_comes_with_the_package_is_said_to(tmp_path):
+    run = Run(open_study("digits", tmp_path / "out"), "teacher")
+    assert str(run) == "teacher-8: comes with rddlib, taken when a cell asks for it"
 
 
 def test_progress_fits_on_a_line():
