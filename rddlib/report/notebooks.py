@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 import rddlib
 from rddlib.distillation.extractor import EXTRACTORS
-from rddlib.report.pages import write_report
+from rddlib.report.pages import lowest, write_report
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.folder import continue_study, recorded_overrides
 from rddlib.study.profiles import load_profile
@@ -33,7 +33,7 @@ from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import world_size
 from rddlib.utils.errors import Interrupted, UserError
 from rddlib.utils.installation import shipped
-from rddlib.utils.text import say
+from rddlib.utils.text import human_time, say
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
@@ -406,13 +406,14 @@ def run_study(
     ):
         raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
     say_if_busy()
+    began = time.monotonic()
     with _alone_in(out):
         if latent:
             run_notebook(notebooks[0], out, parameters)
             return out / "notebooks" / notebooks[0].name
         if not with_notebooks:
             study.train_all()
-            return write_report(study, executed_notebooks(out))
+            return _reported(study, began)
         waiting = [notebook for notebook in notebooks if not _done_before(notebook, out)[1]]
         if jobs > 1 and len(waiting) > 1:
             for notebook in sorted(set(notebooks) - set(waiting)):
@@ -421,7 +422,16 @@ def run_study(
         else:
             for k, notebook in enumerate(notebooks, 1):
                 run_notebook(notebook, out, parameters, f" ({k} of {len(notebooks)})")
-        return write_report(study, executed_notebooks(out))
+        return _reported(study, began)
+
+
+def _reported(study: Study, began: float) -> Path:
+    """Write the report; say which methods have the lowest FID, once all are scored, and how long this run took. Its path."""
+    page, results = write_report(study, executed_notebooks(study.out)), study.scored()
+    if len(results) == len(study.arms()):
+        print(lowest(results, study.profile).replace("*", ""))
+    print(f"This run took {human_time(time.monotonic() - began)}.")
+    return page
 
 
 def _check_scoring(study: Study) -> None:

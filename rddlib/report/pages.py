@@ -23,7 +23,7 @@ from rddlib.methods import LABELS, METHODS
 from rddlib.report.figures import same_noise_figure, scores_figure, to_png
 from rddlib.report.guidance import weights_figure
 from rddlib.study.folder import show_figures
-from rddlib.study.guidance import guided_done, guided_results
+from rddlib.study.guidance import guided_done, guided_results, guided_studies
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.study.stage import MODELS
 from rddlib.study.study import Study, guided_study
@@ -155,13 +155,23 @@ def notebook_page(executed: Path) -> Path:
 
 
 def _stages(study: Study) -> str:
-    """Seconds each stage took and their sum, from the checkpoints that this study uses."""
-    done = [stage for stage in study.lineage() if stage.done]
-    # the seed of those that are distilled last
-    seeds = [stage.facts()["seed"] if stage.kind in LABELS else "" for stage in done]
-    rows = [(one.label, seed, one.recorded()["seconds"]) for one, seed in zip(done, seeds, strict=True)]
-    rows.append(("all training", "", sum(seconds for _, _, seconds in rows)))
-    lines = "".join(f"<tr><td>{name}</td><td>{seed}</td><td>{seconds:.0f}</td></tr>" for name, seed, seconds in rows)
+    """Seconds each stage took and their sum, from the checkpoints that this study and its guided ones use."""
+    found = {stage.path: ("", stage) for stage in study.lineage()}
+    for guided in guided_studies(study):
+        for stage in guided.lineage():
+            found.setdefault(stage.path, ("guided: ", stage))
+    rows, whole = [], 0.0
+    for prefix, stage in found.values():
+        if stage.done:
+            record = stage.recorded()
+            seed = (
+                stage.facts().get("seed", "") if prefix or stage.kind in LABELS else ""
+            )  # of those that are distilled last
+            took = "comes with rddlib" if record.get("shipped") else f"{record['seconds']:.0f}"
+            rows.append((prefix + stage.label, seed, took))
+            whole += record["seconds"]
+    rows.append(("all training", "", f"{whole:.0f}"))
+    lines = "".join(f"<tr><td>{name}</td><td>{seed}</td><td>{took}</td></tr>" for name, seed, took in rows)
     head = "<tr><th>stage</th><th>seed</th><th>seconds</th></tr>"
     return f'<div class="scroll"><table>{head}{lines}</table></div>'
 
@@ -189,7 +199,7 @@ def _notebooks(executed, out: Path) -> str:
 <p>All together {total:.0f} s ({total / 60:.1f} minutes), each as it last ran, with what was trained in it.</p>"""
 
 
-def _lowest(results: pd.DataFrame, profile: Profile) -> str:
+def lowest(results: pd.DataFrame, profile: Profile) -> str:
     """Which student has the lowest mean FID at each number of steps, and what comes next, in a sentence."""
     students, told = results[results["method"].isin(profile.methods)], []
     for steps in profile.student_steps:
@@ -213,14 +223,14 @@ def _results(study: Study) -> str:
     pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if results["pfd"].notna().any() else ""
     return f"""<h2 id="samples">Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
 <h2 id="scores">Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
-<p>{html.escape(_lowest(results, study.profile))}</p>
+<p>{html.escape(lowest(results, study.profile))}</p>
 {_table(results)}
 <p>* {html.escape(study.metric)}, against all {len(study.dataset)} images of {html.escape(study.dataset.name)}, protocol
 {study.profile.evaluation.protocol}.{"" if comparable else " Not comparable with Inception FIDs."}{pixels} IS: higher is better,
 the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
 over seeds).</p>
-<h2 id="times">Times</h2><p>Seconds that training took, without what each stage builds on, and their sum; the cascades ran
-{study.profile.jobs} at a time.</p>
+<h2 id="times">Times</h2><p>Seconds that training took, without what each stage builds on, and their sum; students of
+{study.profile.jobs} methods were trained at a time.</p>
 {_stages(study)}
 <h2 id="receipts">Receipts</h2>
 <p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>

@@ -7,6 +7,7 @@ import pandas as pd
 
 from rddlib.study.study import GUIDED_COLUMNS, Study, csv_of, guided_study
 from rddlib.utils.checkpoint import write_atomically
+from rddlib.utils.errors import UserError
 from rddlib.utils.installation import shipped
 
 GUIDED_FILE = "guided.csv"
@@ -17,7 +18,7 @@ PUBLISHED, PUBLISHED_RECEIPTS = "data/results/digits_guided.csv", "data/results/
 def guided_results(study: Study) -> pd.DataFrame:
     """Every arm of every seed, with GUIDED_COLUMNS (pfd empty where the profile does not measure it), also written to
     guided.csv, its receipts beside it; what is missing is trained."""
-    studies = _studies(study)
+    studies = [guided_study(study, seed) for seed in study.profile.seeds]
     table = pd.concat([guided.results() for guided in studies], ignore_index=True)
     receipts = {
         guided.score_path(arm).stem: guided.measured(arm)["receipt"] for guided in studies for arm in guided.arms()
@@ -29,14 +30,16 @@ def guided_results(study: Study) -> pd.DataFrame:
 
 def guided_done(study: Study) -> bool:
     """Whether every arm has been measured."""
-    if not study.dataset.num_classes:
-        return False
-    return all(guided.score_path(arm).exists() for guided in _studies(study) for arm in guided.arms())
+    studies = guided_studies(study)
+    return bool(studies) and all(guided.score_path(arm).exists() for guided in studies for arm in guided.arms())
 
 
-def _studies(study: Study) -> list[Study]:
-    """One for each seed."""
-    return [guided_study(study, seed) for seed in study.profile.seeds]
+def guided_studies(study: Study) -> list[Study]:
+    """One for each seed; none where there is nothing to guide."""
+    try:
+        return [guided_study(study, seed) for seed in study.profile.seeds]
+    except UserError:  # no classes, or a given teacher without a place for the weight
+        return []
 
 
 @lru_cache

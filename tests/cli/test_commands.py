@@ -114,6 +114,12 @@ def test_methods_are_chosen_by_a_setting(run, tiny):
     assert study.profile.methods == ("cfd", "pd") and set(study.results()["method"]) == {"ddim", "pndm", "cfd", "pd"}
 
 
+def test_a_study_ends_with_what_came_out_and_how_long_it_took(run, tiny):
+    lowest, took, opened = run("study --no-notebooks").splitlines()
+    assert lowest.startswith("Lowest FID with 1 seed: at 4 steps ") and took.startswith("This run took ")
+    assert opened == f"Open {tiny.out / 'index.html'} in a browser."
+
+
 # drawing
 
 
