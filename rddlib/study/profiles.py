@@ -495,6 +495,8 @@ def parse_value(profile: Profile, key: str, text: str):
     for depth, head in enumerate(path, 1):
         known = [f.name for f in fields(config) if f.name != "name" or config is not profile]
         if head not in known:
+            if meant := [path for path in _paths(profile) if path.endswith(f".{key}")]:
+                raise UserError(f"--set {key}: no field {key!r} by itself; did you mean {joined(meant)}?")
             raise UserError(f"--set {key}: no field {head!r}{nearest(head, known)}; known are {', '.join(known)}")
         kind, config = typing.get_type_hints(type(config))[head], getattr(config, head)
         if is_dataclass(config) and depth == len(path):
@@ -503,6 +505,15 @@ def parse_value(profile: Profile, key: str, text: str):
         if not is_dataclass(config) and depth < len(path):
             raise UserError(f"--set {key}: {head!r} has no fields")
     return _parsed(text, kind, key)
+
+
+def _paths(config, prefix: str = "") -> list[str]:
+    """Every field as it is written after --set: "distill.train.batch_size"."""
+    found = []
+    for field_ in fields(config):
+        value, path = getattr(config, field_.name), prefix + field_.name
+        found += _paths(value, f"{path}.") if is_dataclass(value) else [path]
+    return found
 
 
 def overrides_of(profile: Profile, changes: dict[str, object]) -> dict[str, str]:

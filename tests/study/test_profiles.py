@@ -100,6 +100,12 @@ def test_one_value_stands_for_all_of_a_field_of_several():
     [  # names and types
         ("distil.train.batch_size", "3", "did you mean 'distill'"),
         ("distill.train.batchsize", "3", "did you mean 'batch_size'"),
+        (
+            "batch_size",
+            "3",
+            r"no field 'batch_size' by itself; did you mean base.train.batch_size, .*distill.train.batch_s",
+        ),
+        ("train.ema", "3", "no field 'train.ema' by itself; did you mean base.train.ema, "),
         ("distill", "3", "is a section"),
         ("loss.alpha.x", "3", "has no fields"),
         ("name", "other", "no field 'name'"),
