@@ -30,7 +30,7 @@ def ablate(
     axis: Annotated[
         list[str] | None, typer.Option(help="Values of an axis, e.g. --axis loss.tau_is=0.1,0.5; repeatable.")
     ] = None,
-    method: Annotated[str, typer.Option(help="Whose fields custom varies: pd, cfd, rdd, cfd_pd, ..")] = "rdd",
+    method: Annotated[str, typer.Option(help="Whose fields custom varies: pd, cfd, rdd, cfd_is_pd, ..")] = "rdd",
     whole: Annotated[
         bool | None,
         typer.Option("--whole/--first", help="Down to one step, or the first halving only; default its own."),

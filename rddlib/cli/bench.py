@@ -110,7 +110,7 @@ def bench_step_command(
     profile: ProfileOption = "cifar10",
     settings: SetOption = None,
     what: Annotated[
-        str, typer.Option(help="base, or a method (pd, cfd, rdd, cfd_pd, ..): one or several.")
+        str, typer.Option(help="base, or a method (pd, cfd, rdd, cfd_is_pd, ..): one or several.")
     ] = "base,pd,rdd",
     how: Annotated[str, typer.Option(help='Settings, such as "float32 eager,auto"; default: all.')] = "",
     batch: Annotated[int, typer.Option(help="Images a step; 0: the profile's on a GPU, 32 on a CPU.")] = 0,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MethodOption = Annotated[
     str,
     typer.Option(
-        help="Who draws: pd, cfd, rdd, cfd_pd, ..; or ddim, pndm, dpm-solver, samplers of the base model. "
+        help="Who draws: pd, cfd, rdd, cfd_is_pd, ..; or ddim, pndm, dpm-solver, samplers of the base model. "
         "With --guidance: a method, teacher, stage_one."
     ),
 ]

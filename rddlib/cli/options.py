@@ -22,7 +22,8 @@ SetOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<profile>.")]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Of base model, extractor and halvings; default: the folder's own, else 0.")
+    int | None,
+    typer.Option(help="Random seed of base model, extractor and halvings by pd; default: the folder's own, else 0."),
 ]
 TeacherOption = Annotated[
     str | None,

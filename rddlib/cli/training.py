@@ -132,14 +132,18 @@ def guide(
 
 
 def distill(
-    objective: Annotated[str, typer.Option(help="What the student minimises: pd, cfd, rcfd, rdd, cfd_pd, ..")] = "rdd",
-    start: Annotated[int, typer.Option("--from", help="Steps of the teacher; 0 for the profile's (8).")] = 0,
+    objective: Annotated[
+        str, typer.Option(help="What the student minimises: pd, cfd, rcfd, rdd, cfd_is_pd, ..")
+    ] = "rdd",
+    start: Annotated[
+        int, typer.Option("--from", help="Steps of the first teacher; 0: the profile's teacher_steps.")
+    ] = 0,
     to: Annotated[int, typer.Option(help="Steps of the last student.")] = 1,
     guided: Annotated[
-        bool, typer.Option("--guided", help="Of the model that rdd guide makes, for all its weights.")
+        bool, typer.Option("--guided", help="Start from the model that rdd guide makes; students take its weights too.")
     ] = False,
     stochastic: Annotated[
-        bool, typer.Option("--stochastic", help="With --guided: then also a student for the stochastic sampler.")
+        bool, typer.Option("--stochastic", help="With --guided: also train a student for the stochastic sampler.")
     ] = False,
     profile: StudyProfileOption = None,
     out: OutOption = None,
@@ -152,9 +156,11 @@ def distill(
 ) -> None:
     """Halve the sampling steps, from a teacher to a student.
 
-    Again and again, down to --to. The profile's teacher_steps divide the work: down to them everyone halves by pd,
-    below them by the objective. A --teacher brings its network, schedule and (if it was distilled) steps; one that
-    predicts epsilon first learns to predict v, for pretrained.convert.iterations.
+    Each student takes half as many steps as its teacher, and is the teacher of the next, until one takes --to steps.
+    Students of the profile's progressive.teacher_steps (8) or more are trained by pd, those of fewer by --objective.
+
+    A --teacher brings its network, its schedule and, if it was distilled, its steps. One that predicts epsilon first
+    learns to predict v, for pretrained.convert.iterations.
 
     \b
     Examples:
