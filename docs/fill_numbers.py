@@ -136,6 +136,16 @@ def text_table() -> str:
     return _table(["", "steps", "evaluations", *(f"w = {w:g}" for w in weights)], body)
 
 
+def text_extractors_table() -> str:
+    """The text-guided example's students without guidance, by what they were taught through."""
+    rows, body = pd.read_csv(RESULTS / "text_extractors.csv"), []
+    for (method, extractor), found in rows.groupby(["method", "extractor"], sort=False):
+        at = found.set_index("steps")
+        cells = [f"{at['fid'][n]:.1f} ({at['agree'][n]:.0%})" if n in at.index else "" for n in (32, 8, 4, 2, 1)]
+        body.append([LABELS[method], extractor if method not in ("ddim", "pd") else "", *cells])
+    return _table(["", "through", "32 steps", "8", "4", "2", "1"], body)
+
+
 def ablations_table() -> str:
     """What became of each ablation's claims."""
     table, body = ablation_results.published(), []
@@ -287,6 +297,7 @@ TABLES = {
     "photos": lambda: digits_table("photos"),
     "claims": claims_table,
     "text": text_table,
+    "text_extractors": text_extractors_table,
     "step": step_table,
     "losses": losses_table,
     "sliders": sliders_table,
