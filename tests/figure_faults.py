@@ -63,7 +63,8 @@ def label_faults(figure: Figure, ax: Axes) -> Iterator[str]:
 
 def in_words(axis: Axis) -> bool:
     """Whether its ticks are names, which need no label and no unit."""
-    return any(re.match("[a-zA-Z]{2}", axis.get_major_formatter()(place)) for place in axis.get_majorticklocs())
+    written = axis.get_major_formatter()
+    return any(re.match("[a-zA-Z]{2}", str(written(place))) for place in axis.get_majorticklocs())
 
 
 def gray_faults(ax: Axes) -> Iterator[str]:
