@@ -46,6 +46,7 @@ _AXES = {
 # Every other line has large hollow markers, so that both are seen where two are one.
 _COLORS, _DASHES, _MARKERS = ("#D55E00", "0.1", "#009E73", "#CC79A7"), ("-", "--", "-.", ":"), "Dos^vPX*"
 _SIZES = dict(markersize=6), dict(markersize=10, markerfacecolor="none")
+_ARROW = dict(linestyle="", marker=r"$\rightarrow$", markersize=9)
 _LINES = [dict(color=_COLORS[k % 4], linestyle=_DASHES[k % 4], marker=_MARKERS[k], **_SIZES[k % 2]) for k in range(8)]
 
 
@@ -120,29 +121,40 @@ def ablation_figure(ablation: Ablation, table: pd.DataFrame, profile: Profile, m
     table = table.assign(series=table["series"].astype(object).fillna(""), **numbers).dropna(subset=measured)
     if not len(table):
         raise UserError(f"nothing of ablation {ablation.name} has been measured: run rdd ablate {ablation.name} first")
+    better = "lower is better"
     if measured == "entropy":
         figure = _entropies(table)
-        note = f"mean of {{}}, {table['samples'].max():g} images each; lower is surer of a class"
+        note, better = "mean of {}", f"{table['samples'].max():g} images each; lower is surer of a class"
     elif table["x"].notna().any():
         table = table[table["steps"] == table.dropna(subset="x")["steps"].min()]
         figure = _along_axis(ablation, table, metric, paper_series(ablation, profile))
-        note = "lines: mean of {}, bands: their range; lower is better"
+        note = "lines: mean of {}, bands: their range"
     else:
         figure = _row_by_row(table, metric, paper_series(ablation, profile))
-        note = "mean ± standard deviation of {}, dots: each; lower is better"
-    _entitle(figure, ablation, table, profile, note)
+        note = "mean ± standard deviation of {}, dots: each"
+        if any(_row_of(name) != name for name in table["setting"]):
+            note = "a row's markers: means of {}, an extractor each; dots: each seed; numbers: lowest to highest mean"
+    _entitle(figure, ablation, table, profile, f"{note}; {better}")
     return figure
 
 
 def _entitle(figure: Figure, ablation: Ablation, table: pd.DataFrame, profile: Profile, note: str) -> None:
-    """A title with the number of seeds in the note, and one legend below all panels, each name once."""
+    """A title with steps, iterations and the number of seeds in the note, and one legend below all panels, each name once."""
     counts = sorted(set(table.groupby("setting")["seed"].nunique()))
     seeds = " to ".join([*map(str, counts[:-1][:1]), counted(counts[-1], "seed")])
     over = f": {', '.join(axis.label for axis in ablation.axes)}" if not ablation.source else ""
     *most, last = sorted(table["steps"].unique(), reverse=True)
     steps = f"{', '.join(map(str, most))} and {last} steps" if most else counted(last)
-    words = f"{profile.name}, {steps}; {note.format(seeds)}"
-    lines = [textwrap.fill(text, int(13 * figure.get_figwidth())) for text in (ablation.title + over, words)]
+    if counts == [1]:
+        note = "{}; " + note.partition("; ")[2]
+    halvings = zip(profile.student_steps, profile.distill.iterations, strict=True)
+    trained = " / ".join(f"{number:,}" for n, number in halvings if n in (*most, last))
+    longer = ", more for equal time" if table["setting"].str.contains("equal time").any() else ""
+    own = any(axis.field == "distill.iterations" for axis in ablation.axes)  # varied, and in the settings' names
+    words, note = f"{profile.name}, {steps}" + (f" after {trained} iterations{longer}" * (not own)), note.format(seeds)
+    width = int(13 * figure.get_figwidth())
+    below = [f"{words}; {note}"] if len(words + note) + 2 <= width else [words, note]
+    lines = [textwrap.fill(text, width) for text in (ablation.title + over, *below)]
     figure.suptitle("\n".join(lines), fontsize=11)
     pairs = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes)
     if named := {label: handle for handle, label in itertools.chain(*pairs)}:
@@ -156,7 +168,8 @@ def _scale(ax: Axes, which: str, values: Iterable[float], ticks: int = 6) -> Non
     low, high = min(values), max(values)
     axis = getattr(ax, f"{which}axis")
     if low > 0 and high / low > 5:
-        log_axis(axis, (1, 2, 5) if high / low < 15 else (1, 3) if high / low < 1000 else (1,))
+        few = (1, 2, 5) if which == "x" else (1, 2, 3, 5, 7)  # labels above one another take less room
+        log_axis(axis, few if high / low < 15 else (1, 3) if high / low < 1000 else (1,))
         ax.minorticks_off()
     else:
         axis.set_major_locator(MaxNLocator(ticks))
@@ -238,11 +251,14 @@ def _ticks(ax: Axes, values: Sequence[float]) -> None:
 
 
 def _row_by_row(table: pd.DataFrame, metric: str, paper: PaperSeries | None) -> Figure:
-    """A row for each setting, first on top; a panel for each score and number of steps."""
-    names, steps = list(dict.fromkeys(table["setting"])), sorted(table["steps"].unique(), reverse=True)
+    """A row for each setting, first on top, one that went through several extractors on one row; a panel for each score and
+    number of steps."""
+    table = table.assign(row=table["setting"].map(_row_of))
+    names, steps = list(dict.fromkeys(table["row"])), sorted(table["steps"].unique(), reverse=True)
+    pitch = 0.27 if table["setting"].nunique() == len(names) else 0.36
     labels = {"fid": metric, **({"pfd": _LABELS["pfd"]} if table["pfd"].notna().any() else {})}
     panels, lines = list(itertools.product(labels, steps)), len(labels) if len(steps) > 1 else 1
-    size = (WIDTH if len(panels) > 1 else NARROW, 1.2 + lines * (0.9 + 0.27 * len(names)))
+    size = (WIDTH if len(panels) > 1 else NARROW, 1.2 + lines * (0.9 + pitch * len(names)))
     grid = dict(figsize=size, layout="constrained", sharey=True, squeeze=False)
     figure, axes = plt.subplots(lines, len(panels) // lines, **grid)
     axes[0, 0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
@@ -251,35 +267,62 @@ def _row_by_row(table: pd.DataFrame, metric: str, paper: PaperSeries | None) -> 
         _rows(ax, rows, column, names, paper if paper and (column, number) == ("fid", paper.steps) else None)
         _dress(ax, xlabel="\n".join(textwrap.wrap(labels[column], 30 if len(steps) > 1 else 60)))
         ax.set_title(counted(number) if len(steps) > 1 else "", fontsize=10)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("setting, one a row")
     return figure
 
 
+def _row_of(setting: str) -> str:
+    """A setting's name without the extractor that it went through."""
+    return re.sub(r", extractor \d+$", "", setting)
+
+
 def _rows(ax: Axes, rows: pd.DataFrame, column: str, names: Sequence[str], paper: PaperSeries | None) -> None:
-    """Seeds as dots, their mean as a large marker, both as numbers at the right; the first baseline as a line."""
+    """Seeds as dots, their mean as a large marker, both as numbers at the right; the first baseline as a line.
+
+    Where the highest mean would squeeze most others, it and its like are arrows at the right end: their numbers say the rest.
+    """
     baseline = next((name for name in names if name.split(",")[0] in BASELINES), None)
     published = {name: fid for name, fid in paper.fids.items() if name in names} if paper else {}
-    for name, group in rows.groupby("setting", sort=False):
-        place, values, style = names.index(name), group[column], STYLES[group["method"].iloc[0]]
-        if name == baseline:
-            ax.axvline(values.mean(), color="0.5", linewidth=0.8, label=f"mean of {name}")
-        ax.plot(values.mean(), place, color=style["color"], marker=style["marker"], markersize=7.5)
-        ax.plot(values, [place] * len(values), linestyle="", marker=".", markersize=4.5, color="0.2")
-        ax.text(1.03, place, _written(values), transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+    means = rows.groupby("setting")[column].mean()
+    most = np.quantile([*means, *published.values()], 0.75) if len(means) else 0.0
+    end = 1.5 * most if means.max() > 3 * most else math.inf
+    inside = rows[rows["setting"].map(means) <= end]
+    for name, row in rows.groupby("row", sort=False):
+        style, through = STYLES[row["method"].iloc[0]], list(row.groupby("setting", sort=False)[column])
+        if name == baseline and row[column].mean() <= end:
+            ax.axvline(row[column].mean(), color="0.5", linewidth=0.8, label=f"mean of {name}")
+        for k, (_, values) in enumerate(through):
+            place = names.index(name) + 0.25 * (k - (len(through) - 1) / 2)
+            if values.mean() > end:
+                ax.plot(0.94, place, color=style["color"], transform=ax.get_yaxis_transform(), **_ARROW)
+                continue
+            ax.plot(
+                values.mean(), place, color=style["color"], marker=style["marker"], markersize=9 - 1.5 * len(through)
+            )
+            ax.plot(values, [place] * len(values), linestyle="", marker=".", markersize=4.5, color="0.2")
+        written = _written([values for _, values in through])
+        ax.text(1.03, names.index(name), written, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+    if means.max() > end:
+        ax.plot([], [], color="0.3", label="beyond the axis: see its number", **_ARROW)
     if published:
         hollow = dict(linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3, color="0.1")
         ax.plot(list(published.values()), [names.index(name) for name in published], label=paper.label, **hollow)
-    if known := [*rows[column], *published.values()]:
+    if known := [*inside[column], *published.values()]:
         _scale(ax, "x", known, ticks=4)
     ax.margins(x=0.09)
 
 
-def _written(values: pd.Series) -> str:
-    """Mean ± standard deviation of the seeds, the mean alone where there is one."""
-    mean, deviation = values.mean(), values.std()
-    form = ".1f" if mean >= 100 else ".2f" if mean >= 1 else ".3f"
-    return f"{mean:{form}}" + ("" if math.isnan(deviation) else f" ± {deviation:{form}}")
+def _written(through: Sequence[pd.Series]) -> str:
+    """Mean ± standard deviation of the seeds, the mean alone where there is one; of several extractors the lowest and the
+    highest mean."""
+
+    def form(score: float) -> str:
+        return ".1f" if score >= 100 else ".2f" if score >= 1 else ".3f"
+
+    means, deviation = sorted(values.mean() for values in through), through[0].std()
+    first, last = (f"{mean:{form(mean)}}" for mean in (means[0], means[-1]))
+    if len(through) > 1:
+        return f"{first} to {last}"
+    return first + ("" if math.isnan(deviation) else f" ± {deviation:{form(means[0])}}")
 
 
 def _entropies(table: pd.DataFrame) -> Figure:
@@ -329,21 +372,25 @@ def entropy_figure(curves: dict[int, Sequence[float]], classes: int, images: int
             raise UserError(f"the run of {counted(steps)} has {len(values)} entropies: pass one for each step")
         style = _entropy_style(place, len(curves), 3)
         times = [(steps - k) / steps for k in range(steps)]
-        ax.plot(times, [float(value) for value in values], label=f"{steps}: {float(values[-1]):.2f}", **style)
+        ax.plot(times, [float(value) for value in values], label=f"{counted(steps)}: {float(values[-1]):.2f}", **style)
     most, entropies = math.log(classes), [float(value) for values in curves.values() for value in values]
+    words, place = f"log {classes} = {most:.2f}: all classes equally likely", most
     if 0 < max(entropies) < most / 4:
         least = min(value for value in entropies if value > 0)
         ax.set(yscale="log", ylim=(max(least, 1e-4) / 2, 1.8 * most))
+    elif 0 < max(entropies) < most / 2:  # half of the axis would be empty
+        ax.set_ylim(0, 1.25 * max(entropies))
+        words, place = f"beyond the axis: {words}", 1.14 * max(entropies)
     else:
         ax.set_ylim(0, 1.1 * most)
     ax.axhline(most, color="0.6", linewidth=0.8)
     beside = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", ha="right", fontsize=8)
-    ax.annotate(f"log {classes} = {most:.2f}: all classes equally likely", (0.99, most), (0, 2), **beside)
+    ax.annotate(words, (0.99, place), (0, 2), **beside)
     ax.set(xlim=(1.05, 0), xlabel="time t of the prediction (noise at 1, image at 0)")
     ax.set(ylabel="entropy of the predicted class (nats)")
     ax.set_title(f"Classifier entropy at each sampling step\nmean of {images:,} images, the same noise", fontsize=11)
     place = dict(loc="outside right upper", fontsize=9, title_fontsize=9, labelspacing=0.8)
-    figure.legend(title="steps: last entropy", **place)
+    figure.legend(title="entropy of the last guess", **place)
     return figure
 
 

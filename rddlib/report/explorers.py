@@ -22,6 +22,7 @@ from IPython import get_ipython
 from IPython.display import HTML, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Rectangle
@@ -39,6 +40,8 @@ from rddlib.study.study import Study
 from rddlib.utils.text import counted
 
 DPI = 100  # of pictures that controls redraw
+FEW = 20  # classes that digits can tell apart
+SHADES = ListedColormap(plt.get_cmap("magma")(np.linspace(0, 0.75, 256)))  # none too light for white paper
 NOTE = "*In JupyterLab, sliders for {names} appear here and redraw the figure above.*"
 
 # A saved notebook keeps an output that names a widget by its id, but the widget is gone with its kernel, and JupyterLab
@@ -226,16 +229,12 @@ class _RelationFigure:
         self.figure.subplots_adjust(left=0.04, right=0.99, top=0.8, bottom=0.15, wspace=0.18)
         options = dict(extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
         self.images = [ax.imshow(np.ones((*size, 3)), **options) for ax in axes[:2]]
-        names = (
-            ("teacher, share in %", ".1f"),
-            ("student, share in %", ".1f"),
-            ("student - teacher, in % points", "+.1f"),
-        )
-        self.maps = [plots.HeatMap(ax, shape, *name) for ax, name in zip(axes[2:], names, strict=True)]
+        names = "teacher, share in %", "student, share in %", "student - teacher, in % points"
+        self.maps = [plots.HeatMap(ax, shape, name, ".1f") for ax, name in zip(axes[2:], names, strict=True)]
         for ax, name in zip(axes, ("the image with the pixel", "the other image"), strict=False):
             ax.set_title(name, fontsize=10)
         for ax in axes[1:]:
-            ax.set(xticks=[0, width - 1], yticks=[], xlabel="column of the map", ylabel="row")
+            ax.set(xticks=[0, width - 1], yticks=[0, height - 1], xlabel="column of the map", ylabel="row")
         axes[0].set(xticks=range(width), yticks=range(height), xlabel="column of the map", ylabel="row of the map")
         framed = ([axes[0]], "-"), (axes[[2, 1]], "-"), (axes[[3, 1]], ":")
         frame = dict(fill=False, edgecolor="#D55E00", linewidth=2.5)
@@ -252,6 +251,8 @@ class _RelationFigure:
         teacher, student = 100 * teacher.detach().float().cpu(), 100 * student.detach().float().cpu()
         difference, shared = student - teacher, plots.limits(teacher, student)
         values = (teacher, shared), (student, shared), (difference, plots.limits(difference))
+        largest = float(difference.abs().max())
+        self.maps[2].form = f"+.{1 if largest > 3 else 2 if largest > 0.3 else 3}f"  # two digits that count, or more
         for drawn, (numbers, limits) in zip(self.maps, values, strict=True):
             drawn.show(numbers, limits)
         most = (divmod(int(share.argmax()), share.shape[1]) for share in (teacher, student))
@@ -338,11 +339,11 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
             "row": (rows[held] @ rows[row], f"cosine to row {row}"),
         }[colour]
         here = held.start <= row < held.stop
-        words = f"cosine to the nearest drawn {nearest[row - held.start]:.3f}" if here else "not in the queue"
+        near = f"in slot {row % N_q}; cosine to the nearest drawn {nearest[row - held.start]:.3f}" if here else ""
         title = (
             f"{len(arrival)} of {N_q} rows after {counted(pushes, 'push')}; mean cosine to the nearest of V = "
             f"{int(drawn.sum())} drawn: {nearest.mean():.3f}\n"
-            f"row {row}: class {classes[row]}, of push {row // per_push + 1}; {words}"
+            f"row {row}: class {classes[row]}, came with push {row // per_push + 1}, {near or 'not in the queue'}"
         )
         boxes = (0.1, 0.25, 0.75, 0.66), (0.1, 0.09, 0.75, 0.045)
         figure, (ax, below) = plots.blank(into, (7.4, 5.6), boxes)
@@ -352,10 +353,12 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
         hollow = dict(linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
         ax.plot(*points[held][drawn].T, **hollow, markeredgewidth=0.7, label=f"drawn, V = {int(drawn.sum())}")
         framed = dict(linestyle="", marker="s", markersize=13, markerfacecolor="none", markeredgecolor="#D55E00")
-        ax.plot(*points[row], **framed, markeredgewidth=2, label=f"row {row}")
+        ax.plot(*points[row], **framed, markeredgewidth=2, label=f"row {row} of all that came")
         if shade is not None:
             figure.colorbar(dots, cax=figure.add_axes((0.88, 0.25, 0.02, 0.66)), label=name)
-        ax.set(xlabel="first principal component (gray dots: rows not held)", ylabel="second principal component")
+        kind = "a row held is the number of its class" if len(classes.unique()) <= FEW else "black: rows held"
+        ax.set(xlabel=f"first principal component ({kind}, gray dots: rows not held)")
+        ax.set(ylabel="second principal component")
         ax.legend(fontsize=8, loc="upper right")
         figure.suptitle(title, fontsize=10)
         _show_slots(below, slots)
@@ -372,13 +375,13 @@ def queue_view(rows: Tensor, classes: Tensor, per_push: int, ranks: Tensor) -> C
 
 def _class_dots(points: Tensor, classes: Tensor, shade: Tensor | None, to_axes: Transform) -> PathCollection:
     """Points [n, 2] marked by their class, and coloured by it too where there is no shade [n]."""
-    order, few = classes.argsort(stable=True), len(classes.unique()) <= 20  # digits cannot tell a thousand apart
+    order, few = classes.argsort(stable=True), len(classes.unique()) <= FEW
     numbers = classes[order].numpy() if few else np.zeros(len(order), dtype=int)
     styles = {number: MarkerStyle(f"${number}$" if few else ".") for number in set(numbers.tolist())}
     marks = {number: style.get_path().transformed(style.get_transform()) for number, style in styles.items()}
     tones = dict(facecolors=plt.get_cmap("tab10")(numbers % 10))
     if shade is not None:
-        tones = dict(array=shade[order].numpy(), cmap="copper")
+        tones = dict(array=shade[order].numpy(), cmap=SHADES)
     paths = [marks[number] for number in numbers.tolist()]  # one collection: a scatter of each class takes its time
     places = dict(offsets=points[order].numpy(), offset_transform=to_axes, transform=IdentityTransform())
     return PathCollection(paths, [22 if few else 12], linewidths=0, **places, **tones)
@@ -457,6 +460,7 @@ def same_noise_view(study: Study, count: int = 12, pool: int = 48) -> Callable[.
         theirs, ours = drawn("pd", teacher, first, second), drawn(method, steps, first, second)
         apart = (theirs - ours).square().mean().sqrt()
         name = f"{LABELS[method]}, {counted(steps)}"
+        # a third of the noise, whose values then fit the range of an image
         rows = {"noise / 3": way(first, second) / 3, f"teacher, {teacher} steps": theirs, name: ours}
         ends = f"From noise {first} (left) to noise {second} (right)"
         title = f"{ends}; RMS distance of the two models {apart:.2f} (range 2)"
@@ -482,7 +486,10 @@ def gradients_view(x: Tensor, cfd: Tensor, relations: Mapping[float, Tensor], co
         gradient = relations[tau]
         weight = share * cfd.norm() / gradient.norm()
         cosine = F.cosine_similarity(gradient.flatten(), cfd.flatten(), dim=0)
-        pulls = {"CFD": cfd, f"IS_P2P, share {share:g}": weight * gradient, "their sum": cfd + weight * gradient}
+        most = float((weight * gradient / scale).abs().max())
+        seen = f"\n(not empty: at most\n{most:.0%} of the scale)" if most < 0.1 else ""
+        relation = f"IS_P2P, share {share:g}{seen}"
+        pulls = {"CFD": cfd, relation: weight * gradient, "their sum": cfd + weight * gradient}
         rows = {"the student's": x} | {name: (-pull / scale).clamp(-1, 1) for name, pull in pulls.items()}
         title = (
             f"tau_IS = {tau:g}: a share of {share:g} is a weight of {weight:.3g}; cosine of the two pulls {cosine:+.2f}"

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -122,6 +121,7 @@ def plot_seeds(ax: Axes, groups, alpha: float, **style) -> None:
 
 
 FAR = 3  # times the highest score of all others: DDIM's beyond it are named, not drawn
+_RING = dict(markersize=9, markerfacecolor="none", linewidth=1)  # RCFD, which all but covers CFD
 
 
 def log_axis(axis: Axis, subs: Sequence[int]) -> None:
@@ -149,19 +149,26 @@ def show_images(ax, images: Tensor, columns: int, title: str = "") -> None:
 
 
 def image_rows(
-    rows: dict[str, Tensor], title: str = "", width: float = 8.0, look: int | None = None, into: Kept | None = None
+    rows: dict[str, Tensor],
+    title: str = "",
+    width: float = 8.0,
+    look: int | None = None,
+    into: Kept | None = None,
+    beside: Sequence[str] = (),
 ) -> Figure:
     """One labelled row of images for each entry of {label: [N, C, H, W]}; the same column is the same noise or image.
 
     look: the column that is framed, and shown large below; a click on an image answers {"image": its column}.
+    beside: what stands at the right of each row.
     """
-    count, left, head = max(len(images) for images in rows.values()), 0.17, 0.35
+    count, left, head = max(len(images) for images in rows.values()), 0.17, 0.35 + 0.17 * title.count("\n")
+    right = 0.93 if beside else 0.99
     tall, wide = next(iter(rows.values())).shape[2:]
-    row_height = width * (0.99 - left) / count * 1.06 * tall / wide  # and a little air
-    below = 0 if look is None else 0.3 + min(1.6, width * (0.99 - left) / len(rows) * tall / wide)
+    row_height = width * (right - left) / count * 1.06 * tall / wide  # and a little air
+    below = 0 if look is None else 0.3 + min(1.6, width * (right - left) / len(rows) * tall / wide)
     height = row_height * len(rows) + head + below
-    share, high = (0.99 - left) / len(rows), (1 - (head + below) / height) / (1.06 * len(rows) - 0.06)
-    boxes = [(left, 1 - head / height - (1.06 * i + 1) * high, 0.99 - left, high) for i in range(len(rows))]
+    share, high = (right - left) / len(rows), (1 - (head + below) / height) / (1.06 * len(rows) - 0.06)
+    boxes = [(left, 1 - head / height - (1.06 * i + 1) * high, right - left, high) for i in range(len(rows))]
     if look is not None:
         large = share, (below - 0.3) / height - 0.02
         boxes += [(left + place * share, 0.02, *large) for place in range(len(rows))]
@@ -169,7 +176,11 @@ def image_rows(
     for ax, (label, images) in zip(axes, rows.items(), strict=False):
         show_images(ax, images, count)
         ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
+    for ax, words in zip(axes, beside, strict=False):
+        ax.text(1.012, 0.5, words, transform=ax.transAxes, va="center", fontsize=9)
+    half = 0.04 * max(map(len, title.split("\n"))) / width  # of a title that stays in the picture
+    middle = min((left + right) / 2, max(0.5, 1 - half))
+    figure.suptitle(title, fontsize=11, x=middle, y=1 - 0.1 / height, va="top")
     if look is not None:
         answering(axes[: len(rows)], lambda x, y: {"image": round(x) // (wide + 1)})
         for ax, large, (label, images) in zip(axes, axes[len(rows) :], rows.items(), strict=False):
@@ -185,14 +196,39 @@ def same_noise_figure(
     arms: Iterable[tuple[str, int]],
     title: str = "A column is one noise",
     width: float = 8.0,
+    distances: bool = False,
 ) -> Figure:
     """Rows of images from the same noise: the teacher's in its steps, then those of each (method, steps).
 
-    draw(method, steps) -> images [N, C, H, W] in [-1, 1].
+    draw(method, steps) -> images [N, C, H, W] in [-1, 1]; distances: whether each row's from the teacher's stands beside it.
     """
     rows = {f"teacher, {counted(teacher)}": draw("pd", teacher)}
     rows |= {f"{LABELS[method]}, {counted(steps)}": draw(method, steps) for method, steps in arms}
-    return image_rows(rows, title, width)
+    theirs, *others = rows.values()
+    apart = [f"{(ours - theirs).square().mean().sqrt():.3f}" for ours in others]
+    return image_rows(rows, title, width, beside=["", *apart] if distances else ())
+
+
+def same_noise_blocks(
+    draw: Callable[[str, int], Tensor], teacher: int, methods: Iterable[str], counts: Sequence[int]
+) -> Figure:
+    """The same with a row for each method and a block of columns for each number of steps, the same noises in each."""
+    theirs = draw("pd", teacher)
+    gap, count = torch.ones_like(theirs[:1]), len(theirs)
+
+    def joined(blocks: Iterable[Tensor]) -> Tensor:
+        return torch.cat([part for block in blocks for part in (block, gap)][:-1])
+
+    rows = {f"teacher, {counted(teacher)}": joined([theirs] * len(counts))}
+    rows |= {LABELS[method]: joined(draw(method, n) for n in counts) for method in methods}
+    title = "A column is one noise: on top the teacher's image, below it each method's in fewer steps\n"
+    figure = image_rows(rows, title, width=10.0)
+    shared = len(counts) * (count + 1) - 1
+    for place, n in enumerate(counts):
+        middle = (place * (count + 1) + count / 2) / shared
+        words = dict(xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=10)
+        figure.axes[0].annotate(counted(n), (middle, 1), (0, 5), **words)
+    return figure
 
 
 def schedule_figure(schedule: Schedule) -> Figure:
@@ -254,30 +290,32 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
     figure, axes = _panels(len(labels), (4.7, 3.4))
     for ax, (column, label) in zip(axes, labels.items(), strict=True):
         for method, rows in table.groupby("method", sort=False):
-            plot_seeds(ax, rows.groupby("steps")[column], 0.2, label=LABELS[method], **STYLES[method])
+            style = STYLES[method] | (_RING if method == "rcfd" else {})
+            plot_seeds(ax, rows.groupby("steps")[column], 0.2, label=LABELS[method], **style)
         ticks = sorted(n for n in table["steps"].unique() if n & (n - 1) == 0)  # powers of two: 10 and 12 would touch
         ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=label, xticks=ticks)
         ax.set_xticklabels(ticks)
         ax.xaxis.minorticks_off()
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
-        beyond = _leave_out_far(ax, table.groupby(["method", "steps"])[column].mean())
-        ax.set_title(f"Lower is better{beyond}", fontsize=9)
+        _leave_out_far(ax, table.groupby(["method", "steps"])[column].mean())
+        ax.set_title(f"{SCORE_NAMES[column]} by sampling steps, lower is better", fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 
-def _leave_out_far(ax: Axes, means: pd.Series) -> str:
-    """End the axis above all others where DDIM would squeeze them; what of DDIM lies beyond, in words."""
+def _leave_out_far(ax: Axes, means: pd.Series) -> None:
+    """End the axis above all others where DDIM would squeeze them; what of DDIM lies beyond is written at its upper end."""
     top = means[means.index.get_level_values("method") != "ddim"].max()
     far = means.get("ddim", means[:0]).loc[lambda values: values > FAR * top]
     if not len(far):
-        return ""
-    ax.set_ylim(top=1.6 * top)
-    said = ", ".join(
-        f"{counted(steps)} {f'{value:,.0f}' if value > 99 else f'{value:.3g}'}" for steps, value in far.items()
-    )
-    return f"; beyond the axis DDIM at\n{said}"
+        return
+    ax.set_ylim(top=2 * top)
+    ax.margins(x=0.09)
+    look = dict(xycoords=ax.get_xaxis_transform(), textcoords="offset points", ha="center", va="top")
+    for steps, value in far.items():
+        words = f"{value:,.0f}" if value > 99 else f"{value:.3g}"
+        ax.annotate(f"\u25b2\nDDIM\n{words}", (steps, 1), (0, -2), fontsize=7, color=STYLES["ddim"]["color"], **look)
 
 
 def scatter_figure(samples: dict[float, Tensor], data: Tensor, title: str) -> Figure:
@@ -308,15 +346,19 @@ def lines_figure(
     """
     figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
     every = max(1, len(x) // 12)
-    for (label, values), style in zip(curves.items(), IN_TURN, strict=False):
+    for place, ((label, values), style) in enumerate(zip(curves.items(), IN_TURN, strict=False)):
         values = [math.nan if v is None else float(v) for v in values]
-        ax.plot(x, values, label=LABELS.get(label, label), markersize=4, markevery=every, **STYLES.get(label, style))
+        marks = place * every // len(curves), every  # curves that lie on one another show by turns
+        ax.plot(x, values, label=LABELS.get(label, label), markersize=4, markevery=marks, **STYLES.get(label, style))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if xlog:
         ax.set_xscale("log", base=2)
         ax.set_xticks(x, [f"{value:g}" for value in x])
     if ylog:
         ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        if low > 1e-4 and high < 1e5:  # else powers of ten
+            log_axis(ax.yaxis, (1, 2, 5) if high / low < 200 else (1,))
     if len(curves) > 1:
         ax.legend(fontsize=8)
     return figure
@@ -355,8 +397,8 @@ def maps_figure(maps: dict[str, Tensor], title: str, label: str, form: str = ".2
 Panel = tuple[str, str, pd.DataFrame]  # title, name of the FID, rows: see comparison_figure
 KINDS = {"all rows": None, "papers": "paper", "peers": "peer", "measured here": "measured"}
 DRAWABLE = "steps > 0 and fid > 0"  # which rows have a place on log axes
-# The kinds of lines in a comparison: dash, width, how far the method's colour is mixed with white, size of the marker, name.
-_LINES = {"paper": ("-", 1.2, 0.55, 5, "from the papers"), "measured": ("--", 2.0, 0.0, 7, "measured here, ± spread")}
+# The kinds of lines in a comparison: dash, width, size of the marker, name.
+_LINES = {"paper": ("-", 1.2, 5, "from the papers"), "measured": ("--", 2.0, 7, "measured here, ± spread")}
 _PEERS = dict(linestyle="", marker="o", markersize=5, markerfacecolor="white", markeredgecolor="0.35", zorder=5)
 _FILLS = ("full", "none", "left", "right", "top", "bottom")  # several curves of one method
 _OTHERS = [dict(color=gray, marker=marker) for gray, marker in zip(("0.25", "0.5") * 4, "Ph<>8d*H", strict=True)]
@@ -365,7 +407,8 @@ _OTHERS = [dict(color=gray, marker=marker) for gray, marker in zip(("0.25", "0.5
 def comparison_figure(panels: Sequence[Panel]) -> Figure:
     """FID against sampling steps on log axes, a panel for each table.
 
-    Papers' lines are solid and pale, measured ones dashed and dark with their spread, peers hollow points with their names.
+    Papers' lines are solid, measured ones dashed and wider with their spread, peers hollow points with their names. What is
+    far beyond all other numbers of steps is named below the axis, not drawn.
 
     Args:
         panels: (title, name of the FID, rows); rows with the columns kind ("paper", "peer" or "measured"), method (a name
@@ -435,27 +478,39 @@ def _comparison_panel(
     ax.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{metric}\nlower is better")
     rows = rows.query(DRAWABLE)
     for (kind, curve), line in rows[rows["kind"] != "peer"].groupby(["kind", "curve"], sort=False):
-        dash, width, pale, size, _ = _LINES[kind]
-        line, color = line.sort_values("steps"), _mixed(styles[curve]["color"], pale)
-        style = styles[curve] | dict(color=color, linestyle=dash, linewidth=width, markersize=size)
+        dash, width, size, _ = _LINES[kind]
+        line, style = line.sort_values("steps"), styles[curve] | dict(linestyle=dash, linewidth=width, markersize=size)
         if line["fid_spread"].notna().any():
             ax.errorbar(line["steps"], line["fid"], yerr=line["fid_spread"].fillna(0), capsize=2, **style)
         else:
             ax.plot(line["steps"], line["fid"], **style)
     peers = rows[rows["kind"] == "peer"]
     ax.plot(peers["steps"], peers["fid"], **_PEERS)
+    if beyond := _beyond(rows):
+        ax.set_xlim(right=1.6 * max(n for n in rows["steps"] if n < min(beyond)))
+        said = (f"{row.method} {row.fid:g} at {row.steps:,g}" for row in rows.itertuples() if row.steps in beyond)
+        ax.set_xlabel(f"sampling steps (beyond the axis: {', '.join(said)})")
     if len(peers):
-        ax.set_xlim(rows["steps"].min() / 4, rows["steps"].max() * 1.6)
+        ax.set_xlim(left=rows["steps"].min() / (2.4 if beyond else 4))
+        if not beyond:
+            ax.set_xlim(right=rows["steps"].max() * 1.6)
         ax.set_ylim(rows["fid"].min() / 1.25, rows["fid"].max() * 1.25)
         for count, group in peers[~peers["curve"].isin(unnamed)].groupby("steps"):
             _label_points(ax, count, group.sort_values("fid"), left=count == peers["steps"].min())
     _plain_log_axes(ax)
 
 
+def _beyond(rows: pd.DataFrame) -> set[float]:
+    """The numbers of steps above a gap that would leave the axis half empty."""
+    counts = sorted(set(rows["steps"]))
+    gaps = [k for k in range(1, len(counts)) if counts[k] > 8 * counts[k - 1]]
+    return set(counts[gaps[0] :]) if gaps else set()
+
+
 def _label_points(ax: Axes, steps: float, points: pd.DataFrame, left: bool) -> None:
     """Names beside points above one another, moved apart so that none covers another, each with a line to its point."""
     low, high = (math.log(limit) for limit in ax.get_ylim())
-    gap = 0.036 * (high - low)
+    gap = 0.041 * (high - low)
     places = [math.log(fid) for fid in points["fid"]]
     for _ in range(200):  # push neighbours apart until all fit
         for i in range(len(places) - 1):
@@ -464,7 +519,7 @@ def _label_points(ax: Axes, steps: float, points: pd.DataFrame, left: bool) -> N
         shift = max(0.0, low + 0.6 * gap - min(places))
         places = [place + shift for place in places]
     x, places = steps / 1.45 if left else steps * 1.16, [math.exp(place) for place in places]
-    style = dict(fontsize=7, color="0.25", va="center", ha="right" if left else "left", zorder=4)
+    style = dict(fontsize=8, color="0.25", va="center", ha="right" if left else "left", zorder=4)
     for place, name in zip(places, points["method"], strict=True):
         ax.text(x, place, name, bbox=dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.4), **style)
     lines = [((x, place), (steps, fid)) for place, fid in zip(places, points["fid"], strict=True)]
@@ -483,17 +538,12 @@ def _plain_log_axes(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def _mixed(colour: str, white: float) -> tuple[float, ...]:
-    """A colour with a share of white in it."""
-    return tuple(1 - (1 - part) * (1 - white) for part in to_rgb(colour))
-
-
 def _comparison_legend(styles: dict[str, dict], kinds: set[str]) -> list[Line2D]:
-    """Lines for the legend: methods by marker and colour, kinds by dash, width and tone."""
+    """Lines for the legend: methods by marker and colour, kinds by dash and width."""
     handles = [Line2D([], [], linestyle="", label=curve, **style) for curve, style in styles.items()]
-    for kind, (dash, width, pale, _, words) in _LINES.items():
+    for kind, (dash, width, _, words) in _LINES.items():
         if kind in kinds:
-            handles.append(Line2D([], [], label=words, color=_mixed("0.2", pale), linestyle=dash, linewidth=width))
+            handles.append(Line2D([], [], label=words, color="0.2", linestyle=dash, linewidth=width))
     if "peer" in kinds:
         handles.append(Line2D([], [], color="0.35", marker="o", markerfacecolor="white", linestyle="", label="peers"))
     return handles

@@ -58,10 +58,11 @@ def tradeoff_figure(table: pd.DataFrame, metric: str) -> Figure:
             curve, style = rows.groupby("guidance")[["is", "fid"]].mean(), _style(method, sampler)
             ax.plot(curve["is"], curve["fid"], **style)
             ax.plot(curve["is"].iloc[:1], curve["fid"].iloc[:1], color=style["color"], **_FIRST)
-            if method == "teacher" and ax is axes[0, 0]:
+            if method == "teacher":  # beside its points, where no line goes
                 for w, place in curve.iterrows():
-                    ax.annotate(f"w = {w:g}", place, (-7, 5), textcoords="offset points", fontsize=7, ha="right")
-        ax.margins(x=0.25)
+                    at = dict(xytext=(6, 4), va="bottom") if w == curve.index[0] else dict(xytext=(7, -3), va="top")
+                    ax.annotate(f"w = {w:g}", place, textcoords="offset points", fontsize=7, color="0.3", **at)
+        ax.margins(x=0.3)
         ax.set_xlabel(_axis("is"))
     axes[0, 0].set_ylabel(_axis("fid"))
     log_axis(axes[0, 0].yaxis, (1, 2, 5))

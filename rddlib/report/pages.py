@@ -8,7 +8,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rddlib.diffusion.model_file import load_denoiser
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.evaluation import summarise
 from rddlib.methods import LABELS, METHODS
-from rddlib.report.figures import same_noise_figure, scores_figure, to_png
+from rddlib.report.figures import same_noise_blocks, same_noise_figure, scores_figure, to_png
 from rddlib.report.guidance import weights_figure
 from rddlib.study.folder import show_figures
 from rddlib.study.guidance import guided_done, guided_results, guided_studies
@@ -53,19 +53,19 @@ math[display=block] { margin: 0.6em 0 } :not(pre) > code { white-space: normal !
 """
 
 
-def same_noise_grid(study: Study, count: int = 12):
-    """Rows of images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps."""
-    noise, profile = study.noise(count), study.profile
-    arms = [(method, steps) for steps in profile.student_steps for method in ("ddim", *profile.methods)]
-    draw = partial(study.images, noise=noise)
-    return same_noise_figure(draw, profile.progressive.teacher_steps, arms)
+def same_noise_grid(study: Study, count: int = 6) -> Figure:
+    """Images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps, side by side."""
+    draw, profile = partial(study.images, noise=study.noise(count)), study.profile
+    methods = "ddim", *profile.methods
+    return same_noise_blocks(draw, profile.progressive.teacher_steps, methods, profile.student_steps)
 
 
 def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:
     """Rows of images by the models of a profile that come with the package.
 
-    Returns demo(noise, steps): the teacher's, the undistilled base model's in so many steps, and each student's in one, all
-    from the noise of that seed. Raises UserError where no model of this profile comes with the package.
+    Returns demo(noise, steps): the teacher's, the undistilled base model's in so many steps (several: a row for each), and
+    each student's in one, all from the noise of that seed. Raises UserError where no model of this profile comes with the
+    package.
     """
     show_figures()
     profile, models = load_profile(name), {}
@@ -84,12 +84,12 @@ def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:
         denoiser = models[method, 1 if method == "ddim" else steps].to(study.device)
         return ddim_sample(denoiser, study.noise(count, noise), steps, clip=profile.evaluation.clip).cpu()
 
-    def demo(noise: int = 1, steps: int = 1) -> Figure:
-        arms = [(method, steps if method == "ddim" else 1) for method, one in models if one == 1]
-        theirs = drawn("pd", teacher, noise)
-        apart = [f"{LABELS[m]} {(drawn(m, n, noise) - theirs).square().mean().sqrt():.2f}" for m, n in arms]
-        title = f"One noise a column; RMS distance from the teacher: {', '.join(apart)}"
-        return same_noise_figure(lambda method, n: drawn(method, n, noise), teacher, arms, title)
+    def demo(noise: int = 1, steps: int | Sequence[int] = 1) -> Figure:
+        counts = (steps,) if isinstance(steps, int) else steps
+        arms = [(method, n) for method, one in models if one == 1 for n in (counts if method == "ddim" else (1,))]
+        title = "A column is one noise; at the right the RMS distance from the teacher (0: equal, range 2)"
+        draw = partial(drawn, noise=noise)
+        return same_noise_figure(draw, teacher, arms, title, distances=True)
 
     return demo
 
@@ -222,6 +222,8 @@ def _results(study: Study) -> str:
     write_atomically(out / "scores.png", to_png(scores_figure(results, study.metric)))
     pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if results["pfd"].notna().any() else ""
     return f"""<h2 id="samples">Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
+<p>Go down a column: a row that differs from the one on top has lost what the teacher drew; DDIM is the base model, not
+distilled. Feature losses need not keep the teacher's pixels.</p>
 <h2 id="scores">Scores</h2>{_picture(out / "scores.png", "FID and pFD against sampling steps")}
 <p>{html.escape(lowest(results, study.profile))}</p>
 {_table(results)}

@@ -219,6 +219,24 @@ def test_rows_show_seeds_mean_and_number_in_the_tables_order():
     assert set(lines(ax)["mean of PD"].get_xdata()) == {means["PD"]}
 
 
+def test_what_went_through_several_extractors_shares_a_row_and_far_ones_are_arrows():
+    table = measured("evidence")
+    table.loc[table["setting"].str.startswith("CFD, low tau"), "fid"] *= 6
+    figure = drawn("evidence", table=table)
+    assert crowding(figure) == [] and faults(figure) == []
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert "CFD, low tau" in names and not any("extractor" in name for name in names)
+    for ax, steps in zip(figure.axes[:3], (4, 2, 1), strict=True):
+        arrows = [
+            line.get_ydata()[0] for line in ax.lines if "arrow" in str(line.get_marker()) and len(line.get_xdata())
+        ]
+        assert [round(place) for place in arrows] == [names.index("CFD, low tau")] * 3
+        means = table[table["steps"] == steps].groupby("setting")["fid"].mean()
+        low, high = sorted(means[[f"CFD, low tau, extractor {k}" for k in range(3)]])[::2]
+        assert ax.texts[names.index("CFD, low tau")].get_text() == f"{low:.2f} to {high:.2f}"
+        assert ax.get_xlim()[1] < low
+
+
 @pytest.mark.parametrize(
     "name, baseline", [("released", "CFD"), ("classifier", "PD"), ("budget", "PD, equal iterations")]
 )
@@ -229,7 +247,7 @@ def test_the_first_baseline_gives_the_line_to_compare_with(name, baseline):
 
 @pytest.mark.parametrize(
     "fids, text, seeds",
-    [((4.234,), "4.23", "1 seed,"), ((300, 302), "301.0 ± 1.4", "2 seeds,"), ((0.5, 0.7), "0.600 ± 0.141", "2 seeds,")],
+    [((4.234,), "4.23", "1 seed;"), ((300, 302), "301.0 ± 1.4", "2 seeds,"), ((0.5, 0.7), "0.600 ± 0.141", "2 seeds,")],
 )
 def test_numbers_are_written_to_their_size(fids, text, seeds):
     table = measured("classifier", seeds=len(fids))
@@ -381,7 +399,8 @@ def test_a_models_entropies_draw_each_run_at_its_times_under_the_log_of_the_clas
     assert "nats" in ax.get_ylabel() and "t" in ax.get_xlabel() and "4,096 images" in ax.get_title()
     assert len({(c.get_marker(), c.get_linestyle()) for c in curves}) == 4
     assert ax.get_xlim()[0] > ax.get_xlim()[1]  # time runs from noise to the image
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["8: 1.12", "4: 1.25", "2: 1.50", "1: 2.00"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["8 steps: 1.12", "4 steps: 1.25", "2 steps: 1.50", "1 step: 2.00"]
 
 
 @pytest.mark.parametrize("scale, axis", [(0.01, "log"), (1.0, "linear"), (0.0, "linear")])
@@ -390,6 +409,11 @@ def test_small_entropies_alone_get_a_logarithmic_axis_and_all_are_seen(scale, ax
     low, high = ax.get_ylim()
     assert ax.get_yscale() == axis and high > math.log(10)
     assert 0 < low < 0.01 if axis == "log" else low == 0
+
+
+def test_half_an_axis_is_not_left_empty_below_the_log_of_the_classes():
+    (ax,) = entropy_figure(runs(0.4), 10, 8).axes
+    assert ax.get_ylim()[1] < 1.1 and ax.texts[0].get_text().startswith("beyond the axis: log 10 = 2.30")
 
 
 def test_figure_refuses_a_run_with_another_number_of_values_and_none_at_all():
