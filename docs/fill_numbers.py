@@ -138,11 +138,11 @@ def text_table() -> str:
 
 def text_extractors_table() -> str:
     """The text-guided example's students without guidance, by what they were taught through."""
-    rows, body = pd.read_csv(RESULTS / "text_extractors.csv"), []
+    rows, body = pd.read_csv(RESULTS / "text_extractors.csv", keep_default_na=False), []
     for (method, extractor), found in rows.groupby(["method", "extractor"], sort=False):
         at = found.set_index("steps")
         cells = [f"{at['fid'][n]:.1f} ({at['agree'][n]:.0%})" if n in at.index else "" for n in (32, 8, 4, 2, 1)]
-        body.append([LABELS[method], extractor if method not in ("ddim", "pd") else "", *cells])
+        body.append([LABELS[method], extractor, *cells])
     return _table(["", "through", "32 steps", "8", "4", "2", "1"], body)
 
 
@@ -520,6 +520,19 @@ def text_sentences() -> list[str]:
     ]
 
 
+def text_extractors_sentences() -> list[str]:
+    rows = pd.read_csv(RESULTS / "text_extractors.csv", keep_default_na=False).query("method != 'ddim' and steps < 8")
+    fid = rows.pivot_table(index=["method", "extractor"], columns="steps", values="fid")
+    others = fid.drop("pd")
+    assert (others > fid.loc["pd", ""]).all(axis=None)  # "PD alone is better than all of them"
+    one, both, pd_ = fid.loc["cfd"][1], fid.loc["cfd_is_pd"][1], fid.loc["pd", ""][1]
+    latents, teacher = both["a classifier of latents"], both["the teacher's features"]
+    return [
+        f"CFD's FID at one step is {one.min():.1f} to {one.max():.1f}",
+        f"the sum's {latents:.1f} through a classifier of latents, {teacher:.1f} through the teacher's features and PD's {pd_:.1f}",
+    ]
+
+
 def label_free_sentences() -> list[str]:
     rows = ablation_results.published("data/results/digits_label_free.csv")
     fid = {name: _spread(group["fid"]) for name, group in rows.groupby("setting")}
@@ -559,6 +572,7 @@ SENTENCES = (
     protocol_sentences,
     share_sentences,
     text_sentences,
+    text_extractors_sentences,
 )
 
 
