@@ -525,11 +525,16 @@ def text_extractors_sentences() -> list[str]:
     fid = rows.pivot_table(index=["method", "extractor"], columns="steps", values="fid")
     others = fid.drop("pd")
     assert (others > fid.loc["pd", ""]).all(axis=None)  # "PD alone is better than all of them"
+    receipts = _json("text_extractors_receipts")
+    right = {name: record["test_accuracy"] for name, record in receipts.items() if "test_accuracy" in record}
     one, both, pd_ = fid.loc["cfd"][1], fid.loc["cfd_is_pd"][1], fid.loc["pd", ""][1]
     latents, teacher = both["a classifier of latents"], both["the teacher's features"]
     return [
+        f"names {right['a classifier of latents']:.0%} of captions that it has not seen, the one of images "
+        f"{right['a classifier of images']:.0%}.".replace("%", " %"),
         f"CFD's FID at one step is {one.min():.1f} to {one.max():.1f}",
-        f"the sum's {latents:.1f} through a classifier of latents, {teacher:.1f} through the teacher's features and PD's {pd_:.1f}",
+        f"the sum's {latents:.1f} through a classifier of latents, {teacher:.1f} through the teacher's features and PD's "
+        f"{pd_:.1f}",
     ]
 
 
