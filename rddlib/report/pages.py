@@ -34,7 +34,7 @@ from rddlib.utils.text import counted
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
-h1{line-height:1.2}img{max-width:100%;height:auto}.scroll{overflow-x:auto}
+h1{line-height:1.2}img{width:100%;min-width:40rem;height:auto}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
 th:first-child,td:first-child{text-align:left}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
@@ -106,7 +106,7 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _picture(path: Path, words: str) -> str:
     content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{content}">'
+    return f'<div class="scroll"><img alt="{html.escape(words)}" src="data:image/png;base64,{content}"></div>'
 
 
 def take_formulas(text: str, formulas: list[str]) -> str:
