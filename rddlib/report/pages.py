@@ -156,19 +156,14 @@ def notebook_page(executed: Path) -> Path:
 
 def _stages(study: Study) -> str:
     """Seconds each stage took and their sum, from the checkpoints that this study and its guided ones use."""
-    found = {stage.path: ("", stage) for stage in study.lineage()}
-    for guided in guided_studies(study):
-        for stage in guided.lineage():
-            found.setdefault(stage.path, ("guided: ", stage))
+    guided = {stage.path: ("guided: ", stage) for one in guided_studies(study) for stage in one.lineage()}
+    plain = {stage.path: ("", stage) for stage in study.lineage()}
     rows, whole = [], 0.0
-    for prefix, stage in found.values():
+    for prefix, stage in (plain | {path: found for path, found in guided.items() if path not in plain}).values():
         if stage.done:
-            record = stage.recorded()
-            seed = (
-                stage.facts().get("seed", "") if prefix or stage.kind in LABELS else ""
-            )  # of those that are distilled last
+            record, seeded = stage.recorded(), prefix or stage.kind in LABELS  # all others have the study's seed
             took = "comes with rddlib" if record.get("shipped") else f"{record['seconds']:.0f}"
-            rows.append((prefix + stage.label, seed, took))
+            rows.append((prefix + stage.label, stage.facts().get("seed", "") if seeded else "", took))
             whole += record["seconds"]
     rows.append(("all training", "", f"{whole:.0f}"))
     lines = "".join(f"<tr><td>{name}</td><td>{seed}</td><td>{took}</td></tr>" for name, seed, took in rows)
