@@ -33,16 +33,15 @@ PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
 STEP = "step"  # the mark at the end of an optimiser's step
 FEW = 2  # images a step whose FLOPs are counted
 NONE = {"channels_last": "never", "compile": "never", "graphs": "never"}
-ALL = {"precision": "auto", "channels_last": "auto", "compile": "auto", "graphs": "never"}
+ALL = {"precision": "auto", "channels_last": "auto", "compile": "auto", "graphs": "auto"}
 SETTINGS = {"float32 eager": NONE | {"precision": "float32"}, "auto": ALL, "bf16": ALL | {"precision": "bf16"}}
 CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does not choose
     "float32 eager": SETTINGS["float32 eager"],
     "tf32": NONE | {"precision": "tf32"},
     "bf16 eager": NONE | {"precision": "bf16"},
     "bf16 channels_last": NONE | {"precision": "bf16", "channels_last": "always"},
-    "bf16 graphs": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "always"},
+    "bf16 graphs": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "auto"},
     "auto": ALL,
-    "auto graphs": ALL | {"graphs": "always"},
     "fused losses": ALL | {"impl": "fused"},
 }
 

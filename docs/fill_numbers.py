@@ -234,23 +234,32 @@ def step_table() -> str:
 
 
 def gpu_step_table() -> str:
-    """Milliseconds of a training step and of its parts on a GPU."""
-    parts, body = ("teacher", "student", "extractor", "losses", "optimiser"), []
-    for row in _json("h200_step")["rows"]:
-        whole = [f"{1e3 * row['seconds']:.0f}", f"{row['ratio']:.2f}", f"{row['of_peak']:.0%}"]
-        body.append([row["setting"], *whole, *(f"{1e3 * row['parts'][part]:.0f}" for part in parts)])
-    return _table(["step, ms", "whole", "speed", "of peak", *parts[:-1], "Adam"], body)
+    """Milliseconds of a training step on a GPU, without and with CUDA graphs."""
+    names, body = {"base": "base model", "rdd": LABELS["rdd"]}, []
+    for what in names:
+        report = _json(f"h200_graphs_{what}")
+        for row in report["rows"]:
+            times = [f"{1e3 * row[name]:.0f}" for name in ("seconds", "kernels")]
+            facts = [f"{row['images_per_second']:,.0f}", f"{row['of_peak']:.0%}", f"{row['ratio']:.2f}"]
+            body.append([f"{names[what]}, `{report['profile']}`", row["setting"], *times, *facts])
+    return _table(["step", "setting", "ms", "kernels, ms", "images/s", "of peak", "speed"], body)
 
 
-def gpu_profile_table() -> str:
-    """How long a GPU worked in a step, beside how long the step took."""
-    what, body = {"base": "base model", "rdd": LABELS["rdd"]}, []
-    for row in _json("h200_profile")["rows"]:
-        step = f"{min(row['untraced_ms']):.0f} to {max(row['untraced_ms']):.0f}"
-        body.append(
-            [f"{what[row['what']]}, `{row['profile']}`", step, f"{row['kernels_ms']:.0f}", f"{row['launches']:,}"]
-        )
-    return _table(["bf16, channels_last", "step, ms", "kernels, ms", "launches"], body)
+def gpu_study_table() -> str:
+    """How long the stages of a cut study took on a GPU."""
+    rows = pd.DataFrame(_json("h200_study")["rows"])
+    found = rows.assign(kind=rows.stage.where(rows.at_once == 1, "students")).replace(
+        {"kind": r"pd-.*"}, "halvings", regex=True
+    )
+    names = {"base": "base model", "halvings": "halvings, 64 to 8 steps", "extractor": "extractor, ResNet18"}
+    names["students"] = "students, four trainings at a time"
+    body = []
+    for kind, name in names.items():
+        few = found[found.kind == kind]
+        speeds = [f"{few.images_per_second.min():,.0f}", f"{few.images_per_second.max():,.0f}"]
+        seconds = f"{few.seconds.sum():.0f}" + " in sum" * (kind == "students")
+        body.append([name, f"{few.iterations.sum():,}", seconds, " to ".join(dict.fromkeys(speeds))])
+    return _table(["stage", "iterations", "s", "images/s of one training"], body)
 
 
 def losses_table() -> str:
@@ -293,7 +302,7 @@ TABLES = {
     "pipeline": diffusers_table,
     "export": export_table,
     "gpu_step": gpu_step_table,
-    "gpu_profile": gpu_profile_table,
+    "gpu_study": gpu_study_table,
     "photos": lambda: digits_table("photos"),
     "claims": claims_table,
     "text": text_table,

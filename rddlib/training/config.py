@@ -59,7 +59,7 @@ class RunConfig:
     compile: str = (
         "auto"  # torch.compile of denoisers, on CUDA where a training is long enough for it; "always": of all; "never"
     )
-    graphs: str = "never"  # "always": U-Nets of ours as CUDA graphs, where one process trains, its batch in one part
+    graphs: str = "auto"  # U-Nets of ours as CUDA graphs, where one process trains, its batch in one part; or "never"
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl
@@ -71,7 +71,7 @@ class RunConfig:
 
     def __post_init__(self):
         one_of(self, SWITCHES, "channels_last", "compile")
-        one_of(self, ("always", "never"), "graphs")
+        one_of(self, ("auto", "never"), "graphs")
         one_of(self, SHIPPED, "shipped")
         one_of(self, TRACKERS, "tracker")
         at_least(self, 0, "save_every", "sample_every")

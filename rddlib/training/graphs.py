@@ -38,6 +38,7 @@ class Recorded:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Callable:
         gc.collect()  # a graph must not be freed while another is recorded
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # it was recorded on a stream of its own
         state = torch.cuda.get_rng_state(inputs[0].device)  # the runs before a recording draw dropout too
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         try:
@@ -69,7 +70,7 @@ def recorded(module: nn.Module, run: RunConfig) -> nn.Module:
     Not for a module whose gradients are added up over several backward passes, nor for a loss that calls it twice with
     gradients: a graph writes them, and what it needs for them, to the same place.
     """
-    if run.graphs == "always" and world_size() == 1:  # others' collectives would disturb a recording
+    if run.graphs == "auto" and world_size() == 1:  # others' collectives would disturb a recording
         for network in module.modules():
             if isinstance(network, UNet) and next(network.parameters()).is_cuda:
                 network._compiled_call_impl = Recorded(network)

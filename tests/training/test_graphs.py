@@ -75,7 +75,7 @@ def test_a_gradient_at_the_input_is_not_recorded(recordings):
 
 
 def test_nothing_is_recorded_on_a_cpu_and_plain_and_copies_undo_it():
-    denoiser = recorded(tiny_denoiser(), RunConfig(graphs="always"))
+    denoiser = recorded(tiny_denoiser(), RunConfig())
     assert denoiser.network._compiled_call_impl is None
     denoiser.network._compiled_call_impl = Recorded(denoiser.network)
     assert copy.deepcopy(denoiser).network._compiled_call_impl is None
