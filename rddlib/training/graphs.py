@@ -38,7 +38,7 @@ class Recorded:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Callable:
         gc.collect()  # a graph must not be freed while another is recorded
-        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # it was recorded on a stream of its own
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # recording has a stream of its own
         state = torch.cuda.get_rng_state(inputs[0].device)  # the runs before a recording draw dropout too
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         try:
