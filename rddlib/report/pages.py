@@ -227,7 +227,7 @@ distilled. Feature losses need not keep the teacher's pixels.</p>
 the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
 over seeds).</p>
 <h2 id="times">Times</h2><p>Seconds that training took, without what each stage builds on, and their sum; students of
-{study.profile.jobs} methods were trained at a time.</p>
+{study.profile.at_once} methods were trained at a time.</p>
 {_stages(study)}
 <h2 id="receipts">Receipts</h2>
 <p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>

@@ -46,7 +46,14 @@ from rddlib.study.stage import Stage, Workplace
 from rddlib.study.study import Arm, Study, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
 from rddlib.training import Trainer, training_device
-from rddlib.training.hardware import fewer_threads_if_busy, free_memory, peak_memory, release_memory, reset_peak
+from rddlib.training.hardware import (
+    fewer_threads_if_busy,
+    free_memory,
+    on_threads,
+    peak_memory,
+    release_memory,
+    reset_peak,
+)
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.distributed import locked
@@ -423,7 +430,7 @@ def _groups(graph: Graph, arms: Iterable[Arm], prefix: str, times: int) -> list[
 def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[tuple, Cost], maps: float) -> Row:
     batch, kind = stages[0].config.batch_size, stages[0].kind
     iterations = sum(stage.iterations for stage in stages if not stage.ships) * times
-    at_once = min(p.jobs, len(p.methods) * len(p.seeds)) if kind in p.objectives else 1
+    at_once = min(p.at_once, len(p.methods) * len(p.seeds)) if kind in p.objectives else 1
     cost = kinds[kind, batch] if iterations else SHIPS if any(stage.ships for stage in stages) else DONE
     looks = kind in p.objectives and p.method(kind).looks
     return Row(name, kind, iterations, batch, len(stages) * times, at_once, cost, maps * batch * looks)
@@ -478,17 +485,14 @@ def _measure(profile: Profile, say: Callable[[str], None]) -> dict:
     predicts = profile.extractor.name != TEACHER
     needed = dict.fromkeys([*profile.methods, *(name for name in COMPETING if predicts or name != "rcfd"), WINNER])
     profile = replace(profile, methods=tuple(needed))
-    threads, costs, prober = torch.get_num_threads(), {}, Prober(profile)
+    costs, prober = {}, Prober(profile)
     stages = {stages[0].kind: stages[0] for _, stages, _ in _groups(prober.plain, plain_arms(profile), "", 1)}
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         for turn in range(ROUNDS):
             say(f"[{turn + 1}/{ROUNDS}] measuring an iteration of {len(stages) + 1} kinds, {SECONDS:g} s each")
             found = {kind: prober.cost(stage, SECONDS).seconds for kind, stage in stages.items()}
             found[SAMPLING] = prober.sampling_cost(SECONDS).seconds
             costs = {kind: min(seconds, costs.get(kind, seconds)) for kind, seconds in found.items()}
-    finally:
-        torch.set_num_threads(threads)
     costs.setdefault("rcfd", costs["cfd"])  # which only adds losses of class predictions
     where = {"hardware": hardware(), "torch": torch.__version__, "git_commit": git_commit()}
     return {"seconds": costs, "threads": 1, **where}

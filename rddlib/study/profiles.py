@@ -8,6 +8,7 @@ import typing
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
+import torch
 import yaml
 
 from rddlib.data import DataConfig
@@ -210,7 +211,8 @@ class Profile:
     methods: tuple[str, ...] = (*COMPETING, WINNER)
     sums: tuple[str, ...] = ()  # methods of one's own, such as "ours = cfd + is_p2p(share=1 tau=0.1)"
     seeds: tuple[int, ...] = (0,)  # of the last halvings, one cascade for each, and of all that guidance distils
-    jobs: int = 2  # cascades trained at a time, a process and an equal share of the cores each
+    # cascades trained at a time, a process and an equal share of the cores each; 0: as many as run.threads lets, at most 8
+    jobs: int = 0
 
     def __post_init__(self):
         teacher, halvings = self.progressive.teacher_steps, self.distill.iterations
@@ -225,9 +227,15 @@ class Profile:
         different(self, "seeds")
         _check_methods("methods", self.methods, self.objectives)
         _check_methods("guidance.objectives", self.guidance.objectives, self.objectives)
-        at_least(self, 1, "jobs")
+        at_least(self, 0, "jobs")
         check(not self.unet.guidance, "unet.guidance follows from guidance.weights: set that instead")
         _check_prediction(self.guidance, self.base.schedule)
+
+    @property
+    def at_once(self) -> int:
+        """Cascades that this machine trains at a time."""
+        fitting = torch.get_num_threads() // self.run.threads if self.run.threads else 2
+        return self.jobs or min(max(fitting, 1), 8)
 
     @property
     def objectives(self) -> dict[str, Method]:
@@ -285,6 +293,7 @@ def digits() -> Profile:
         pretrained=PretrainedConfig(TrainConfig(800, 64, 2e-3, lr_schedule="cosine", warmup=20, ema=0.998)),
         loss=LossConfig(draws=1024, per_image=4),
         evaluation=EvaluationConfig(metrics=("fid", "is", "pfd")),
+        run=RunConfig(threads=1),  # more gain nothing on networks of this size
     )
 
 

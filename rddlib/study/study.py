@@ -380,7 +380,7 @@ class Study:
         return [self.measured(arm)["row"] for arm in arms]
 
     def train_all(self) -> None:
-        """Train and score every cascade, profile.jobs at a time, each in a process of its own with its share of cores."""
+        """Train and score every cascade, profile.at_once at a time, each in a process of its own with its share of cores."""
         waiting = {(arm.method, arm.seed) for arm in self.arms() if not self.score_path(arm).exists()}
         if not waiting:
             return
@@ -388,7 +388,7 @@ class Study:
         methods = METHODS | self.profile.objectives
         dearest_first = sorted(waiting, key=lambda cascade: (-methods[cascade[0]].cost, *cascade))
         tasks = [Cascade(self, method, seed) for method, seed in dearest_first]
-        jobs = min(self.profile.jobs, len(tasks))
+        jobs = min(self.profile.at_once, len(tasks))
         if jobs == 1:
             for task in tasks:
                 task.perform()

@@ -60,6 +60,7 @@ class RunConfig:
         "auto"  # torch.compile of denoisers, on CUDA where a training is long enough for it; "always": of all; "never"
     )
     graphs: str = "auto"  # U-Nets of ours as CUDA graphs, where one process trains, its batch in one part; or "never"
+    threads: int = 0  # of a training on the CPU, 0: all it may take; another number of them rounds otherwise
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl
@@ -74,5 +75,5 @@ class RunConfig:
         one_of(self, ("auto", "never"), "graphs")
         one_of(self, SHIPPED, "shipped")
         one_of(self, TRACKERS, "tracker")
-        at_least(self, 0, "save_every", "sample_every")
+        at_least(self, 0, "threads", "save_every", "sample_every")
         at_least(self, 1, "keep", "log_every")

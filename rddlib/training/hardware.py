@@ -110,16 +110,11 @@ def fewer_threads_if_busy(say: Callable[[str], None] = say):
 
     A thread that waits for one that another program keeps from running can slow a small network down a hundred times.
     """
-    before, busy = torch.get_num_threads(), _busy()
-    if busy:
-        words, few = busy
+    words, few = _busy() or ("", 0)
+    if few:
         say(f"{words}: measured with {counted(few, 'thread')}; on an idle machine it may be faster")
-        torch.set_num_threads(few)
-    try:
+    with on_threads(few):
         yield
-    finally:
-        if busy:
-            torch.set_num_threads(before)
 
 
 def training_device() -> torch.device:
@@ -170,6 +165,17 @@ def plain(module: nn.Module) -> nn.Module:
     for part in module.modules():
         part._compiled_call_impl = None
     return module.to(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def on_threads(number: int):
+    """Inside, PyTorch works with so many threads on the CPU; 0: with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,16 @@ from rddlib.training.adapters import adapted, merged, sharing
 from rddlib.training.batches import Epochs, Step, derive_seed
 from rddlib.training.config import RunConfig, TrainConfig
 from rddlib.training.graphs import recorded
-from rddlib.training.hardware import autocast, compiled, laid_out, peak_memory, plain, process_group, tf32_context
+from rddlib.training.hardware import (
+    autocast,
+    compiled,
+    laid_out,
+    on_threads,
+    peak_memory,
+    plain,
+    process_group,
+    tf32_context,
+)
 from rddlib.training.metrics import MetricsLogger
 from rddlib.training.resume import Checkpoints, State
 from rddlib.training.stopping import StopRequests
@@ -122,6 +131,7 @@ class Trainer:
             finite_checks(debug),
             torch.enable_grad(),
             tf32_context(config.precision, device),
+            on_threads(self.run.threads),
             contextlib.closing(logger),
             StopRequests(device) as stop,
         ):

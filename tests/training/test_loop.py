@@ -394,6 +394,18 @@ def test_a_busy_machine_is_noticed_unless_threads_were_chosen(monkeypatch, capsy
     assert torch.get_num_threads() == before and len(lines) == bool(words)
 
 
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_training_has_its_threads_and_gives_them_back(threads):
+    before, seen = torch.get_num_threads(), []
+
+    def loss(model, step):
+        seen.append(torch.get_num_threads())
+        return regression(model, step)
+
+    Trainer(TrainConfig(2, 8, 1e-2), run=RunConfig(threads=threads)).fit(nn.Linear(4, 1), loss, ROWS)
+    assert seen == 2 * [threads or before] and torch.get_num_threads() == before
+
+
 def test_short_trainings_are_not_compiled():
     """It would take longer than it saves."""
     chosen = lambda iterations, **run: Trainer(TrainConfig(iterations, 4, 1e-3), run=RunConfig(**run)).run.compile  # noqa: E731
