@@ -18,7 +18,9 @@ from rddlib.training import RunConfig
 from rddlib.utils.errors import UserError
 
 
-@pytest.mark.parametrize("cores, run, jobs, at_once", [(2, 1, 0, 2), (32, 1, 0, 8), (1, 2, 0, 1), (4, 0, 0, 2), (2, 1, 5, 5)])
+@pytest.mark.parametrize(
+    "cores, run, jobs, at_once", [(2, 1, 0, 2), (32, 1, 0, 8), (1, 2, 0, 1), (4, 0, 0, 2), (2, 1, 5, 5)]
+)
 def test_how_many_are_trained_at_once(cores, run, jobs, at_once, monkeypatch):
     """As many as there are cores where each takes one; never none; what the profile says wins."""
     monkeypatch.setattr("torch.get_num_threads", lambda: cores)
