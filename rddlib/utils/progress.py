@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -66,10 +66,6 @@ def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm
     )
 
 
-def _said(done: int, unit: str, began: float) -> str:
-    return f"{counted(done, 'iteration' if unit == 'it' else unit)} in {time.perf_counter() - began:.1f} s"
-
-
 class _Lines:
     """Lines of how far something long is, in a log."""
 
@@ -88,6 +84,11 @@ class _Lines:
             left = human_time(gone / (done - self.start) * (self.total - done))
             print(f"{self.label}: {done:,} of {self.total:,}, about {left} left", flush=True)
 
+    def ended(self, done: int, unit: str = "it") -> str:
+        """The last line."""
+        what = counted(done, "iteration" if unit == "it" else unit)
+        return f"{self.label}: {what} in {time.perf_counter() - self.began:.1f} s"
+
 
 class Bar:
     """Progress of what other processes count: a bar; in a log a line when it begins, now and then, and at its end.
@@ -95,11 +96,10 @@ class Bar:
     with Bar("4 students, 2 at a time", total) as bar: ... bar.count(done so far)
     """
 
-    def __init__(self, label: str, total: int, unit: str = "it"):
-        self.label, self.unit, self._bar = label, unit, make_bar(label, total, unit=unit)
-        self._done, self._lines = 0, _Lines(label, total)
+    def __init__(self, label: str, total: int):
+        self.label, self._bar, self._lines, self._done = label, make_bar(label, total), _Lines(label, total), 0
         if total:
-            self.say(f"{label}: {counted(total, 'iteration' if unit == 'it' else unit, ',')} to do")
+            self.say(f"{label}: {counted(total, 'iteration', ',')} to do")
 
     def count(self, done: int) -> None:
         self._bar.update(done - self._done)
@@ -116,8 +116,8 @@ class Bar:
 
     def __exit__(self, kind, *_) -> None:
         self._bar.close()
-        if kind is None and mode() == "line":
-            print(f"{self.label}: {_said(self._done, self.unit, self._lines.began)}", flush=True)
+        if kind is None:
+            self.say(self._lines.ended(self._done))
 
 
 class Progress:
@@ -131,22 +131,19 @@ class Progress:
         self.note = ""
 
     def __iter__(self) -> Iterator[int]:
-        began = time.perf_counter()
-        yield from self._counted(range(self.start, self.stop))
-        if mode() == "line" and not self.quiet:
-            note = f", {self.note}" if self.note else ""
-            print(f"{self.label}: {_said(self.stop - self.start, self.unit, began)}{note}", flush=True)
-
-    def _counted(self, steps: Iterable[int]) -> Iterator[int]:
         lines = _Lines(self.label, self.stop, self.start)
         with make_bar(self.label, self.stop, self.start, self.unit) as bar:
-            for step in steps:
+            for step in range(self.start, self.stop):
                 yield step
                 bar.update()
-                if not self.quiet:
-                    lines.count(step + 1)
                 if self.note:
                     bar.set_postfix_str(self.note, refresh=False)
-                if mode() == "count" and not self.quiet:
+                if self.quiet:
+                    continue
+                lines.count(step + 1)
+                if mode() == "count":
                     with _shared_count.get_lock():
                         _shared_count.value += 1
+        if mode() == "line" and not self.quiet:
+            note = f", {self.note}" if self.note else ""
+            print(lines.ended(self.stop - self.start, self.unit) + note, flush=True)
