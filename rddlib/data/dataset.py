@@ -1,6 +1,5 @@
 """What every loader takes and returns: a DataConfig, and an ImageDataset of uint8 images in memory or memory-mapped."""
 
-import difflib
 import hashlib
 import io
 import os
@@ -15,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from rddlib.utils.checks import at_least
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import UserError, nearest
 from rddlib.utils.installation import top_folder
 
 DATA_VARIABLE = "RDD_DATA"  # environment variable: the folder for downloads and caches
@@ -206,9 +205,8 @@ def class_number(word: str, names: Sequence[str], count: int, owner: str) -> int
         return names.index(word)
     if word.isdecimal() and int(word) < count:
         return int(word)
-    close = difflib.get_close_matches(word, names, n=1)
     known = f"its names are {', '.join(names)}" if 0 < len(names) <= 20 else f"choose from 0 to {count - 1}"
-    raise UserError(f"{owner} has no class {word!r}{f' (did you mean {close[0]!r}?)' if close else ''}: {known}")
+    raise UserError(f"{owner} has no class {word!r}{nearest(word, names)}: {known}")
 
 
 class WrongShape(UserError):
