@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,26 +110,17 @@ def held_out(count: int) -> int:
 
 
 def _splits(recipe: Recipe, images: torch.Tensor, labels: np.ndarray, sha256: dict) -> dict[str, ImageDataset]:
-    labels, last = torch.from_numpy(labels), len(labels) - held_out(len(labels))
-
-    def part(split: str, name: str, rows: slice) -> ImageDataset:  # a slice stays mapped
-        return ImageDataset(
-            name,
-            images[rows],
-            labels[rows],
-            recipe.num_classes,
-            checksum=sha256.get(split, ""),
-            class_names=recipe.class_names,
-        )
-
-    whole = part("train", recipe.name, slice(None))
+    named = {"checksum": sha256.get("train", ""), "class_names": recipe.class_names}
+    whole = ImageDataset(recipe.name, images, torch.from_numpy(labels), recipe.num_classes, **named)
     if not recipe.hold_out:
         return {"train": whole, "extractor": whole}
-    return {
-        "train": whole,
-        "extractor": part("extractor", f"{recipe.name}[extractor]", slice(last)),
-        "test": part("test", f"{recipe.name}[test]", slice(last, None)),
-    }
+
+    def part(split: str, rows: slice) -> ImageDataset:  # a slice stays mapped
+        mine = {"images": whole.images[rows], "labels": whole.labels[rows], "checksum": sha256.get(split, "")}
+        return replace(whole, name=f"{recipe.name}[{split}]", **mine)
+
+    last = len(labels) - held_out(len(labels))
+    return {"train": whole, "extractor": part("extractor", slice(last)), "test": part("test", slice(last, None))}
 
 
 def _build(folder: Path, recipe: Recipe) -> dict[str, ImageDataset] | None:

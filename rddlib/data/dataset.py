@@ -90,11 +90,9 @@ class ImageDataset:
     @property
     def bound(self) -> float:
         """The largest magnitude that an entry of `floats` has."""
-        return (
-            1.0
-            if self.images.dtype == torch.uint8
-            else max(float(part.abs().max()) for part in self.images.split(4096))
-        )
+        if self.images.dtype == torch.uint8:
+            return 1.0
+        return max(float(part.abs().max()) for part in self.images.split(4096))
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The given rows as `floats`, each image mirrored left to right with probability 1/2 if `flip`."""
