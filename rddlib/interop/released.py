@@ -237,10 +237,8 @@ def _check_tensors(network: torch.nn.Module, tensors: Mapping[str, Tensor], rule
         for name, shape in shapes.items()
         if name in tensors and list(tensors[name].shape) != shape
     ]
-    lacking, foreign = (
-        (name for name in shapes if name not in tensors),
-        (name for name in tensors if name not in shapes),
-    )
+    lacking = [name for name in shapes if name not in tensors]
+    foreign = [name for name in tensors if name not in shapes]
     if said := tensor_faults(lacking, foreign, wrong):
         raise UserError(f"{path} holds other tensors than its network has: {said}")
     return parts
