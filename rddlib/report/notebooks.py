@@ -10,8 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -407,7 +406,13 @@ def run_study(
         raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
     say_if_busy()
     began = time.monotonic()
-    with _alone_in(out):
+    try:
+        lock = FileLock(out / ".running").acquire(timeout=0)  # it goes with the process, however that ends
+    except Timeout as error:
+        raise UserError(
+            f"another process is running the study in {out}: wait for it or choose another --out"
+        ) from error
+    with lock:
         if latent:
             run_notebook(notebooks[0], out, parameters)
             return out / "notebooks" / notebooks[0].name
@@ -467,16 +472,3 @@ def _check_notebooks(study: Study) -> None:
     _check_scoring(study)
     if study.dataset.num_classes:
         guided_study(study).check_scoring()
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Hold the study's folder; the lock goes with the process, however that ends."""
-    try:
-        lock = FileLock(out / ".running").acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"another process is running the study in {out}: wait for it or choose another --out"
-        ) from error
-    with lock:
-        yield
