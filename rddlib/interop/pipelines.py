@@ -17,7 +17,7 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class, variant_of
 from rddlib.diffusion.samplers import alpha_bars
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
-from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
+from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, sinusoids
 from rddlib.interop.latent_pipelines import KINDS, latent_network, latent_usage, save_latent
 from rddlib.interop.released import one_line, tensor_faults
 from rddlib.interop.torchscript import check_guidance, scripted, shape_of
@@ -444,10 +444,9 @@ def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
         theirs = {"embed": "time_emb_proj", "shortcut": "conv_shortcut"}
         for ours in ("norm1", "conv1", "embed", "norm2", "conv2", "shortcut"):
             put(f"{stem}.resnets.{number}.{theirs.get(ours, ours)}", getattr(block, ours))
-        if not isinstance(block.attention, nn.Identity):
-            put_attention(f"{stem}.attentions.{number}", block.attention)
-
-    def put_attention(name: str, attention: nn.Module) -> None:
+        name, attention = f"{stem}.attentions.{number}", block.attention
+        if isinstance(attention, nn.Identity):
+            return
         put(f"{name}.group_norm", attention.norm)
         for part, weight, bias in zip("qkv", attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True):
             found.update({f"{name}.to_{part}.weight": weight[:, :, 0, 0], f"{name}.to_{part}.bias": bias})
@@ -461,8 +460,7 @@ def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
                 put_block(f"{stem}_blocks.{level}", number, layer)
                 number += 1
             else:
-                resampler = "upsamplers.0.conv" if isinstance(layer, Upsample) else "downsamplers.0.conv"
-                put(f"{stem}_blocks.{level}.{resampler}", layer.conv if isinstance(layer, Upsample) else layer)
+                put(f"{stem}_blocks.{level}.{stem}samplers.0.conv", layer.conv if stem == "up" else layer)
                 level, number = level + 1, 0
     for number, block in enumerate(network.middle):
         put_block("mid_block", number, block)

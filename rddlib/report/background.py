@@ -238,10 +238,9 @@ def _line(name: str, now: dict) -> str:
     """Progress in one line."""
     if now["state"] == "done":
         return f"{name}: done"
-    stage = f"{now['stage']} ({now['number']} of {now['stages']})"
     if now["state"] == "idle":
         return f"{name}: {now['message']}"
-    parts = [f"{stage}, iteration {now['iteration']} of {now['total']}"]
+    parts = [f"{now['stage']} ({now['number']} of {now['stages']})", f"iteration {now['iteration']} of {now['total']}"]
     if now["loss"] is not None:
         parts.append(f"loss {now['loss']:.4g}")
     if now["state"] == "running" and now["images_per_second"]:
