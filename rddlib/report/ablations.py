@@ -346,10 +346,8 @@ def _entropies(table: pd.DataFrame) -> Figure:
 def _entropy_style(place: int, runs: int, growth: float) -> dict:
     """Of the run in this place, most steps first, told apart in gray too: fewer steps are lighter, and their markers larger
     and hollow, so that all remain visible at t = 1."""
-    marker = dict(marker="oDs^vP*X"[place % 8], markersize=5 + growth * place, markerfacecolor="none")
-    return (
-        dict(color=plt.cm.cividis(0.7 * place / max(runs - 1, 1)), linestyle=_DASHES[place % 4], linewidth=1.3) | marker
-    )
+    line = dict(color=plt.cm.cividis(0.7 * place / max(runs - 1, 1)), linestyle=_DASHES[place % 4], linewidth=1.3)
+    return dict(marker="oDs^vP*X"[place % 8], markersize=5 + growth * place, markerfacecolor="none", **line)
 
 
 def entropy_figure(curves: dict[int, Sequence[float]], classes: int, images: int) -> Figure:
