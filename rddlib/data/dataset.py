@@ -188,11 +188,10 @@ def grid_png(images: Tensor, names: Sequence[str] = ()) -> bytes:
     picture, content = Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()), io.BytesIO()
     if names:
         picture = ImageOps.expand(picture, (0, HEADING, 0, 0), "white")
+        drawing, width = ImageDraw.Draw(picture), large.shape[3] + zoom
         for column, name in enumerate(names):
-            width = large.shape[3] + zoom
-            ImageDraw.Draw(picture).text(
-                (zoom + column * width, 2), name[: width // 6], fill="black", font_size=HEADING - 6
-            )
+            place = zoom + column * width, 2
+            drawing.text(place, name[: width // 6], fill="black", font_size=HEADING - 6)
     picture.save(content, format="png")
     return content.getvalue()
 

@@ -129,9 +129,7 @@ def is_classifier(file: Mapping) -> bool:
 
 def _part(file: Mapping, name: str, path: str | Path) -> dict[str, Tensor]:
     part = file.get(name)
-    if not isinstance(part, Mapping) or not all(
-        isinstance(key, str) and _plain(tensor) for key, tensor in part.items()
-    ):
+    if not (isinstance(part, Mapping) and all(isinstance(key, str) and _plain(part[key]) for key in part)):
         raise UserError(
             f"{path} has no {name}, a dict of tensors: {listed('it holds', file) if file else 'it is empty'}"
         )

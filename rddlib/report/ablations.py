@@ -295,9 +295,8 @@ def _rows(ax: Axes, rows: pd.DataFrame, column: str, names: Sequence[str], paper
             if values.mean() > end:
                 ax.plot(0.94, place, color=style["color"], transform=ax.get_yaxis_transform(), **_ARROW)
                 continue
-            ax.plot(
-                values.mean(), place, color=style["color"], marker=style["marker"], markersize=9 - 1.5 * len(through)
-            )
+            large = dict(marker=style["marker"], markersize=9 - 1.5 * len(through))
+            ax.plot(values.mean(), place, color=style["color"], **large)
             ax.plot(values, [place] * len(values), linestyle="", marker=".", markersize=4.5, color="0.2")
         written = _written([values for _, values in through])
         ax.text(1.03, names.index(name), written, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
