@@ -112,10 +112,6 @@ def _pd_lpips(schedule: Schedule, extractor: nn.Module | None, **numbers) -> Obj
     return PDPerceptual(schedule, load_lpips(), **numbers)
 
 
-def _pd_stages(schedule: Schedule, extractor: FeatureExtractor, **numbers) -> Objective:
-    return PDPerceptual(schedule, extractor, **numbers)
-
-
 def _perceptual(loss: LossConfig, temperature: float, steps: int) -> dict:
     return {"weight": loss.perceptual}
 
@@ -178,7 +174,7 @@ _ROWS = (
     # students
     Method("pd", "PD", _line("#0072B2", "o", "-"), lambda schedule, extractor: PD(schedule), cost=3),
     Method("pd_lpips", "PD + LPIPS", _line("#0072B2", "P", "--"), _pd_lpips, _perceptual, needs=load_lpips, cost=8),
-    Method("pd_stages", "PD + stages", _line("#0072B2", "h", "-."), _pd_stages, _perceptual, looks=True, cost=4),
+    Method("pd_stages", "PD + stages", _line("#0072B2", "h", "-."), PDPerceptual, _perceptual, looks=True, cost=4),
     Method("cfd", "CFD", _line("#E69F00", "^", "--"), _through_extractor(CFD), _cfd, looks=True, cost=5),
     Method("rcfd", "RCFD", _line("#009E73", "v", "-."), _through_extractor(RCFD), _rcfd, looks=True, cost=6),
     Method("rdd", "RDD", _line("#D55E00", "D", "-"), _through_extractor(RDD), _rdd, looks=True, cost=9),

@@ -155,9 +155,8 @@ def torchscript(
     path, _ = _absent(to.with_suffix(".md")), _absent(to)
     denoiser, info = _exportable(checkpoint)
     drawn = {"steps": steps or denoiser.steps, "guidance": guidance, "clip": not unclipped}
-    card = card_of(
-        denoiser, checkpoint, info, title=to.stem, usage=script_usage(denoiser, to.name, not unclipped), **drawn
-    )
+    usage = script_usage(denoiser, to.name, not unclipped)
+    card = card_of(denoiser, checkpoint, info, title=to.stem, usage=usage, **drawn)
     difference = export_torchscript(denoiser, to, **drawn)
     write_atomically(path, card)
     print(f"{to}: noise in, images out, within {difference:.1g} of ours; {path}: its model card")

@@ -1,6 +1,7 @@
 """`rdd sample` draws images, `rdd evaluate` scores them: those of a study's model, of any checkpoint, or given ones."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -290,18 +291,20 @@ def evaluate(
         def profile_images(shape: tuple[int, int, int]) -> "ImageDataset":
             return load_dataset(_loaded(profile, settings).data, "train", shape)
 
-        def against(study: "Study | None", shape: tuple[int, int, int]) -> Reference:
+        @functools.cache
+        def scoring(study: "Study | None", shape: tuple[int, int, int]) -> tuple[Reference, "Network"]:
+            """What images of (C, H, W) are scored against, and through which network."""
+            network = _network(metric_network, study, shape)
             source = reference or (study.dataset if study else profile_images(shape))
-            return stack.enter_context(contextlib.closing(Reference(source, batch, asked["device"])))
+            return stack.enter_context(contextlib.closing(Reference(source, batch, asked["device"]))), network
 
         def check(study: "Study") -> None:
             """What must hold before a study trains and draws what is to be scored."""
             owner, arm = _model_of(study, *model)
             if metric_network != "extractor":  # which is trained first
                 shape, count = study.image_shape, samples or owner.profile.evaluation.samples
-                network, compared = _network(metric_network, study, shape), against(study, shape)
                 what = f"{method}, {counted(steps)}"
-                check_fit(what, shape, count, compared, network, asked["metrics"], kid_subset)
+                check_fit(what, shape, count, *scoring(study, shape), asked["metrics"], kid_subset)
             _say_new(study, owner.stage_of(arm))
 
         model = (method, steps, guidance, sampler, [])
@@ -335,14 +338,12 @@ def evaluate(
             owner, arm = _model_of(study, *model)
             return owner.drawn(arm, samples=samples, noise=number), columns
 
-        rows, network, compared = [], None, None
+        rows = []
         for number in seeds or [config.seed]:
             scored, columns = source(number)
-            network = network or _network(metric_network, study, scored.shape)
-            compared = compared or against(study, scored.shape)
             guided = "" if guidance is None else f"-w{guidance:g}-{sampler}"
             name = f"{columns['method']}-{steps}{guided}-noise{number}" if columns["steps"] else columns["method"]
-            rows += recorded(folder / "evaluations", name, columns, scored, compared, network, **asked)
+            rows += recorded(folder / "evaluations", name, columns, scored, *scoring(study, scored.shape), **asked)
     _show(rows)
 
 

@@ -1,6 +1,5 @@
 """Image data sets behind one function, `load_dataset`: one file per source and one line per source in SOURCES."""
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from rddlib.data.dataset import DataConfig, ImageDataset, WrongShape, check_shap
 from rddlib.data.digits import DIGITS_SPLITS, load_digits
 from rddlib.data.folder import load_folder
 from rddlib.data.imagenet64 import load_imagenet64
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import UserError, nearest
 
 __all__ = ["DataConfig", "ImageDataset", "WrongShape", "data_folder", "grid_png", "load_dataset", "to_uint8"]
 
@@ -72,6 +71,4 @@ def load_dataset(
 
 def _check_known(what: str, word: str, known: Iterable[str]) -> None:
     if word not in known:
-        close = difflib.get_close_matches(word, known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UserError(f"unknown {what} {word!r}{hint}: known are {', '.join(known)}")
+        raise UserError(f"unknown {what} {word!r}{nearest(word, known)}: known are {', '.join(known)}")

@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +81,11 @@ def _read(folder: Path, recipe: Recipe) -> dict[str, ImageDataset] | None:
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if facts["stamp"] != _stamp(folder / "images.bin") or facts["labels_sha256"] != _sha256(labels):
+        if facts["stamp"] != _stamp(folder / "images.bin"):
             return None
-        return _splits(recipe, mapped_array(folder / "images.bin", np.uint8, facts["shape"]), labels, facts["sha256"])
+        images = mapped_array(folder / "images.bin", np.uint8, facts["shape"])
+        splits = _splits(recipe, images, labels, facts["sha256"])
+        return splits if splits["train"].labels_sha256 == facts["labels_sha256"] else None
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
@@ -102,36 +104,23 @@ def _stamp(path: Path) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-
-
 def held_out(count: int) -> int:
     """The size of the test split held out of `count` images: a tenth, at least one."""
     return max(1, count // 10)
 
 
 def _splits(recipe: Recipe, images: torch.Tensor, labels: np.ndarray, sha256: dict) -> dict[str, ImageDataset]:
-    labels, last = torch.from_numpy(labels), len(labels) - held_out(len(labels))
-
-    def part(split: str, name: str, rows: slice) -> ImageDataset:  # a slice stays mapped
-        return ImageDataset(
-            name,
-            images[rows],
-            labels[rows],
-            recipe.num_classes,
-            checksum=sha256.get(split, ""),
-            class_names=recipe.class_names,
-        )
-
-    whole = part("train", recipe.name, slice(None))
+    named = {"checksum": sha256.get("train", ""), "class_names": recipe.class_names}
+    whole = ImageDataset(recipe.name, images, torch.from_numpy(labels), recipe.num_classes, **named)
     if not recipe.hold_out:
         return {"train": whole, "extractor": whole}
-    return {
-        "train": whole,
-        "extractor": part("extractor", f"{recipe.name}[extractor]", slice(last)),
-        "test": part("test", f"{recipe.name}[test]", slice(last, None)),
-    }
+
+    def part(split: str, rows: slice) -> ImageDataset:  # a slice stays mapped
+        mine = {"images": whole.images[rows], "labels": whole.labels[rows], "checksum": sha256.get(split, "")}
+        return replace(whole, name=f"{recipe.name}[{split}]", **mine)
+
+    last = len(labels) - held_out(len(labels))
+    return {"train": whole, "extractor": part("extractor", slice(last)), "test": part("test", slice(last, None))}
 
 
 def _build(folder: Path, recipe: Recipe) -> dict[str, ImageDataset] | None:
@@ -158,7 +147,7 @@ def _build(folder: Path, recipe: Recipe) -> dict[str, ImageDataset] | None:
             "name": recipe.name,
             "shape": shape,
             "sha256": {split: dataset.sha256 for split, dataset in splits.items()},
-            "labels_sha256": _sha256(labels),
+            "labels_sha256": splits["train"].labels_sha256,
             "stamp": _stamp(part / "images.bin"),
         }
         write_atomically(part / "facts.json", json.dumps(facts, indent=1))

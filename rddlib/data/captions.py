@@ -40,7 +40,11 @@ def _captions(folder: Path) -> dict[Path, str]:
     there = [name for name in METADATA if (folder / name).is_file()]
     if len(there) == 2:
         raise UserError(f"{folder} holds {there[0]} and {there[1]}: leave one of them there")
-    texts = _from_metadata(folder / there[0]) if there else _from_text_files(files)
+    if there:
+        texts = _from_metadata(folder / there[0])
+    else:
+        beside = {file: file.with_suffix(CAPTION) for file in files}
+        texts = {file: text.read_text(encoding="utf-8") for file, text in beside.items() if text.is_file()}
     if lost := sorted(set(texts) - set(files)):
         raise UserError(
             f"{folder / there[0]} names {lost[0].name}, which is no image there: correct or remove its line"
@@ -53,11 +57,6 @@ def _captions(folder: Path) -> dict[Path, str]:
     if not files:
         raise UserError(f"{folder} holds no images: name another with --set data.root=FOLDER")
     return {file: " ".join(texts[file].split()) for file in files}
-
-
-def _from_text_files(files: list[Path]) -> dict[Path, str]:
-    beside = {file: file.with_suffix(CAPTION) for file in files}
-    return {file: text.read_text(encoding="utf-8") for file, text in beside.items() if text.is_file()}
 
 
 def _from_metadata(path: Path) -> dict[Path, str]:

@@ -45,7 +45,6 @@ def _torchvision(root: Path, test: bool, download: bool) -> ImageDataset:
         reason = " ".join(str(error).split())
         remedy = "try again, or --set data.root=FOLDER names a copy"
         raise UserError(f"CIFAR-10 cannot be downloaded ({reason}): {remedy}") from error
+    name = "cifar10[test]" if test else "cifar10"
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # [M, 3, 32, 32]
-    return ImageDataset(
-        "cifar10[test]" if test else "cifar10", images, torch.tensor(data.targets), 10, class_names=tuple(data.classes)
-    )
+    return ImageDataset(name, images, torch.tensor(data.targets), 10, class_names=tuple(data.classes))

@@ -1,6 +1,5 @@
 """What every loader takes and returns: a DataConfig, and an ImageDataset of uint8 images in memory or memory-mapped."""
 
-import difflib
 import hashlib
 import io
 import os
@@ -15,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from rddlib.utils.checks import at_least
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import UserError, nearest
 from rddlib.utils.installation import top_folder
 
 DATA_VARIABLE = "RDD_DATA"  # environment variable: the folder for downloads and caches
@@ -91,11 +90,9 @@ class ImageDataset:
     @property
     def bound(self) -> float:
         """The largest magnitude that an entry of `floats` has."""
-        return (
-            1.0
-            if self.images.dtype == torch.uint8
-            else max(float(part.abs().max()) for part in self.images.split(4096))
-        )
+        if self.images.dtype == torch.uint8:
+            return 1.0
+        return max(float(part.abs().max()) for part in self.images.split(4096))
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The given rows as `floats`, each image mirrored left to right with probability 1/2 if `flip`."""
@@ -191,11 +188,10 @@ def grid_png(images: Tensor, names: Sequence[str] = ()) -> bytes:
     picture, content = Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()), io.BytesIO()
     if names:
         picture = ImageOps.expand(picture, (0, HEADING, 0, 0), "white")
+        drawing, width = ImageDraw.Draw(picture), large.shape[3] + zoom
         for column, name in enumerate(names):
-            width = large.shape[3] + zoom
-            ImageDraw.Draw(picture).text(
-                (zoom + column * width, 2), name[: width // 6], fill="black", font_size=HEADING - 6
-            )
+            place = zoom + column * width, 2
+            drawing.text(place, name[: width // 6], fill="black", font_size=HEADING - 6)
     picture.save(content, format="png")
     return content.getvalue()
 
@@ -206,9 +202,8 @@ def class_number(word: str, names: Sequence[str], count: int, owner: str) -> int
         return names.index(word)
     if word.isdecimal() and int(word) < count:
         return int(word)
-    close = difflib.get_close_matches(word, names, n=1)
     known = f"its names are {', '.join(names)}" if 0 < len(names) <= 20 else f"choose from 0 to {count - 1}"
-    raise UserError(f"{owner} has no class {word!r}{f' (did you mean {close[0]!r}?)' if close else ''}: {known}")
+    raise UserError(f"{owner} has no class {word!r}{nearest(word, names)}: {known}")
 
 
 class WrongShape(UserError):

@@ -140,9 +140,8 @@ def _listing(part: Path) -> tuple[list[Path], np.ndarray, list[str]]:
         return top, np.zeros(len(top), np.int64), []
     if empty := [name for name, inside in classes.items() if not inside]:
         raise UserError(f"{part} has a class folder without images ({empty[0]}): fill it or remove it")
-    if odd := [
-        name for name in classes if name != name.encode(errors="ignore").decode()
-    ]:  # which no model card could hold
+    # which no model card could hold
+    if odd := [name for name in classes if name != name.encode(errors="ignore").decode()]:
         raise UserError(f"{part} has a class folder whose name is no UTF-8 ({odd[0]!a}): rename it")
     labelled = [(file, label) for label, inside in enumerate(classes.values()) for file in inside]
     return [file for file, _ in labelled], np.array([label for _, label in labelled]), list(classes)

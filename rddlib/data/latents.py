@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,8 @@ def latents_of(space, images: ImageDataset, device: torch.device | str = "cpu") 
         return space.encode(images.floats(torch.arange(start, stop)).to(device))
 
     shape = (len(images), *space.latent_shape)
-    latents = _computed(key, shape, block, f"latents of {images.name}")
-    return ImageDataset(
-        f"latents of {images.name}",
-        latents,
-        images.labels,
-        images.num_classes,
-        checksum=key,
-        class_names=images.class_names,
-    )
+    name = f"latents of {images.name}"
+    return replace(images, name=name, images=_computed(key, shape, block, name), checksum=key)
 
 
 def prompted(space, prompts: tuple[str, ...]):

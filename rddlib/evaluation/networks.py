@@ -128,7 +128,7 @@ def network_of_checkpoint(path: Path) -> Network:
     tensors, info = load_checkpoint(path)
     if info.get("kind") == "metric network":
         # float64, so that scores do not depend on how images are split into batches
-        name, network = "metric network", load_metric_network(path).double()
+        name, network = "metric network", metric_network_of(tensors).double()
         features, shape = network.features, network.shape
     elif info.get("kind") == "extractor":
         kind = info["facts"]["extractor"]["name"]

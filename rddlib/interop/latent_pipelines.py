@@ -49,15 +49,11 @@ def latent_network(name: str, source: Path | Mapping[str, object], grid: int) ->
     elif kind == "LDMPipeline":
         network = DiffusersUNet(made, grid)
     else:
-        network = PromptedUNet(made, grid, guidance=_range(made))
+        # one that takes w does not say which it was distilled for: any up to diffusers' usual ones
+        network = PromptedUNet(made, grid, guidance=(0.0, 14.0) if made.config.time_cond_proj_dim else ())
     origin = str(source.resolve()) if isinstance(source, Path) else ""
     network.space = LatentSpace(kind, parts, network.config.image_shape, origin)
     return network
-
-
-def _range(unet: nn.Module) -> tuple[float, ...]:
-    """The weights that a given network was distilled for: it does not say, so any up to diffusers' usual ones."""
-    return (0.0, 14.0) if unet.config.time_cond_proj_dim else ()
 
 
 def _id2label(source: Path | Mapping[str, object]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class, variant_of
 from rddlib.diffusion.samplers import alpha_bars
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
-from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, Upsample, sinusoids
+from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, sinusoids
 from rddlib.interop.latent_pipelines import KINDS, latent_network, latent_usage, save_latent
 from rddlib.interop.released import one_line, tensor_faults
 from rddlib.interop.torchscript import check_guidance, scripted, shape_of
@@ -50,26 +50,23 @@ def from_diffusers(source, scheduler=None, *, null_class: bool | None = None) ->
     copied, in float32. No code in a folder is run and nothing is downloaded. Raises UserError for other pipelines and kinds of
     networks and schedulers, for missing or damaged files, and without diffusers.
     """
-    if latent := _latent_source(source):
-        schedule, prediction = _schedule_of(scheduler or latent[2])
-        network = latent_network(*latent[:2], schedule.steps)
-        denoiser = Denoiser(network, schedule, prediction).eval().requires_grad_(False)
-        dry_run(denoiser)
-        return denoiser
-    unet, own_scheduler, has_null = _parts(source)
-    if not isinstance(unet, diffusers_class("UNet2DModel")):
-        raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(unet).__name__}: {PIXELS}")
+    latent, found, own_scheduler, has_null = _parts(source)
+    if not latent and not isinstance(found, diffusers_class("UNet2DModel")):
+        raise UserError(f"expected a UNet2DModel or a pipeline with one, not {type(found).__name__}: {PIXELS}")
     scheduler = own_scheduler if scheduler is None else scheduler
     if isinstance(scheduler, (str, Path)):
         scheduler = _read_scheduler(Path(scheduler))
-    if scheduler is None:
+    if scheduler is None and not latent:
         raise UserError(
             "a UNet2DModel alone does not say its betas: name its pipeline, put the scheduler_config.json that it was "
             "trained with beside it, or in Python pass its scheduler too"
         )
     schedule, prediction = _schedule_of(scheduler)
-    has_null = has_null is True if null_class is None else null_class
-    network = DiffusersUNet(copy.deepcopy(unet).float(), schedule.steps, has_null)
+    if latent:
+        network = latent_network(latent, found, schedule.steps)
+    else:
+        has_null = has_null is True if null_class is None else null_class
+        network = DiffusersUNet(copy.deepcopy(found).float(), schedule.steps, has_null)
     denoiser = Denoiser(network, schedule, prediction).eval().requires_grad_(False)
     dry_run(denoiser)
     return denoiser
@@ -96,30 +93,35 @@ def dry_run(denoiser: Denoiser) -> None:
 
 
 def _parts(source) -> tuple:
-    """(network, scheduler or None, whether it records that its last class means none) of a model or a folder."""
-    if isinstance(source, (str, Path)):
-        return _read(Path(source))
+    """(None, network, scheduler or None, whether it records that its last class means none) of a model or a folder.
+
+    Of a latent pipeline that can be taken: (its class, its folder or components, scheduler, False).
+    """
     if isinstance(source, nn.Module):
-        return source, None, False
-    _refuse_latent(type(source).__name__, getattr(source, "components", {}))
-    config = getattr(source, "config", {})
-    return getattr(source, "unet", None), getattr(source, "scheduler", None), config.get("null_class", False)
-
-
-def _latent_source(source) -> tuple | None:
-    """(class, folder or components, scheduler) of a latent pipeline that can be taken; None for any other source."""
+        return None, source, None, False
     if not isinstance(source, (str, Path)):
-        name = type(source).__name__
-        return (name, source.components, source.scheduler) if name in KINDS else None
-    index = Path(source) / "model_index.json"
-    kind = _kind(_json(index)) if index.is_file() else None
-    return (kind, index.parent, _read_scheduler(index.parent / "scheduler")) if kind else None
+        name, config = type(source).__name__, getattr(source, "config", {})
+        if name in KINDS:
+            return name, source.components, source.scheduler, False
+        _refuse_latent(name, getattr(source, "components", {}))
+        return None, getattr(source, "unet", None), getattr(source, "scheduler", None), config.get("null_class", False)
+    folder = Path(source)
+    if index := check_described(folder):
+        if _is_latent(index):
+            return index["_class_name"], folder, _read_scheduler(folder / "scheduler"), False
+        # old ones have no sub-folders
+        unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
+        return None, _read_unet(unet), _read_scheduler(scheduler), index.get("null_class") is True
+    if (folder / "config.json").is_file():
+        beside = (folder / "scheduler_config.json").is_file()
+        return None, _read_unet(folder), _read_scheduler(folder) if beside else None, False
+    no_pipeline(folder)
 
 
-def _kind(index: dict) -> str | None:
-    """The class of a latent pipeline that can be taken, None for any other."""
+def _is_latent(index: dict) -> bool:
+    """Whether a model_index.json is that of a latent pipeline that can be taken."""
     name = index.get("_class_name")
-    return name if isinstance(name, str) and name in KINDS else None
+    return isinstance(name, str) and name in KINDS
 
 
 def _refuse_latent(name: str, components) -> None:
@@ -176,7 +178,7 @@ def check_described(folder: Path) -> dict:
     if not (folder / "model_index.json").is_file():
         return {}
     index = _json(folder / "model_index.json")
-    if _kind(index):
+    if _is_latent(index):
         return index
     _refuse_latent(f"{folder}", index)
     kind = index.get("unet", "no unet")
@@ -184,21 +186,6 @@ def check_described(folder: Path) -> dict:
     if kind not in UNETS:
         raise UserError(f"{folder} has {one_line(kind)} for its network: {PIXELS}")
     return index
-
-
-def _read(folder: Path) -> tuple[nn.Module, object, bool]:
-    """`_parts` of the folder of a pipeline or of a UNet2DModel."""
-    if index := check_described(folder):
-        unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
-        return (
-            _read_unet(unet),
-            _read_scheduler(scheduler),
-            index.get("null_class") is True,
-        )  # old ones have no sub-folders
-    if (folder / "config.json").is_file():
-        beside = (folder / "scheduler_config.json").is_file()
-        return _read_unet(folder), _read_scheduler(folder) if beside else None, False
-    no_pipeline(folder)
 
 
 def no_pipeline(folder: Path) -> None:
@@ -457,10 +444,9 @@ def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
         theirs = {"embed": "time_emb_proj", "shortcut": "conv_shortcut"}
         for ours in ("norm1", "conv1", "embed", "norm2", "conv2", "shortcut"):
             put(f"{stem}.resnets.{number}.{theirs.get(ours, ours)}", getattr(block, ours))
-        if not isinstance(block.attention, nn.Identity):
-            put_attention(f"{stem}.attentions.{number}", block.attention)
-
-    def put_attention(name: str, attention: nn.Module) -> None:
+        name, attention = f"{stem}.attentions.{number}", block.attention
+        if isinstance(attention, nn.Identity):
+            return
         put(f"{name}.group_norm", attention.norm)
         for part, weight, bias in zip("qkv", attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True):
             found.update({f"{name}.to_{part}.weight": weight[:, :, 0, 0], f"{name}.to_{part}.bias": bias})
@@ -474,8 +460,7 @@ def _weights(network: UNet, guidance: float | None) -> dict[str, Tensor]:
                 put_block(f"{stem}_blocks.{level}", number, layer)
                 number += 1
             else:
-                resampler = "upsamplers.0.conv" if isinstance(layer, Upsample) else "downsamplers.0.conv"
-                put(f"{stem}_blocks.{level}.{resampler}", layer.conv if isinstance(layer, Upsample) else layer)
+                put(f"{stem}_blocks.{level}.{stem}samplers.0.conv", layer.conv if stem == "up" else layer)
                 level, number = level + 1, 0
     for number, block in enumerate(network.middle):
         put_block("mid_block", number, block)

@@ -129,9 +129,7 @@ def is_classifier(file: Mapping) -> bool:
 
 def _part(file: Mapping, name: str, path: str | Path) -> dict[str, Tensor]:
     part = file.get(name)
-    if not isinstance(part, Mapping) or not all(
-        isinstance(key, str) and _plain(tensor) for key, tensor in part.items()
-    ):
+    if not (isinstance(part, Mapping) and all(isinstance(key, str) and _plain(part[key]) for key in part)):
         raise UserError(
             f"{path} has no {name}, a dict of tensors: {listed('it holds', file) if file else 'it is empty'}"
         )
@@ -237,10 +235,8 @@ def _check_tensors(network: torch.nn.Module, tensors: Mapping[str, Tensor], rule
         for name, shape in shapes.items()
         if name in tensors and list(tensors[name].shape) != shape
     ]
-    lacking, foreign = (
-        (name for name in shapes if name not in tensors),
-        (name for name in tensors if name not in shapes),
-    )
+    lacking = [name for name in shapes if name not in tensors]
+    foreign = [name for name in tensors if name not in shapes]
     if said := tensor_faults(lacking, foreign, wrong):
         raise UserError(f"{path} holds other tensors than its network has: {said}")
     return parts

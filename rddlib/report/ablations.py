@@ -295,9 +295,8 @@ def _rows(ax: Axes, rows: pd.DataFrame, column: str, names: Sequence[str], paper
             if values.mean() > end:
                 ax.plot(0.94, place, color=style["color"], transform=ax.get_yaxis_transform(), **_ARROW)
                 continue
-            ax.plot(
-                values.mean(), place, color=style["color"], marker=style["marker"], markersize=9 - 1.5 * len(through)
-            )
+            large = dict(marker=style["marker"], markersize=9 - 1.5 * len(through))
+            ax.plot(values.mean(), place, color=style["color"], **large)
             ax.plot(values, [place] * len(values), linestyle="", marker=".", markersize=4.5, color="0.2")
         written = _written([values for _, values in through])
         ax.text(1.03, names.index(name), written, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
@@ -346,10 +345,8 @@ def _entropies(table: pd.DataFrame) -> Figure:
 def _entropy_style(place: int, runs: int, growth: float) -> dict:
     """Of the run in this place, most steps first, told apart in gray too: fewer steps are lighter, and their markers larger
     and hollow, so that all remain visible at t = 1."""
-    marker = dict(marker="oDs^vP*X"[place % 8], markersize=5 + growth * place, markerfacecolor="none")
-    return (
-        dict(color=plt.cm.cividis(0.7 * place / max(runs - 1, 1)), linestyle=_DASHES[place % 4], linewidth=1.3) | marker
-    )
+    line = dict(color=plt.cm.cividis(0.7 * place / max(runs - 1, 1)), linestyle=_DASHES[place % 4], linewidth=1.3)
+    return dict(marker="oDs^vP*X"[place % 8], markersize=5 + growth * place, markerfacecolor="none", **line)
 
 
 def entropy_figure(curves: dict[int, Sequence[float]], classes: int, images: int) -> Figure:

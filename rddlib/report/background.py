@@ -54,34 +54,28 @@ class Run:
 
     def start(self) -> "Run":
         """Start it, unless it runs or its model is there."""
-        if self.stages[-1].done:
+        if self.stages[-1].done or (lock := _take(self._file("lock"))) is None:
             return self
-        self._files.parent.mkdir(parents=True, exist_ok=True)
-        if (lock := _take(self._file("lock"))) is None:
-            return self
-        try:
-            self._start(lock)
-        finally:
-            os.close(lock)  # from here on the process alone holds it
-        return self
-
-    def _start(self, lock: int) -> None:
         record, p = self._file("json"), self.study.profile
-        record.unlink(missing_ok=True)
         where = ["--profile", p.name, "--out", str(self.study.out.resolve()), "--seed", str(self.study.seed)]
         command = [sys.executable, "-m", "rddlib.cli", *self.command, *where]
-        with self.log.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=[lock],
-                env={**os.environ, progress.MODE_VARIABLE: "line"},
-            )
-        write_atomically(record, json.dumps({"pid": process.pid, "command": command}, indent=1) + "\n")
+        try:
+            record.unlink(missing_ok=True)
+            with self.log.open("wb") as log:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                    env={**os.environ, progress.MODE_VARIABLE: "line"},
+                )
+            write_atomically(record, json.dumps({"pid": process.pid, "command": command}, indent=1) + "\n")
+        finally:
+            os.close(lock)  # from here on the process alone holds it
         threading.Thread(target=process.wait, daemon=True).start()  # else it would stay a zombie
+        return self
 
     @property
     def running(self) -> bool:
@@ -203,6 +197,7 @@ def _plan(study: Study, stage: str, *arguments) -> tuple[str, list[Stage], list[
 
 def _take(path: Path) -> int | None:
     """Lock a file; its handle, None where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     for _ in range(20):
         try:
@@ -243,10 +238,9 @@ def _line(name: str, now: dict) -> str:
     """Progress in one line."""
     if now["state"] == "done":
         return f"{name}: done"
-    stage = f"{now['stage']} ({now['number']} of {now['stages']})"
     if now["state"] == "idle":
         return f"{name}: {now['message']}"
-    parts = [f"{stage}, iteration {now['iteration']} of {now['total']}"]
+    parts = [f"{now['stage']} ({now['number']} of {now['stages']})", f"iteration {now['iteration']} of {now['total']}"]
     if now["loss"] is not None:
         parts.append(f"loss {now['loss']:.4g}")
     if now["state"] == "running" and now["images_per_second"]:

@@ -164,9 +164,9 @@ CLAIMS: dict[str, Claims | Callable[[pd.DataFrame], Claims]] = {  # or how they 
         "a small pixel term beside CFD is better than CFD and than PD": [(_PIXELS, "CFD"), (_PIXELS, "PD")],
         "and better than relations": [(_PIXELS, _RELATIONS)],
         "relations beside it improve it": [(f"{_RELATIONS}, PD, share 0.3", _PIXELS)],
-        "a Fréchet or a kernel term beside CFD is better than CFD alone": [
-            *_against(("CFD + Fréchet, share 0.3", "CFD + kernel, share 0.3"), "CFD")
-        ],
+        "a Fréchet or a kernel term beside CFD is better than CFD alone": _against(
+            ("CFD + Fréchet, share 0.3", "CFD + kernel, share 0.3"), "CFD"
+        ),
     },
     "evidence": _evidence,
     "label_free": {

@@ -199,60 +199,51 @@ class Cause(NamedTuple):
 
 def causes(seen: Seen) -> list[Cause]:
     """The known causes that fit, the surest first."""
-    config, found = seen.stage.config, []
+    config = seen.stage.config
     changed, changed_inside = (after / max(before, 1e-12) for before, after in (seen.loss, seen.clipped))
     slow, still = seen.kept > KEPT, seen.gone < STILL
     clipped = changed_inside < min(1.0, CLIPPED * changed)
-
-    def fits(when: bool, name: str, shown: str, remedy: str) -> None:
-        found.extend([Cause(name, shown, remedy)] * when)
-
-    fits(
-        seen.prediction == "eps" and seen.alpha < 0.1,
-        "epsilon prediction at t = 1",
-        f"x = (z - sigma eps)/alpha, with alpha = {seen.alpha:.1g} at t = 1, makes an error of eps "
-        f"{1 / max(seen.alpha, 1e-9):,.0f} times as large where few-step students stand",
-        "--set base.prediction=v --update",
-    )
-    fits(
-        seen.channels is not None and seen.channels < FEW,
-        "temperature too sharp",
-        f"the softmax of CFD's teacher rests on {seen.channels or 0:.1f} channels and ignores all others",
-        "--set distill.temperatures=[1,1,1] --update",
-    )
-    fits(
-        slow,
-        "EMA too slow",
-        f"after {counted(seen.stage.iterations, 'iteration')} its average at {config.ema:g} still holds "
-        f"{seen.kept:.0%} of the first",
-        "--set distill.train.ema=0 --update",
-    )
-    fits(
-        clipped and not slow and not still,
-        "clipped targets",
-        f"training made its loss to the teacher's x held in the range {changed_inside:.2f} times what it was, and that to the "
-        f"teacher's x {changed:.2f} times",
-        "--set run.shipped=none --update, with nothing that clamps what two_step_target returns",
-    )
-    fits(
-        not clipped and not slow and not still and not changed < 1,
-        "learning rate too high",
-        f"its loss is {seen.loss[1]:.3g}, before training it was {seen.loss[0]:.3g}",
-        f"--set distill.train.learning_rate={config.learning_rate / 10:g} --update",
-    )
-    fits(
-        still and not slow,
-        "learning rate too low",
-        f"it has gone {seen.gone:.0%} of the way from its teacher's x to its targets",
-        f"--set distill.train.learning_rate={config.learning_rate * 10:g} --update",
-    )
-    fits(
-        seen.relations is not None and seen.relations < WEAK,
-        "relations too weak",
-        f"their gradient at the student's image is {seen.relations or 0:.1%} of the largest term's",
-        "--set loss.weights=balanced --set loss.tau_is=0.1 --update",
-    )
-    return found
+    known = {  # and whether it fits
+        Cause(
+            "epsilon prediction at t = 1",
+            f"x = (z - sigma eps)/alpha, with alpha = {seen.alpha:.1g} at t = 1, makes an error of eps "
+            f"{1 / max(seen.alpha, 1e-9):,.0f} times as large where few-step students stand",
+            "--set base.prediction=v --update",
+        ): seen.prediction == "eps" and seen.alpha < 0.1,
+        Cause(
+            "temperature too sharp",
+            f"the softmax of CFD's teacher rests on {seen.channels or 0:.1f} channels and ignores all others",
+            "--set distill.temperatures=[1,1,1] --update",
+        ): seen.channels is not None and seen.channels < FEW,
+        Cause(
+            "EMA too slow",
+            f"after {counted(seen.stage.iterations, 'iteration')} its average at {config.ema:g} still holds "
+            f"{seen.kept:.0%} of the first",
+            "--set distill.train.ema=0 --update",
+        ): slow,
+        Cause(
+            "clipped targets",
+            f"training made its loss to the teacher's x held in the range {changed_inside:.2f} times what it was, and that to "
+            f"the teacher's x {changed:.2f} times",
+            "--set run.shipped=none --update, with nothing that clamps what two_step_target returns",
+        ): clipped and not slow and not still,
+        Cause(
+            "learning rate too high",
+            f"its loss is {seen.loss[1]:.3g}, before training it was {seen.loss[0]:.3g}",
+            f"--set distill.train.learning_rate={config.learning_rate / 10:g} --update",
+        ): not clipped and not slow and not still and not changed < 1,
+        Cause(
+            "learning rate too low",
+            f"it has gone {seen.gone:.0%} of the way from its teacher's x to its targets",
+            f"--set distill.train.learning_rate={config.learning_rate * 10:g} --update",
+        ): still and not slow,
+        Cause(
+            "relations too weak",
+            f"their gradient at the student's image is {seen.relations or 0:.1%} of the largest term's",
+            "--set loss.weights=balanced --set loss.tau_is=0.1 --update",
+        ): seen.relations is not None and seen.relations < WEAK,
+    }
+    return [cause for cause, fits in known.items() if fits]
 
 
 def curves_figure(seen: Seen) -> Figure:

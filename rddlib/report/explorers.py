@@ -8,7 +8,6 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import anywidget
@@ -113,10 +112,16 @@ def explore(figure: Callable[..., Figure], **controls: Sequence) -> Live | Markd
         return drawn(*(control.value for control in named.values()))
 
     def redraw(_change=None) -> None:
-        if not held:
-            with _uncollected():
-                picture.value, answering = now()
-                picture.clickable = bool(answering)
+        if held:
+            return
+        collecting = gc.isenabled()
+        gc.disable()  # with torch loaded a full collection takes longer than a picture, so it comes after the answer
+        try:
+            picture.value, answering = now()
+            picture.clickable = bool(answering)
+        finally:
+            if collecting:
+                gc.enable()
 
     def clicked(_picture, place: dict, _buffers) -> None:
         """Set what the axes under the place answer, then draw once."""
@@ -138,18 +143,6 @@ def explore(figure: Callable[..., Figure], **controls: Sequence) -> Live | Markd
     column = Live([*named.values(), picture], layout=box)
     column.gone = f"Run this cell for sliders ({', '.join(named)}) that redraw the figure above."
     return column
-
-
-@contextmanager
-def _uncollected():
-    """Garbage collection waits: with torch loaded a full one takes longer than a picture, so it comes after the answer."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _control(figure: Callable[..., Figure], name: str, values: Sequence) -> ipywidgets.Widget:

@@ -21,23 +21,15 @@ _FIRST = dict(linestyle="", marker="o", markersize=11, markerfacecolor="none")  
 _ABOVE = ("teacher", "stage_one")  # drawn in every column, at the steps that stage two starts from
 
 
-def _columns(table: pd.DataFrame) -> dict[int, list[tuple[str, str, pd.DataFrame]]]:
-    """{steps of stage two, most first: (method, sampler, its rows) at so many, teacher and stage one at theirs}."""
-    above = table["method"].isin(_ABOVE)
-    shown = {n: table[(table["steps"] == n) | above] for n in sorted(set(table.loc[~above, "steps"]), reverse=True)}
-    by_arm = {steps: rows.groupby(["method", "sampler"], sort=False) for steps, rows in shown.items()}
-    return {steps: [(*name, rows) for name, rows in arms] for steps, arms in by_arm.items()}
-
-
 def weights_figure(table: pd.DataFrame, metric: str, scores: Sequence[str] = ("fid", "is")) -> Figure:
     """Each score (a row) against w: means over seeds, and bands from the lowest to the highest.
 
     metric: the FID's full name.
     """
-    figure, axes = _panels(table, len(scores))
+    figure, axes, columns = _panels(table, len(scores))
     for row, score in zip(axes, scores, strict=True):
-        for ax, arms in zip(row, _columns(table).values(), strict=True):
-            for method, sampler, rows in arms:
+        for ax, arms in zip(row, columns, strict=True):
+            for (method, sampler), rows in arms:
                 plot_seeds(ax, rows.groupby("guidance")[score], 0.12, **_style(method, sampler))
             ax.set_xlabel("guidance weight w")
         row[0].set_ylabel(_axis(score))
@@ -52,9 +44,9 @@ def tradeoff_figure(table: pd.DataFrame, metric: str) -> Figure:
 
     metric: the FID's full name.
     """
-    figure, axes = _panels(table, 1)
-    for ax, arms in zip(axes[0], _columns(table).values(), strict=True):
-        for method, sampler, rows in arms:
+    figure, axes, columns = _panels(table, 1)
+    for ax, arms in zip(axes[0], columns, strict=True):
+        for (method, sampler), rows in arms:
             curve, style = rows.groupby("guidance")[["is", "fid"]].mean(), _style(method, sampler)
             ax.plot(curve["is"], curve["fid"], **style)
             ax.plot(curve["is"].iloc[:1], curve["fid"].iloc[:1], color=style["color"], **_FIRST)
@@ -80,13 +72,17 @@ def _axis(score: str) -> str:
     return SCORE_NAMES[score] + "*" * (score in ("fid", "is"))
 
 
-def _panels(table: pd.DataFrame, rows: int) -> tuple[Figure, np.ndarray]:
-    steps = _columns(table)
+def _panels(table: pd.DataFrame, rows: int) -> tuple[Figure, np.ndarray, list]:
+    """(figure, axes, of each column its rows by (method, sampler)): stage two's steps, most first, teacher and stage one in
+    each."""
+    above = table["method"].isin(_ABOVE)
+    steps = sorted(set(table.loc[~above, "steps"]), reverse=True)
     size, alike = (2.5 * len(steps), 2.3 * rows + 1.1), dict(sharex="row", sharey="row", squeeze=False)
     figure, axes = plt.subplots(rows, len(steps), figsize=size, layout="constrained", **alike)
     for ax, number in zip(axes[0], steps, strict=True):
         ax.set_title(counted(number), fontsize=10)
-    return figure, axes
+    shown = [table[(table["steps"] == number) | above] for number in steps]
+    return figure, axes, [arms.groupby(["method", "sampler"], sort=False) for arms in shown]
 
 
 def _name(method: str, sampler: str) -> str:

@@ -10,10 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -71,22 +69,6 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
 def collapse_carriage_returns(text: str) -> str:
     """What a terminal would show of text that redraws lines with carriage returns."""
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
-
-
-def _tidy(path: Path) -> None:
-    """Keep only the last state of progress bars in an executed notebook, each stream as one output."""
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        streams, tidied = groupby(cell.get("outputs", []), lambda one: one.get("name") or id(one)), []
-        for _, (first, *more) in streams:
-            if first.output_type == "stream":
-                first.text = collapse_carriage_returns("".join(one.text for one in (first, *more)))
-            tidied.append(first)
-        if "outputs" in cell:
-            cell.outputs = tidied
-    write_atomically(path, nbformat.writes(notebook))
 
 
 def _stamp(notebook: Path, out: Path) -> Path:
@@ -224,8 +206,10 @@ def failing_cell(notebook: str, error) -> str:
 
 
 def _execute(notebook: Path, target: Path, parameters: dict) -> None:
+    import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
@@ -239,7 +223,7 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
             papermill.execute_notebook(
                 str(notebook),
                 str(partial),
-                parameters={k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()},
+                parameters=parameters,
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(notebook.parent),
@@ -265,8 +249,10 @@ def _execute(notebook: Path, target: Path, parameters: dict) -> None:
         raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {message}; see {target}") from error
     if stop.signal:
         raise Interrupted(f"{notebook.name}: stopped at its end", stop.signal)
-    os.replace(partial, target)
-    _tidy(target)
+    # each stream as one output, with only the last state of its progress bars
+    tidied, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(partial, as_version=4), {})
+    write_atomically(target, nbformat.writes(tidied))
+    partial.unlink()
 
 
 # several at the same time
@@ -391,7 +377,7 @@ def run_study(
         )
     load_profile(profile_name, overrides)  # wrong numbers first: all else takes longer
     notebooks = selected(only, start) if with_notebooks else []
-    parameters = {"profile": profile_name, "seed": seed, "out": out.resolve()}
+    parameters = {"profile": profile_name, "seed": seed, "out": str(out.resolve())}
     for notebook in notebooks:
         check_parameters(notebook, parameters)
     if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -407,7 +393,13 @@ def run_study(
         raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
     say_if_busy()
     began = time.monotonic()
-    with _alone_in(out):
+    try:
+        lock = FileLock(out / ".running").acquire(timeout=0)  # it goes with the process, however that ends
+    except Timeout as error:
+        raise UserError(
+            f"another process is running the study in {out}: wait for it or choose another --out"
+        ) from error
+    with lock:
         if latent:
             run_notebook(notebooks[0], out, parameters)
             return out / "notebooks" / notebooks[0].name
@@ -467,16 +459,3 @@ def _check_notebooks(study: Study) -> None:
     _check_scoring(study)
     if study.dataset.num_classes:
         guided_study(study).check_scoring()
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Hold the study's folder; the lock goes with the process, however that ends."""
-    try:
-        lock = FileLock(out / ".running").acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"another process is running the study in {out}: wait for it or choose another --out"
-        ) from error
-    with lock:
-        yield

@@ -9,7 +9,8 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -215,10 +216,10 @@ def comparison(found: Sequence[Measurement], choice: str = "all", mix: bool = Fa
     """
     if choice not in CHOICES:
         raise UserError(f"there is no table {choice}: choose 1 (CIFAR-10), 2 (ImageNet 64x64) or all")
-    by_dataset: dict[str, list[Measurement]] = {}
+    by_dataset = defaultdict(list)
     for one in found:
         if choice == "all" or one.dataset in CHOICES[choice]:
-            by_dataset.setdefault(one.dataset, []).append(one)
+            by_dataset[one.dataset].append(one)
     for dataset, group in by_dataset.items():
         differing = differing_protocols([one.receipt for one in group])
         if differing and not mix:
@@ -238,14 +239,12 @@ def comparison(found: Sequence[Measurement], choice: str = "all", mix: bool = Fa
 
 def describe(receipt: dict) -> str:
     """How a number was measured, in words; what the receipt leaves out is "not recorded"."""
-    names = ("metric", "protocol", "network", "resize", "rounding", "reference", "tool")
-    known = {name: receipt.get(name, UNKNOWN) for name in names}
+    known = defaultdict(lambda: UNKNOWN, receipt)
     order = {True: "shuffled", False: "in order"}.get(receipt.get("shuffled"), UNKNOWN)
-    network, reference = (str(receipt.get(name, UNKNOWN))[:12] for name in ("network_sha256", "reference_sha256"))
     return (
-        f"{known['metric']}, protocol {known['protocol']}, network {known['network']} ({network}), resize "
-        f"{known['resize']}, rounding {known['rounding']}, IS splits {order}, against {known['reference']} ({reference}), "
-        f"{known['tool']}"
+        f"{known['metric']}, protocol {known['protocol']}, network {known['network']} ({known['network_sha256']!s:.12}), "
+        f"resize {known['resize']}, rounding {known['rounding']}, IS splits {order}, against {known['reference']} "
+        f"({known['reference_sha256']!s:.12}), {known['tool']}"
     )
 
 
@@ -313,10 +312,9 @@ def _places(group: Sequence[Measurement]) -> str:
 
 def _measured(group: Sequence[Measurement], table: Table, marked: Callable[[Measurement], bool]) -> list[dict]:
     """One row for each arm: mean, spread and minimum over its seeds (or noises); marked(one): whether it needs a footnote."""
-    arms: dict[tuple, list[Measurement]] = {}
+    arms, rows = defaultdict(list), []
     for one in group:
-        arms.setdefault(one.series, []).append(one)
-    rows = []
+        arms[one.series].append(one)
     for runs in arms.values():
         first, files = runs[0], [file for run in runs for file in (run, *run.others)]
         row = {"table": table.title, "kind": "measured", "dataset": first.dataset, "steps": first.row["steps"]}
@@ -388,7 +386,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
     parts = ["# Comparison", f"Mean ± standard deviation. {better}"]
     for table in tables:
         parts += [f"## {table.title}", *table.lines]
-        for kind, rows in _kinds(table):
+        for kind, rows in _kinds(table).items():
             parts += [f"### {HEADINGS[kind]}", *[_PEERS_NOTE] * (kind == "peer")]
             parts += [markdown_table(*_cells(kind, rows, wide=True))]
         parts += [f"[{number}] {text}" for number, text in enumerate(table.footnotes, 1)]
@@ -399,15 +397,14 @@ def as_markdown(tables: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _kinds(table: Table) -> Iterator[tuple[str, list[dict]]]:
-    """(kind, its rows) of a table, in order."""
-    for kind in HEADINGS:
-        if rows := [row for row in table.rows if row["kind"] == kind]:
-            yield kind, rows
+def _kinds(table: Table) -> dict[str, list[dict]]:
+    """{kind: its rows} of a table, in order."""
+    rows = {kind: [row for row in table.rows if row["kind"] == kind] for kind in HEADINGS}
+    return {kind: found for kind, found in rows.items() if found}
 
 
 def _table_text(table: Table) -> list[str]:
-    lines, kinds = [table.title, "=" * len(table.title)], dict(_kinds(table))
+    lines, kinds = [table.title, "=" * len(table.title)], _kinds(table)
     for line in table.lines:
         lines += _wrapped(line)
     for kind, rows in kinds.items():

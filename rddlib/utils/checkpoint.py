@@ -1,11 +1,13 @@
 """Files that are whole or absent: tensors and the facts about them in one safetensors file with its own checksum."""
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,32 +37,32 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
     Raises UserError where the folder cannot be written or the disk is full; an earlier file stays as it was.
     """
-    path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with whole_or_absent(Path(path)) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def whole_or_absent(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which is at `path` once the block has ended, and nowhere where it fails. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
-        os.close(handle)
+        Path(temporary).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename lasts through a power cut
+    finally:
+        os.close(folder)
 
 
 def read_json(path: Path, pick: Callable, remedy: str):

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from rddlib.utils.errors import UserError
 
-PATIENCE = timedelta(
-    hours=2
-)  # one waits while the first writes, scores or stands before a lock: NCCL's own are 10 minutes
+# one waits while the first writes, scores or stands before a lock: NCCL's own are 10 minutes
+PATIENCE = timedelta(hours=2)
 
 
 def world_size() -> int:

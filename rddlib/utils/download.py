@@ -1,13 +1,12 @@
 """Downloads that end in a complete file with the right checksum or in no file, within a time limit."""
 
-import os
-import tempfile
 import time
 import urllib.request
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
 
+from rddlib.utils.checkpoint import whole_or_absent
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
@@ -22,22 +21,14 @@ def fetch(address: str, path: Path, checksum: str, timeout: float = 30.0) -> Non
     """
     by_hand, total, began = f"put the file at {path} by hand", sha256(), time.monotonic()
     say(f"downloading {address} to {path}")
-    partial = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(address, timeout=timeout) as answer:
+        with whole_or_absent(path) as file, urllib.request.urlopen(address, timeout=timeout) as answer:
             while block := answer.read1(2**20):  # whatever has arrived
                 if time.monotonic() - began > LONGEST:
                     raise TimeoutError(f"not done after {LONGEST:.0f} s")
                 total.update(block)
                 file.write(block)
-        if not total.hexdigest().startswith(checksum):
-            raise UserError(f"the download of {address} is damaged: try again, or {by_hand}")
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+            if not total.hexdigest().startswith(checksum):
+                raise UserError(f"the download of {address} is damaged: try again, or {by_hand}")
     except (OSError, HTTPException) as error:
         raise UserError(f"cannot download {address} ({error}): {by_hand}") from None
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)

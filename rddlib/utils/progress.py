@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -66,87 +66,68 @@ def make_bar(label: str, total: int, initial: int = 0, unit: str = "it") -> tqdm
     )
 
 
-def _said(done: int, unit: str, began: float) -> str:
-    return f"{counted(done, 'iteration' if unit == 'it' else unit)} in {time.perf_counter() - began:.1f} s"
+class _Counting:
+    """How far something long is: a bar; in a log a line now and then, and one at its end; of what is quiet no line.
 
-
-class _Lines:
-    """Lines of how far something long is, in a log."""
-
-    def __init__(self, label: str, total: int, start: int = 0):
-        self.label, self.total, self.start = label, total, start
-        self.began = time.perf_counter()
-        self._next = FIRST_LINE
-
-    def count(self, done: int) -> None:
-        """Told often: `done` of the total are done."""
-        gone = time.perf_counter() - self.began
-        if gone < self._next or not self.start < done < self.total:
-            return
-        self._next = 2 * gone
-        if mode() == "line":
-            left = human_time(gone / (done - self.start) * (self.total - done))
-            print(f"{self.label}: {done:,} of {self.total:,}, about {left} left", flush=True)
-
-
-class Bar:
-    """Progress of what other processes count: a bar; in a log a line when it begins, now and then, and at its end.
-
-    with Bar("4 students, 2 at a time", total) as bar: ... bar.count(done so far)
-    """
-
-    def __init__(self, label: str, total: int, unit: str = "it"):
-        self.label, self.unit, self._bar = label, unit, make_bar(label, total, unit=unit)
-        self._done, self._lines = 0, _Lines(label, total)
-        if total:
-            self.say(f"{label}: {counted(total, 'iteration' if unit == 'it' else unit, ',')} to do")
-
-    def count(self, done: int) -> None:
-        self._bar.update(done - self._done)
-        self._done = done
-        self._lines.count(done)
-
-    def say(self, line: str) -> None:
-        """A line in a log, for what one of the processes has done."""
-        if mode() == "line":
-            print(line, flush=True)
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        self._bar.close()
-        if kind is None and mode() == "line":
-            print(f"{self.label}: {_said(self._done, self.unit, self._lines.began)}", flush=True)
-
-
-class Progress:
-    """Iterate over range(start, stop) with a label: `for step in Progress("base model", 1500): ...`.
-
-    quiet: no line in a log and no count, for parts of a stage that has its own. Set `note` to show a word at the end.
+    `note`: a word to show at the end.
     """
 
     def __init__(self, label: str, stop: int, start: int = 0, unit: str = "it", quiet: bool = False):
         self.label, self.start, self.stop, self.unit, self.quiet = label, start, stop, unit, quiet
         self.note = ""
 
-    def __iter__(self) -> Iterator[int]:
-        began = time.perf_counter()
-        yield from self._counted(range(self.start, self.stop))
-        if mode() == "line" and not self.quiet:
-            note = f", {self.note}" if self.note else ""
-            print(f"{self.label}: {_said(self.stop - self.start, self.unit, began)}{note}", flush=True)
+    def __enter__(self):
+        self._bar = make_bar(self.label, self.stop, self.start, self.unit)
+        self._done, self._began, self._next = self.start, time.perf_counter(), FIRST_LINE
+        return self
 
-    def _counted(self, steps: Iterable[int]) -> Iterator[int]:
-        lines = _Lines(self.label, self.stop, self.start)
-        with make_bar(self.label, self.stop, self.start, self.unit) as bar:
-            for step in steps:
+    def count(self, done: int) -> None:
+        """Told often: `done` are done."""
+        self._bar.update(done - self._done)
+        self._done, gone = done, time.perf_counter() - self._began
+        if gone >= self._next and self.start < done < self.stop:
+            self._next = 2 * gone
+            left = human_time(gone / (done - self.start) * (self.stop - done))
+            self.say(f"{self.label}: {done:,} of {self.stop:,}, about {left} left")
+
+    def say(self, line: str) -> None:
+        """A line in a log."""
+        if mode() == "line" and not self.quiet:
+            print(line, flush=True)
+
+    def __exit__(self, kind, *_) -> None:
+        self._bar.close()
+        if kind is None:
+            done = counted(self._done - self.start, "iteration" if self.unit == "it" else self.unit)
+            note = f", {self.note}" if self.note else ""
+            self.say(f"{self.label}: {done} in {time.perf_counter() - self._began:.1f} s{note}")
+
+
+class Bar(_Counting):
+    """Progress of what other processes count, which a log hears of when it begins too.
+
+    with Bar("4 students, 2 at a time", total) as bar: ... bar.count(done so far)
+    """
+
+    def __enter__(self) -> "Bar":
+        if self.stop:
+            self.say(f"{self.label}: {counted(self.stop, 'iteration', ',')} to do")
+        return super().__enter__()
+
+
+class Progress(_Counting):
+    """Iterate over range(start, stop) with a label: `for step in Progress("base model", 1500): ...`.
+
+    quiet: no line in a log and no count, for parts of a stage that has its own. Set `note` to show a word at the end.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        with self:
+            for step in range(self.start, self.stop):
                 yield step
-                bar.update()
-                if not self.quiet:
-                    lines.count(step + 1)
+                self.count(step + 1)
                 if self.note:
-                    bar.set_postfix_str(self.note, refresh=False)
+                    self._bar.set_postfix_str(self.note, refresh=False)
                 if mode() == "count" and not self.quiet:
                     with _shared_count.get_lock():
                         _shared_count.value += 1
