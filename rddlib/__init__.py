@@ -5,7 +5,10 @@ The names that people type come from here, `from rddlib import RDD, distill`; ea
 
 import importlib
 
+from rddlib.utils.instructions import pin_instructions
+
 __version__ = "0.1.0"
+pin_instructions()
 
 _HOMES = {
     "diffusion.schedule": ["CosineSchedule", "DiscreteCosineSchedule"],

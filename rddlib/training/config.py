@@ -29,7 +29,7 @@ class TrainConfig:
     accumulate: int = (
         1  # parts that a batch is worked through in, to save memory; what relates images sees one at a time
     )
-    precision: str = "auto"  # "float32", "tf32", "bf16"; "auto": bf16 where the hardware multiplies it fast
+    precision: str = "auto"  # "float32", "tf32", "bf16"; "auto": bf16 on CUDA, else float32
 
     def __post_init__(self):
         at_least(self, 1, "iterations", "batch_size", "accumulate")

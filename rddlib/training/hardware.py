@@ -19,6 +19,7 @@ from rddlib.diffusion.unet import UNet
 from rddlib.training.config import RunConfig
 from rddlib.utils.distributed import join
 from rddlib.utils.errors import UserError
+from rddlib.utils.instructions import CHOICE, CHOICES
 from rddlib.utils.text import counted, say
 
 # What `accelerate launch` and its configuration tell a training, what of it changes nothing, and who says it here instead.
@@ -51,7 +52,9 @@ LAUNCHED = {
 
 
 def check_environment() -> None:
-    """Raise UserError for a variable that would change numbers behind the record's back."""
+    """Raise UserError for a variable that is none, or would change numbers behind the record's back."""
+    if (chosen := os.environ.get(CHOICE, CHOICES[0])) not in CHOICES:
+        raise UserError(f"{CHOICE}={chosen}: give {' or '.join(CHOICES)}")
     for name, (harmless, instead) in LAUNCHED.items():
         if os.environ.get(name, "").lower() not in ("", harmless):
             raise UserError(f"{name}={os.environ[name]} would change numbers behind the record: unset it; {instead}")
@@ -125,10 +128,9 @@ def training_device() -> torch.device:
 
 
 def chosen_precision(precision: str, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16; "auto" takes bfloat16 on CUDA and on CPUs that multiply it in hardware tiles (AMX)."""
+    """float32 or bfloat16; "auto" takes bfloat16 on CUDA."""
     if precision == "auto":
-        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        precision = "bf16" if device.type == "cuda" or (device.type == "cpu" and amx) else "float32"
+        precision = "bf16" if device.type == "cuda" else "float32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

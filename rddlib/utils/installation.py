@@ -44,7 +44,8 @@ def git_commit() -> str:
 
 
 def hardware(device: torch.device | str | None = None) -> str:
-    """The GPU that computes, or the processor and how many threads PyTorch uses; device: default a GPU if there is one."""
+    """The GPU that computes, or the processor, how many threads PyTorch uses and the widest vectors; device: default a GPU if
+    there is one."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -52,4 +53,5 @@ def hardware(device: torch.device | str | None = None) -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
     model = next(names, platform.processor() or platform.machine())
-    return f"{model}, {counted(torch.get_num_threads(), 'thread')}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {counted(torch.get_num_threads(), 'thread')}" + f", {instructions}" * ("AVX" in instructions)
