@@ -28,7 +28,7 @@ TOP = Path(__file__).resolve().parents[1]
 KEPT = (".json", ".jsonl", ".csv", ".png", ".txt", ".xml", ".html")
 LARGEST = 16 * 2**20  # bytes of what is taken home, all together
 WHEELS = ("papermill", "typer")  # brought along with what they need
-BARE = ("torch-fidelity", "diffusers", "importlib-metadata", "zipp", "seaborn")  # what these need comes with PyTorch
+BARE = ("torch-fidelity", "diffusers", "importlib-metadata", "zipp")  # what these need comes with PyTorch
 FAREWELL = 20  # seconds between asking a step to stop, and so to save, and stopping it
 GPU_TESTS = (
     "tests/test_on_device.py",
