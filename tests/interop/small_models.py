@@ -92,17 +92,25 @@ def codec(kind="AutoencoderKL"):
     return getattr(diffusers, kind)(latent_channels=4, **SIZES, **ends)
 
 
+def released_tensors(network, rules=UNET_NAMES):
+    """Our network's tensors under their published names."""
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        names = _released_names(name, rules)
+        tensors.update(zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor], strict=True))
+    return tensors
+
+
 def released_file(path, steps=8, size=8, image_channels=1, num_classes=0, seed=0):
     """The path of a U-Net's file as published, of random weights, made from ours by the inverse of the names."""
     torch.manual_seed(seed)
-    config = UNetConfig(size, image_channels, 32, (1, 2), 1, (size // 2,), num_classes=num_classes, time_grid=1024)
-    tensors = {}
-    for name, tensor in UNet(config).state_dict().items():
-        names = _released_names(name, UNET_NAMES)
-        value = tensor if name == "time_table" else tensor + 0.05 * torch.randn_like(tensor)
-        tensors.update(zip(names, value.chunk(len(names)), strict=True))
+    network = UNet(
+        UNetConfig(size, image_channels, 32, (1, 2), 1, (size // 2,), num_classes=num_classes, time_grid=1024)
+    )
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
     noise = torch.randn(2, image_channels, size, size)
-    torch.save({"net_model": tensors, "x_T": noise, "T": steps, "time_scale": 1024 // steps}, path)
+    torch.save({"net_model": released_tensors(network), "x_T": noise, "T": steps, "time_scale": 1024 // steps}, path)
     return path
 
 
