@@ -152,3 +152,15 @@ def rdd(capsys, monkeypatch):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def refusal(rdd):
+    """refusal("study", ...) -> the one line that a command of bad input ends with, having printed nothing."""
+
+    def refused(*command):
+        status, printed, errors = rdd(*map(str, command))
+        assert (status, printed) == (2, "") and errors.startswith("rdd: ") and errors.count("\n") == 1, errors
+        return errors
+
+    return refused

@@ -10,22 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import (
-    BOUND,
-    GUIDED,
-    Bomb,
-    drawn,
-    edit,
-    gap,
-    loaded,
-    needs_diffusers,
-    noise_of,
-    ours,
-    quiet,
-    refused,
-    released_file,
-    unet2d,
-)
+from small_models import BOUND, GUIDED, ddpm, drawn, edit, gap, loaded, noise_of, ours, released_file, unet2d
+from tiny import Bomb, gray_images, needs_diffusers, quiet, refused, same, settings
 
 from rddlib.diffusion.model_file import describe, load_denoiser
 from rddlib.diffusion.sampling import ddim_sample
@@ -47,15 +33,7 @@ FEW = {
     "extractor.train.iterations": "1",
     "pretrained.convert.iterations": "2",
 }
-QUICK = [word for name, value in FEW.items() for word in ("--set", f"{name}={value}")]
-
-
-def pipeline(folder):
-    """The folder of an untrained DDPMPipeline for digits, which predicts epsilon."""
-    from diffusers import DDPMPipeline, DDPMScheduler
-
-    DDPMPipeline(unet2d(), DDPMScheduler()).save_pretrained(folder)
-    return folder
+QUICK = settings(FEW)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +49,6 @@ def only(folder, pattern):
     return found
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def distil(rdd, out, *arguments):
     """(status, what it says on stderr but that one iteration taught its extractor nothing)."""
     status, said, error = rdd("distill", "--profile", "smoke", "--out", str(out), *arguments)
@@ -86,7 +60,7 @@ def test_a_published_file_becomes_a_checkpoint_that_draws_the_same(rdd, tmp_path
     status, said, _ = rdd("import", "released", str(file), "--to", str(to))
     assert status == 0 and "for 8 steps" in said and "x prediction" in said
     found, theirs = load_denoiser(to)[0], load_released_unet(file)
-    assert same(found.state_dict(), theirs.state_dict()) and found.steps == 8 and found.schedule == theirs.schedule
+    assert same(found, theirs) and found.steps == 8 and found.schedule == theirs.schedule
     for source in (to, file):
         drawn = ("--steps", "8", "--count", "4", "--out", str(tmp_path / "o"))
         assert rdd("sample", "--checkpoint", str(source), *drawn)[0] == 0
@@ -102,7 +76,7 @@ def test_a_published_teacher_is_distilled_and_scored_and_its_folder_knows_it(rdd
     assert distil(rdd, out) == (0, "")
     base, info = load_denoiser(only(out / "checkpoints", "base-*.safetensors"))
     assert info["source"] == {"name": "ckpt.pt", "made_by": "released with RCFD and RDD"} and base.steps == 8
-    assert same(base.state_dict(), load_released_unet(file).state_dict())
+    assert same(base, load_released_unet(file))
     assert not list((out / "checkpoints").glob("pd-*")), "an 8-step teacher needs no halving before its students"
     student, _ = load_denoiser(only(out / "checkpoints", "rdd-1-*.safetensors"))
     assert student.steps == 1 and student.network.config.time_grid == 1024
@@ -133,7 +107,7 @@ def test_a_teacher_and_a_classifier_of_ours_can_be_given(rdd, tmp_path, studied)
 def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, tmp_path):
     """diffusers -> rdd distill -> rdd export -> diffusers."""
     out, folder = tmp_path / "run", tmp_path / "back"
-    assert distil(rdd, out, "--teacher", str(pipeline(tmp_path / "hf")), *QUICK) == (0, "")
+    assert distil(rdd, out, "--teacher", str(ddpm(tmp_path / "hf")), *QUICK) == (0, "")
     student = only(out / "checkpoints", "rdd-1-*.safetensors")
     denoiser, _ = load_denoiser(student)
     assert denoiser.prediction == "v" and isinstance(denoiser.schedule, BetaSchedule) and denoiser.steps == 1
@@ -223,7 +197,7 @@ def test_bad_input_gets_one_line_and_status_2(rdd, tmp_path, monkeypatch, argume
     facts = {"model": describe(model), "facts": {"stochastic": True}}
     save_checkpoint(tmp_path / "stochastic.safetensors", model.state_dict(), facts)
     torch.save({"net_model": Bomb(tmp_path / "ran")}, tmp_path / "evil.pt")
-    edit(pipeline(tmp_path / "latent") / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    edit(ddpm(tmp_path / "latent") / "model_index.json", vae=["diffusers", "AutoencoderKL"])
     (tmp_path / "there.safetensors").write_bytes(b"mine")
     before = sorted(tmp_path.rglob("*"))
     status, _, error = rdd(*arguments)
@@ -244,8 +218,6 @@ def given(teacher, folder, **more):
 
 
 def test_teachers_that_do_not_fit_are_refused(tmp_path):
-    from PIL import Image
-
     def file(**options):
         return released_file(tmp_path / "ckpt.pt", **options)
 
@@ -253,10 +225,7 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path):
     assert "4-step model: set progressive.teacher_steps=4" in refused(given, file(steps=4), tmp_path)
     said = refused(given, file(size=16), tmp_path)
     assert "has images (1, 8, 8), wanted are (1, 16, 16) by pretrained.teacher" in said
-    (tmp_path / "plain").mkdir()
-    for k in range(8):  # grey images without classes
-        Image.fromarray(np.full((8, 8), 20 * k, dtype=np.uint8)).save(tmp_path / f"plain/{k}.png")
-    plain = {"data__name": "folder", "data__root": tmp_path / "plain"}
+    plain = {"data__name": "folder", "data__root": gray_images(tmp_path / "plain", 8, 20)}  # without classes
     assert "conditional on 10 classes and" in refused(given, file(num_classes=10), tmp_path, **plain)
     assert "changes nothing, since pretrained.teacher" in refused(given, file(), tmp_path, unet__channels=32)
     guided, colour = tmp_path / "guided.safetensors", tmp_path / "colour.safetensors"
@@ -278,7 +247,7 @@ def test_what_cannot_have_a_given_teacher_says_so(tmp_path):
 @pytest.mark.parametrize("extractor", [{}, {"extractor.name": "teacher"}])
 def test_a_given_teacher_is_planned_with_its_own_network(tmp_path, extractor):
     """An epsilon teacher learns v first; what is taken as it is has no row; guidance has a base model of its own."""
-    changes = {"pretrained.teacher": str(pipeline(tmp_path / "ddpm")), "methods": "[pd, rdd]", **extractor}
+    changes = {"pretrained.teacher": str(ddpm(tmp_path / "ddpm")), "methods": "[pd, rdd]", **extractor}
     plan = make_plan("smoke", changes, out=tmp_path, seconds=0.2)
     names = [row.name for row in plan.rows]
     trained = ["extractor small_resnet"] * (not extractor)

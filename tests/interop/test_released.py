@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import Bomb, refused, released_tensors
+from small_models import released_tensors
+from tiny import Bomb, refused
 
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.diffusion.schedule import DiscreteCosineSchedule

@@ -25,15 +25,13 @@ from small_models import (
     gap,
     labels_of,
     loaded,
-    needs_diffusers,
     noise_of,
     ours,
     own,
-    quiet,
-    refused,
     released_file,
     unet2d,
 )
+from tiny import needs_diffusers, quiet, refused
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import DiffusersUNet
