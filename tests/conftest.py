@@ -156,11 +156,12 @@ def rdd(capsys, monkeypatch):
 
 @pytest.fixture
 def refusal(rdd):
-    """refusal("study", ...) -> the one line that a command of bad input ends with, having printed nothing."""
+    """refusal("study", ...) -> the one line that a command of bad input says, or the last one where it has begun to work."""
 
-    def refused(*command):
+    def refused(*command, begun=False):
         status, printed, errors = rdd(*map(str, command))
-        assert (status, printed) == (2, "") and errors.startswith("rdd: ") and errors.count("\n") == 1, errors
-        return errors
+        line = errors.splitlines(keepends=True)[-1] if begun else errors
+        assert status == 2 and line.startswith("rdd: ") and line.count("\n") == 1 and (begun or not printed), errors
+        return line
 
     return refused

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny import settings
 from tiny_study import TINY
 
 from rddlib.study.engines import ATTEMPTS, Outcome, attempt, in_turn, on_this_machine
@@ -100,9 +101,8 @@ RUNS = (3 + 1) * 2  # three weights and CFD, two seeds
 
 
 def start(folder, *more):
-    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     return subprocess.Popen(
-        [sys.executable, "-m", "rddlib.cli", *SWEEP, "--out", str(folder), *settings, *more],
+        [sys.executable, "-m", "rddlib.cli", *SWEEP, "--out", str(folder), *settings(TINY), *more],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
