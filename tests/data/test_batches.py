@@ -203,7 +203,7 @@ class Sneaky:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_foreign_pickles_run_nothing(tmp_path, rng, bomb, protocol):
-    for inner in (bomb, Sneaky(f"__import__('os').mkdir({str(bomb.target)!r})")):
+    for inner in (bomb, Sneaky(f"__import__('os').mkdir({bomb.path!r})")):
         for content in (inner, {**batch(rng), "mean": inner}, {inner: 1} if protocol else [inner]):
             (tmp_path / "b").write_bytes(pickle.dumps(content, protocol=protocol))
             with pytest.raises(UserError, match="b is no plain batch, it asks for .*nothing was run"):

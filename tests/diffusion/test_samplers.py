@@ -1,12 +1,12 @@
 """Samplers of diffusers on our schedules against exact flows, our own DDIM, and careless use."""
 
-import importlib.util
 import math
 import sys
 
 import pytest
 import torch
 from exact_models import conditional, exact, mixture
+from tiny import needs_diffusers, quiet
 
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.samplers import SAMPLERS, evaluations, find_sampler, grid_betas, grid_size
@@ -18,8 +18,7 @@ from rddlib.utils.errors import UserError
 CONTINUOUS, DISCRETE = CosineSchedule(), DiscreteCosineSchedule(1024)
 BORROWED = [name for name, entry in SAMPLERS.items() if entry.borrowed]
 OWN = [name for name in SAMPLERS if name not in BORROWED]
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
-needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
+pytestmark = quiet
 
 
 def draw(count=500, dtype=torch.float64):

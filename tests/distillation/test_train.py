@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny import QUEUE, conditional_denoiser, tiny_denoiser
+from tiny import QUEUE, conditional_denoiser, same, tiny_denoiser
 
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import Denoiser, add_noise, as_denoiser
@@ -34,10 +34,6 @@ def trainer(iterations=3, batch_size=8, learning_rate=1e-3, run=None, **options)
 
 def halve(teacher, steps, trainer, objective=None, **options):
     return distill(teacher, DIGITS, steps, objective or PD(teacher.schedule), trainer, **options)
-
-
-def same(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import torch_fidelity
+from tiny import Bomb
 
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import as_denoiser
@@ -135,13 +136,8 @@ def test_a_damaged_reference_is_refused(tmp_path, kind):
 
 
 def test_an_npz_with_python_objects_runs_nothing(few, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
-    npz(tmp_path / "a.npz", arr_0=np.array([Trap()], dtype=object))
-    npz(tmp_path / "b.npz", mu=np.array([Trap()], dtype=object), sigma=np.eye(1))
-    (tmp_path / "sprung").unlink(missing_ok=True)  # a pickled Trap opens the file when it is made, too
+    bomb = np.array([Bomb(tmp_path / "sprung")], dtype=object)
+    npz(tmp_path / "a.npz", arr_0=bomb), npz(tmp_path / "b.npz", mu=bomb, sigma=np.eye(1))
     for arguments in ((tmp_path / "a.npz", few), (grey(), tmp_path / "b.npz")):
         with pytest.raises(UserError):
             evaluate(*arguments)

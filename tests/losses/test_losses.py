@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import refused
 
 from rddlib import losses
 from rddlib.diffusion.schedule import CosineSchedule, DiscreteCosineSchedule
@@ -27,7 +28,6 @@ from rddlib.losses import (
     stage_perceptual_loss,
     truncated_snr_weight,
 )
-from rddlib.utils.errors import UserError
 
 FORMS = ("reference", "chunked")
 fast = settings(max_examples=12, deadline=None)
@@ -422,13 +422,9 @@ def test_lpips_without_weights_says_so_at_once(monkeypatch, tmp_path):
     pytest.importorskip("lpips")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    with pytest.raises(UserError, match="vgg16-397923af.pth") as caught:
-        load_lpips()
-    assert "\n" not in str(caught.value)
+    assert "vgg16-397923af.pth" in refused(load_lpips)
     monkeypatch.setattr(losses.perceptual, "VGG_ADDRESS", "http://127.0.0.1:9/vgg.pth")  # nobody listens
-    with pytest.raises(UserError, match="cannot download") as caught:
-        load_lpips(download=True, timeout=2)
-    assert "\n" not in str(caught.value)
+    assert "cannot download" in refused(load_lpips, download=True, timeout=2)
     assert not list(tmp_path.rglob("vgg*"))
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from tiny import Bomb
 
 from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.utils.errors import UserError
@@ -55,11 +56,7 @@ def test_foreign_and_missing_files(tmp_path):
 
 
 def test_a_pickle_is_refused_and_not_run(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "exploded"),)
-
-    torch.save(Bomb(), tmp_path / "bomb")
+    torch.save(Bomb(tmp_path / "exploded"), tmp_path / "bomb")
     with pytest.raises(UserError, match="damaged or no safetensors"):
         load_checkpoint(tmp_path / "bomb")
     assert not (tmp_path / "exploded").exists()
