@@ -83,5 +83,8 @@ def test_the_table_is_whole():
     assert set(OBJECTIVES) == set(TERMS) and {*COMPETING, *SUMS} <= set(OBJECTIVES)
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
     assert len({tuple(method.style.values()) for method in METHODS.values()}) == len(METHODS)
+    # those that share a figure are told apart without colour
+    markers = [METHODS[method].style["marker"] for method in (*COMPETING, *SUMS, "ddim", "pndm", "dpm-solver")]
+    assert len(set(markers)) == len(markers)
     with pytest.raises(UserError, match="unknown method 'rdf'.*did you mean 'rdd'.*: known are pd, "):
         find_method("rdf")

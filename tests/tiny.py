@@ -71,6 +71,25 @@ def settings(changes):
     return [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
 
 
+def without(packages):
+    """The first lines of a program in which these packages are not installed."""
+    return f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {set(packages)}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def randomised(module, std):
+    """The module without the zeros that a new one begins with."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return module
+
+
 def gray_images(folder, count, step):
     """A folder of images of 8x8 pixels, number k of level k * step."""
     folder.mkdir(parents=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from tiny import randomised
 from torchvision import models
 
 from rddlib import RDD, CosineSchedule, Denoiser, UNet, UNetConfig, as_denoiser
@@ -17,9 +17,7 @@ SHAPE = (3, 16, 16)
 
 def denoiser(**options) -> Denoiser:
     network = UNet(UNetConfig(16, 3, 8, (1, 2, 2), blocks=1, attention=(), groups=4, **options))
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return Denoiser(network.eval(), CosineSchedule(), "v")
+    return Denoiser(randomised(network, 0.1).eval(), CosineSchedule(), "v")
 
 
 @pytest.mark.parametrize(("level", "block"), [(1, 4), (2, 1)])  # of the way up, the last at 8x8 and at 4x4

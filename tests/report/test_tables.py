@@ -12,7 +12,7 @@ from PIL import Image
 
 from rddlib.evaluation import PROTOCOLS
 from rddlib.evaluation.networks import INCEPTION_SHA256
-from rddlib.methods import COMPETING, LABELS, STYLES, SUMS
+from rddlib.methods import LABELS
 from rddlib.report.figures import comparison_figure
 from rddlib.report.tables import (
     COLUMNS,
@@ -334,12 +334,6 @@ def test_names_and_legend_cover_nothing(digits):
         assert not clashes, [(ax.texts[i].get_text(), ax.texts[j].get_text()) for i, j in clashes]
     legend = figure.legends[0].get_window_extent()
     assert not any(legend.overlaps(ax.get_tightbbox()) for ax in figure.axes)
-
-
-def test_methods_that_share_a_figure_are_told_apart_without_colour():
-    markers = [STYLES[method]["marker"] for method in (*COMPETING, *SUMS, "ddim", "pndm", "dpm-solver")]
-    assert len(set(markers)) == len(markers) and STYLES.keys() == LABELS.keys()
-    assert len({tuple(style.values()) for style in STYLES.values()}) == len(STYLES)
 
 
 # the command

@@ -313,10 +313,6 @@ def test_what_comes_with_the_package_is_planned_as_taken(made_up, tmp_path):
 # the plan of a sweep
 
 
-def smoke(folder, **changes):
-    return Study(changed(load_profile("smoke"), changes), folder)
-
-
 def test_what_is_left_is_counted_and_shared_work_once(tiny, tmp_path):
     pair = replace(ABLATIONS["alpha"].with_axes({"loss.alpha": "0.5, 2"}, tiny.profile), name="pair")
     first, second = plan_of(Sweep(Study(tiny.profile, tmp_path / "new"), [pair, replace(pair, name="twin")], [0, 1]))

@@ -89,11 +89,6 @@ def test_a_task_whose_process_dies_is_tried_again_and_given_up_in_the_end(tmp_pa
     assert times[2] == 1  # what had not begun was none of its business
 
 
-def test_no_jobs_is_refused():
-    with pytest.raises(UserError, match="--jobs 0: give at least 1"):
-        on_this_machine(0)
-
-
 # the real thing, in processes of their own
 
 SWEEP = ["ablate", "alpha", "--profile", "smoke", "--axis", "loss.alpha=0.5,1,2", "--seeds", "2"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_study import smoke
 
 from rddlib.data import ImageDataset
 from rddlib.diffusion.model_file import load_denoiser
@@ -12,7 +13,6 @@ from rddlib.diffusion.schedule import DiscreteCosineSchedule
 from rddlib.distillation.objectives import CFD, PD, RCFD, RDD
 from rddlib.study.folder import study_profile
 from rddlib.study.graph import Inputs, conditional_profile, guided_graph, plain_graph
-from rddlib.study.profiles import load_profile
 from rddlib.study.stage import Workplace
 from rddlib.study.study import Study, guided_study
 from rddlib.training import RunConfig
@@ -139,7 +139,7 @@ def test_a_given_model_is_known_by_its_content(tiny, tmp_path):
 
 def test_a_conditional_base_model_of_the_study_s_own_numbers_is_that_of_guidance(tmp_path):
     same = {"unet.num_classes": "10", "unet.label_dropout": "0.1", "base.train.batch_size": "16"}
-    study = Study(load_profile("smoke", same | {"guidance.base.batch_size": "16"}), tmp_path)
+    study = smoke(tmp_path, **same, guidance__base__batch_size="16")
     assert guided_study(study).stages.conditional.path == study.stages.base.path
 
 
@@ -211,7 +211,7 @@ def test_stages_that_there_are_not(ask, words):
 
 
 def test_images_without_classes_have_no_extractor_and_nothing_to_guide_towards(tmp_path):
-    study = Study(load_profile("smoke"), tmp_path)
+    study = smoke(tmp_path)
     study.dataset = ImageDataset("folder", torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4).long(), 0)
     with pytest.raises(UserError, match="sort its images into a folder for each class"):
         study.extractor()
@@ -271,7 +271,7 @@ def test_a_student_is_read_back_from_its_file_alone(tiny):
 
 def test_eps_prediction_on_the_released_grid_trains_draws_and_is_read_back(tiny):
     eps = {"base.prediction": "eps", "base.schedule": "discrete", "base.weight": "eps", "base.train.iterations": "2"}
-    study = Study(load_profile("smoke", eps), tiny.out)
+    study = smoke(tiny.out, **eps)
     assert study.images("ddim", 4, study.noise(4)).isfinite().all()
     read, info = load_denoiser(study.stages.base.path)
     assert (

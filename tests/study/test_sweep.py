@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from tiny_study import smoke
 
 from rddlib.evaluation import common_noise
 from rddlib.evaluation.entropy import entropy_by_step
@@ -15,7 +16,6 @@ from rddlib.study.ablation_results import measured
 from rddlib.study.ablations import ABLATIONS, CFD, Ablation, Axis
 from rddlib.study.engines import in_turn
 from rddlib.study.entropy import entropy_record
-from rddlib.study.profiles import changed, load_profile
 from rddlib.study.stage import Stage
 from rddlib.study.study import Arm, Study
 from rddlib.study.sweep import COLUMNS, Sweep
@@ -29,10 +29,6 @@ PAIR = Ablation(
     axes=(Axis("alpha", "loss.alpha", (0.5, 2.0)),),
     beside=(CFD,),
 )
-
-
-def smoke(tmp_path, **changes):
-    return Study(changed(load_profile("smoke"), changes), tmp_path)
 
 
 def weights(name, *values):

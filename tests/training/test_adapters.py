@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import same
+from tiny import randomised, same
 
 from rddlib.data import ImageDataset
 from rddlib.diffusion.denoiser import Denoiser
@@ -29,9 +29,7 @@ CONFIG = TrainConfig(4, 4, 1e-2)
 def filled(denoiser):
     """With random weights everywhere: an untrained network's last layers are zero, and would teach the others nothing."""
     torch.manual_seed(0)
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return denoiser.eval().requires_grad_(False)
+    return randomised(denoiser, 0.1).eval().requires_grad_(False)
 
 
 @pytest.fixture
