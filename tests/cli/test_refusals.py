@@ -76,6 +76,7 @@ def test_a_folder_of_something_else_and_a_damaged_record(refusal, tmp_path, comm
 def test_a_folder_that_cannot_be_written(refusal, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("kept")
     assert "cannot write" in refusal("study", "--profile", "smoke", "--out", tmp_path / "file" / "out")
+    assert "is a file" in refusal("study", "--profile", "smoke", "--out", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "kept"
 
     def refuse(*_, **__):

@@ -24,15 +24,6 @@ def test_the_usual_folder_is_named_by_the_profile():
     assert default_out("smoke").parts[-2:] == ("runs", "smoke")
 
 
-def test_folders_that_are_not_a_study_s_are_left_alone(tmp_path):
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="not empty and no study made it"):
-        prepare_folder(tmp_path, load_profile("smoke"), {}, 0)
-    with pytest.raises(UserError, match="is a file"):
-        prepare_folder(tmp_path / "letter.txt", load_profile("smoke"), {}, 0)
-    assert os.listdir(tmp_path) == ["letter.txt"]
-
-
 def test_commands_that_begin_together_share_a_new_folder(tmp_path):
     """rdd train beside rdd extractor, say: neither takes the other's beginnings for a stranger's."""
     smoke = load_profile("smoke")
