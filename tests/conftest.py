@@ -155,6 +155,18 @@ def rdd(capsys, monkeypatch):
 
 
 @pytest.fixture
+def done(rdd):
+    """done("study", ...) -> what a command prints that succeeds."""
+
+    def run(*command):
+        status, printed, errors = rdd(*map(str, command))
+        assert status == 0, errors
+        return printed
+
+    return run
+
+
+@pytest.fixture
 def refusal(rdd):
     """refusal("study", ...) -> the one line that a command of bad input says, or the last one where it has begun to work."""
 

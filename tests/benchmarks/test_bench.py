@@ -78,12 +78,12 @@ def test_bad_arguments(wrong, words):
         Size("odd", N=1, A=5)
 
 
-def test_exports_are_compared_with_the_teacher_and_written_as_shown(rdd, refusal, tmp_path):
+def test_exports_are_compared_with_the_teacher_and_written_as_shown(done, refusal, tmp_path):
     out = tmp_path / "new" / "export.json"
     options = ["--profile", "smoke", "--set", "unet.num_classes=10", "--repetitions", "1", "--out", str(out)]
-    status, said, _ = rdd("bench", "export", *options, "--batch", "1,2")
+    said = done("bench", "export", *options, "--batch", "1,2")
     report = json.loads(out.read_text())
-    assert status == 0 and f"Wrote {out}" in said and list(out.parent.iterdir()) == [out]
+    assert f"Wrote {out}" in said and list(out.parent.iterdir()) == [out]
     samplers = [("teacher, Python", 8), ("student, Python", 1), ("student, TorchScript", 1)]
     assert [(row["sampler"], row["steps"]) for row in report["rows"]] == 2 * samplers
     for row in report["rows"]:

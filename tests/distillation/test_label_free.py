@@ -1,9 +1,11 @@
 """Extractors that need no labels: a teacher's own features, and torchvision's classifiers."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import randomised
+from tiny import randomised, refused
 from torchvision import models
 
 from rddlib import RDD, CosineSchedule, Denoiser, UNet, UNetConfig, as_denoiser
@@ -96,8 +98,7 @@ def test_families_show_the_map_before_its_pooling(name):
 def test_weights_that_are_missing_or_damaged_and_unknown_names_are_refused(hub, monkeypatch):
     name, *_, file = hub
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=f"does not hold the weights of {name}: delete it"):
-        torchvision_features(name)
+    assert re.search(f"does not hold the weights of {name}: delete it", refused(torchvision_features, name))
     file.unlink()
     with pytest.raises(
         UserError, match=f"torchvision:{name} needs its weights: put https.* at .*extractor.download=true"
@@ -105,8 +106,7 @@ def test_weights_that_are_missing_or_damaged_and_unknown_names_are_refused(hub, 
         torchvision_features(name)
     fetched = []
     monkeypatch.setattr(label_free, "fetch", lambda *call: fetched.append(call))
-    with pytest.raises(UserError, match="does not hold"):
-        torchvision_features(name, download=True)
+    assert "does not hold" in refused(torchvision_features, name, download=True)
     assert fetched[0][1] == file and fetched[0][2] == file.stem.rsplit("-")[-1]
     with pytest.raises(UserError, match=r"no such classifier 'resnet500' \(did you mean 'resnet50'\?\)"):
         torchvision_features("resnet500")

@@ -1,7 +1,10 @@
 """Sums of terms: shares are what they say, measured seldom or always, resumed to the bit; sums of one's own as people write them."""
 
+import re
+
 import pytest
 import torch
+from tiny import refused
 from torch import nn
 
 from rddlib.diffusion.schedule import CosineSchedule
@@ -9,7 +12,6 @@ from rddlib.distillation.extractor import as_extractor, build_extractor
 from rddlib.distillation.objectives import HEADS, TERMS, Sum, Term, parse_sum, projection_head
 from rddlib.methods import LossConfig, build_objective, own_methods
 from rddlib.study.profiles import load_profile
-from rddlib.utils.errors import UserError
 
 SCHEDULE = CosineSchedule()
 
@@ -124,8 +126,7 @@ def test_what_people_write():
     ],
 )
 def test_a_sum_that_cannot_be_is_refused_in_the_profile(text, said):
-    with pytest.raises(UserError, match=said):
-        load_profile("smoke", {"sums": text})
+    assert re.search(said, refused(load_profile, "smoke", {"sums": text}))
 
 
 def test_a_sum_takes_the_profiles_temperatures_where_it_says_none(extractor):

@@ -1,6 +1,7 @@
 """Where images come from: drawn by a model, with classes and guidance, or read from folders and archives."""
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.evaluation import DrawnImages, common_noise, draw_to_file, evaluate, fresh_noise, open_images, write_pngs
 from rddlib.evaluation.drawing import common_labels
-from rddlib.utils.errors import GuidanceWarning, UserError
+from rddlib.utils.errors import GuidanceWarning
 
 # drawn
 
@@ -205,8 +206,7 @@ def test_an_npz_is_read_a_batch_at_a_time(noisy, tmp_path, monkeypatch):
 def test_what_holds_no_images_is_refused(tmp_path, name, arrays, words):
     if arrays:
         np.savez(tmp_path / name, **arrays)
-    with pytest.raises(UserError, match=words):
-        open_images(tmp_path / name)
+    assert re.search(words, refused(open_images, tmp_path / name))
 
 
 def test_a_damaged_npz_is_refused(few, tmp_path):
@@ -214,20 +214,16 @@ def test_a_damaged_npz_is_refused(few, tmp_path):
     for content in (b"", b"no archive", b"PK\x03\x04 half an archive"):
         path.write_bytes(content)
         for arguments in ((path, few), (few, path)):
-            with pytest.raises(UserError, match="a.npz cannot be read"):
-                evaluate(*arguments)
+            assert re.search("a.npz cannot be read", refused(evaluate, *arguments))
     np.savez(path, arr_0=np.zeros((900, 8, 8, 1), np.uint8))
     images = open_images(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match="a.npz is damaged"):
-        images.batch(800, 900)
+    assert re.search("a.npz is damaged", refused(images.batch, 800, 900))
 
 
 def test_mixed_folders_are_refused(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match="b.png is RGB, 8x8, the first image L, 8x8"):
-        open_images(tmp_path).batch(0, 2)
+    assert re.search("b.png is RGB, 8x8, the first image L, 8x8", refused(open_images(tmp_path).batch, 0, 2))
     (tmp_path / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="b.png cannot be read"):
-        open_images(tmp_path).batch(0, 2)
+    assert re.search("b.png cannot be read", refused(open_images(tmp_path).batch, 0, 2))

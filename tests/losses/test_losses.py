@@ -134,16 +134,6 @@ def test_pointwise_equal_loops():
     torch.testing.assert_close(diversity_loss(S), sum(q * q.log() for q in p.mean(0)))
 
 
-def test_truncated_snr_weight_where_sigma_is_zero():
-    t = torch.tensor([0.0, 0.01, 1.0])
-    weight = truncated_snr_weight(t, CosineSchedule())
-    assert weight.dtype == torch.float64 and weight[0] == math.inf and weight[2] == 1
-    clipped = truncated_snr_weight(t, CosineSchedule(), maximum=1e3)
-    assert clipped[0] == 1e3 and clipped[2] == 1 and clipped.isfinite().all()
-    assert truncated_snr_weight(t, DiscreteCosineSchedule()).isfinite().all()
-    assert pd_loss(torch.zeros(3, 1), torch.ones(3, 1), t, CosineSchedule(), maximum=2.0) == pytest.approx(5 / 3)
-
-
 WEIGHT_TIMES = [(CosineSchedule(), t) for t in (1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1.0)]
 WEIGHT_TIMES += [(DiscreteCosineSchedule(1024), k / 1024) for k in (0, 1, 512, 1024)]
 
@@ -179,7 +169,10 @@ def test_a_maximum_holds_every_loss_weight(kind):
     assert torch.equal(held, free.clamp(max=7.0)) and held.isfinite().all()
     assert (held.max() == 7 and free.max() == math.inf) if kind != "x" else (held == 1).all()
     if kind == "truncated":
-        assert torch.equal(held, truncated_snr_weight(t, schedule, 7.0))
+        assert torch.equal(held, truncated_snr_weight(t, schedule, 7.0)) and free[0] == math.inf and free[-1] == 1
+        assert pd_loss(torch.zeros(3, 1), torch.ones(3, 1), t[[0, 1, 100]], schedule, maximum=2.0) == pytest.approx(
+            5 / 3
+        )
     with pytest.raises(ValueError, match="maximum is 0.5"):
         loss_weight(kind, t, schedule, maximum=0.5)
     with pytest.raises(TypeError, match="t has shape"):

@@ -44,12 +44,11 @@ def test_what_cannot_be_served_is_one_line_and_writes_nothing(refusal, tmp_path,
     assert said == "rdd: the app needs an extra: pip install 'rddlib[app]'\n" and not out.exists()
 
 
-def test_voila_is_started_on_the_loopback_interface_with_code_hidden(rdd, tmp_path, monkeypatch):
+def test_voila_is_started_on_the_loopback_interface_with_code_hidden(done, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    status, said, errors = rdd("app", "--out", str(tmp_path / "out"), "--port", "0")
-    assert status == 0, errors
+    said = done("app", "--out", tmp_path / "out", "--port", "0")
     assert started[0][1:3] == ["-m", "voila"] and "--Voila.ip=127.0.0.1" in started[0]
     assert "--VoilaConfiguration.strip_sources=True" in started[0]
     assert "http://127.0.0.1:" in said

@@ -58,13 +58,12 @@ def test_a_spoilt_student_is_named_right(beginning, tmp_path, monkeypatch, metho
     assert all(one.remedy and one.shown for one in found)
 
 
-def test_the_command_draws_and_says_what_to_try(rdd, tmp_path):
+def test_the_command_draws_and_says_what_to_try(done, tmp_path):
     out, few = tmp_path / "run", TINY | {"distill.iterations": "[2, 1, 1]", "run.log_every": "1", "loss.watch": "1"}
     given = ["--profile", "smoke", "--out", str(out)]
-    assert rdd("distill", "--objective", "cfd", "--to", "4", *given, *settings(few))[0] == 0
+    done("distill", "--objective", "cfd", "--to", "4", *given, *settings(few))
     before = sorted(path.name for path in out.iterdir())
-    status, printed, errors = rdd("diagnose", str(out))
-    assert status == 0, errors
+    printed = done("diagnose", out)
     assert printed.startswith("CFD 8 to 4 steps: cfd-4-") and f"--out {out} --objective cfd --to 4 --set " in printed
     assert sorted(path.name for path in (out / "diagnosis").iterdir()) == ["curves.png", "images.png"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*before, "diagnosis"])

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from matplotlib.text import Text
 from PIL import Image
+from tiny import refused
 
 from rddlib.evaluation import PROTOCOLS
 from rddlib.evaluation.networks import INCEPTION_SHA256
@@ -202,8 +204,7 @@ def test_differently_measured_results_refuse_to_share_a_table(tmp_path, changes,
     write(tmp_path / "a", "rdd", 1, 0, 4.0, dataset="digits", protocol="torch-fidelity")
     write(tmp_path / "b", "rdd", 1, 0, 5.0, dataset="digits", **{"protocol": "torch-fidelity", **changes})
     found = read_measurements([tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(UserError, match=rf"results for digits .*they differ in {fields}\).*--mix"):
-        comparison(found)
+    assert re.search(rf"results for digits .*they differ in {fields}\).*--mix", refused(comparison, found))
     table = comparison(found, mix=True)[2]
     assert table.lines[0].startswith(f"These rows do not compare: they differ in {fields}")
     assert [row["footnote"] for row in table.rows] == [1, 2]
@@ -419,5 +420,4 @@ def test_bad_input_is_refused(refusal, cifar, tmp_path, monkeypatch, arguments, 
 def test_a_damaged_result_is_named(cifar, content):
     damaged = cifar / "scores" / "damaged.json"
     damaged.write_text(content, errors="surrogateescape")
-    with pytest.raises(UserError, match=f"{damaged} is damaged: delete it"):
-        read_measurements([cifar])
+    assert re.search(f"{damaged} is damaged: delete it", refused(read_measurements, [cifar]))

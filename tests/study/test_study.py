@@ -1,6 +1,7 @@
 """A study's arms, results and images: made when asked for, found again, and the same in every process."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from tiny import refused
 from tiny_study import smoke
 
 import rddlib
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.samplers import TRAINING_FREE
-from rddlib.diffusion.sampling import two_step_target
 from rddlib.methods import METHODS
 from rddlib.study.folder import open_study, study_profile
 from rddlib.study.guidance import guided_done, guided_results
@@ -54,8 +55,7 @@ def test_a_result_says_which_model_was_measured_and_how(tiny):
     assert (receipt["samples"], receipt["steps"], receipt["noise_seed"]) == (80, 2, tiny.profile.evaluation.seed)
     assert tiny.measured(Arm("ddim", 2, 0))["receipt"]["checkpoint_sha256"] == tiny.stages.base.recorded()["sha256"]
     tiny.score_path(arm).write_text("{}")
-    with pytest.raises(UserError, match="is damaged: delete it, the next run measures it again"):
-        tiny.results()
+    assert "is damaged: delete it, the next run measures it again" in refused(tiny.results)
     tiny.score_path(arm).unlink()
     again = tiny.measured(arm)["row"]
     assert again | {"seconds": 0} == record["row"] | {"seconds": 0}
@@ -257,17 +257,6 @@ def test_the_fresh_noise_is_never_the_first_noise(guided):
         assert abs(correlation) < 0.5
 
 
-def test_relations_take_a_guided_teacher_as_any_other(guided):
-    """They see denoised images alone."""
-    z, t, y = guided.noise(8), torch.full((8,), 0.5).double(), torch.arange(8)
-    x_T = two_step_target(guided.base(), z, t, 1 / 8, y, 2.0)
-    x_S = guided.base()(z, t, y, 2.0).requires_grad_(True)
-    objective, shared = guided.objective("rdd", 4), torch.Generator().manual_seed(0)
-    objective(x_S, x_T, t, shared), objective.after_step(shared)
-    total, terms = objective(x_S, x_T, t, shared)
-    assert set(terms) == {"cfd", "is_p2p", "m_p2p"} and torch.autograd.grad(total, x_S)[0].abs().sum() > 0
-
-
 # what does not fit
 
 
@@ -293,8 +282,7 @@ def test_too_few_images_to_score_against_are_said_before_anything_is_trained(tmp
     few = load_dataset("digits", "test")
     study = smoke(tmp_path, evaluation__network="extractor", evaluation__samples="97")
     vars(study)["dataset"] = replace(few, images=few.images[:96], labels=few.labels[:96])  # small_resnet: 96 features
-    with pytest.raises(UserError, match="96 images cannot fill a covariance of 96 features"):
-        study.check_scoring()
+    assert "96 images cannot fill a covariance of 96 features" in refused(study.check_scoring)
 
 
 @pytest.mark.parametrize(
@@ -306,8 +294,7 @@ def test_too_few_images_to_score_against_are_said_before_anything_is_trained(tmp
 )
 def test_arms_that_there_are_not(tmp_path, ask, words):
     study = smoke(tmp_path)
-    with pytest.raises(UserError, match=words):
-        study.check_arm(*ask)
+    assert re.search(words, refused(study.check_arm, *ask))
     with pytest.raises(UserError, match="unknown --method 'ddim'.*known are teacher, stage_one, pd"):
         guided_study(study).check_arm("ddim", 1)
     with pytest.raises(UserError, match="unknown classes 12: choose from 0 to 9"):
