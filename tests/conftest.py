@@ -152,3 +152,28 @@ def rdd(capsys, monkeypatch):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def done(rdd):
+    """done("study", ...) -> what a command prints that succeeds."""
+
+    def run(*command):
+        status, printed, errors = rdd(*map(str, command))
+        assert status == 0, errors
+        return printed
+
+    return run
+
+
+@pytest.fixture
+def refusal(rdd):
+    """refusal("study", ...) -> the one line that a command of bad input says, or the last one where it has begun to work."""
+
+    def refused(*command, begun=False):
+        status, printed, errors = rdd(*map(str, command))
+        line = errors.splitlines(keepends=True)[-1] if begun else errors
+        assert status == 2 and line.startswith("rdd: ") and line.count("\n") == 1 and (begun or not printed), errors
+        return line
+
+    return refused

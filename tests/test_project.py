@@ -64,15 +64,10 @@ def test_the_readme_is_short_and_leads_to_every_page():
 
 
 @pytest.mark.parametrize("notebook", sorted((TOP / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_the_readme_names_each_notebook_by_its_title(notebook):
-    title = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0]
-    number, name = re.fullmatch(r"# (\d\d) · (.+)", title).groups()
-    assert f"| [{number}](notebooks/{notebook.name}) {name} |" in PAGES[TOP / "README.md"]
-
-
-@pytest.mark.parametrize("notebook", sorted((TOP / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_notebooks_are_clean_and_have_their_parameters(notebook):
+def test_notebooks_are_named_in_the_readme_clean_and_have_their_parameters(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
+    number, name = re.fullmatch(r"# (\d\d) · (.+)", cells[0].source.splitlines()[0]).groups()
+    assert f"| [{number}](notebooks/{notebook.name}) {name} |" in PAGES[TOP / "README.md"]
     code = [c for c in cells if c.cell_type == "code"]
     assert not any(c.outputs or c.execution_count for c in code)
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
@@ -82,7 +77,16 @@ def test_notebooks_are_clean_and_have_their_parameters(notebook):
 
 
 def receipts_of(name):
-    return json.loads((RESULTS / f"{name}_receipts.json").read_text())
+    found = json.loads((RESULTS / f"{name}_receipts.json").read_text())
+    assert not [receipt for receipt in found.values() if "+changes" in receipt["git_commit"]]
+    return found
+
+
+def check_arms(table, receipts):
+    """What was drawn is what a guided table's arms ask for: the teacher's guidance takes two evaluations a step."""
+    drawn = {(r["sampler"], r["steps"], r["guidance"], r["evaluations"]) for r in receipts.values()}
+    arms = table[["method", "steps", "guidance", "sampler"]].itertuples(index=False, name=None)
+    assert drawn == {(s, n, w, (2 if m == "teacher" else 1) * n) for m, n, w, s in arms}
 
 
 def test_published_results_have_receipts_and_follow_from_their_seeds():
@@ -106,14 +110,12 @@ def test_published_ablations_are_whole_and_have_receipts(source):
         assert (rows.groupby("setting")["seed"].nunique() == (1 if name == "balance" else 3)).all(), name
         assert rows["fid" if ABLATIONS[name].measures == "scores" else "entropy"].notna().all(), name
     assert (table.loc[table["ablation"] != "entropy", ["pfd", "is"]].notna()).all(axis=None)
-    assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
 
 
 def test_the_search_has_receipts_and_no_seed_or_extractor_of_the_evidence():
     table, receipts = ablation_results.search(), receipts_of("digits_search")
     assert set(table["record"]) == receipts.keys() and table.notna().all(axis=None)
     assert not set(table["extractor"]) & set(EXTRACTOR_SEEDS) and set(table["seed"]) == {100}
-    assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
     numbers = lambda method: [method.arguments(LossConfig(), 1.0, steps) for steps in (4, 2, 1)]  # noqa: E731
     tried = [own_methods((f"x = {terms}",))["x"] for terms in table["terms"].unique()]
     assert all(numbers(METHODS[name]) in map(numbers, tried) for name in SUMS)
@@ -132,20 +134,14 @@ def test_published_guidance_is_whole_and_has_receipts():
     assert {receipt["metric"] for receipt in receipts.values()} == {metric}
     seeds = table.groupby(["method", "steps", "sampler", "guidance"])["seed"].agg(["nunique", "size"])
     assert (seeds == 3).all(axis=None)
-    drawn = {(r["sampler"], r["steps"], r["guidance"], r["evaluations"]) for r in receipts.values()}
-    arms = table[["method", "steps", "guidance", "sampler"]].itertuples(index=False, name=None)
-    assert drawn == {(s, n, w, (2 if m == "teacher" else 1) * n) for m, n, w, s in arms}
-    assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
+    check_arms(table, receipts)
 
 
 def test_the_text_guided_example_has_receipts_of_one_network():
     rows, receipts = pd.read_csv(RESULTS / "text_guided.csv"), receipts_of("text_guided")
     assert len(rows) == len(receipts) and rows["agree"].between(0, 1).all()
     assert len({(receipt["network_sha256"], receipt["samples"]) for receipt in receipts.values()}) == 1
-    drawn = {(r["sampler"], r["steps"], r["guidance"], r["evaluations"]) for r in receipts.values()}
-    arms = rows[["method", "steps", "guidance", "sampler"]].itertuples(index=False, name=None)
-    assert drawn == {(s, n, w, (2 if m == "teacher" else 1) * n) for m, n, w, s in arms}
-    assert not [receipt for receipt in receipts.values() if "+changes" in receipt["git_commit"]]
+    check_arms(rows, receipts)
 
 
 def test_the_published_pipeline_has_receipts_of_one_commit():

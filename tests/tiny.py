@@ -1,16 +1,25 @@
-"""Networks small enough to be trained in a test, and folders to train them on."""
+"""Networks small enough to be trained in a test, folders to train them on, and what tests of every part ask."""
 
 import csv
+import importlib.util
 import json
+import os
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.diffusion.unet import UNet, UNetConfig
+from rddlib.utils.errors import UserError
 
+needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
+quiet = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # in diffusers
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+]
 QUEUE = {"queue_size": 50, "draws": 16, "per_image": 2}  # of an RDD objective
 
 
@@ -31,6 +40,62 @@ def conditional_denoiser(**options):
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
         denoiser.network.label_embedding.weight.normal_()
     return denoiser.eval().requires_grad_(False)
+
+
+def refused(call, *inputs, **options):
+    """The message of the UserError, which is one line."""
+    with pytest.raises(UserError) as caught:
+        call(*inputs, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class Bomb:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def same(one, other):
+    """Whether two networks, or dicts of tensors, are the same to the bit."""
+    one, other = (found if isinstance(found, dict) else found.state_dict() for found in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def settings(changes):
+    """The command's words for changes of a profile."""
+    return [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
+
+
+def without(packages):
+    """The first lines of a program in which these packages are not installed."""
+    return f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {set(packages)}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def randomised(module, std):
+    """The module without the zeros that a new one begins with."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return module
+
+
+def gray_images(folder, count, step):
+    """A folder of images of 8x8 pixels, number k of level k * step."""
+    folder.mkdir(parents=True)
+    for k in range(count):
+        Image.fromarray(np.full((8, 8), k * step, np.uint8)).save(folder / f"{k}.png")
+    return folder
 
 
 def captioned(folder, captions, form="metadata.csv", size=(4, 4)):

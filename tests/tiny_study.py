@@ -1,4 +1,7 @@
-"""The numbers of the tiny study that tests share."""
+"""The numbers of the tiny study that tests share, and studies of the smoke profile with other numbers."""
+
+from rddlib.study.profiles import load_profile
+from rddlib.study.study import Study
 
 TINY = {  # of the smoke profile: every training takes a second at most, the numbers mean nothing
     "base.train.iterations": "2",
@@ -15,3 +18,8 @@ TINY = {  # of the smoke profile: every training takes a second at most, the num
     "methods": "[pd, rdd]",
     "jobs": "1",
 }
+
+
+def smoke(folder, **changes):
+    """Of changed numbers: section__field=value, or **{"section.field": value}."""
+    return Study(load_profile("smoke", {key.replace("__", "."): value for key, value in changes.items()}), folder)

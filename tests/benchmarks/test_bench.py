@@ -78,12 +78,12 @@ def test_bad_arguments(wrong, words):
         Size("odd", N=1, A=5)
 
 
-def test_exports_are_compared_with_the_teacher_and_written_as_shown(rdd, tmp_path):
+def test_exports_are_compared_with_the_teacher_and_written_as_shown(done, refusal, tmp_path):
     out = tmp_path / "new" / "export.json"
     options = ["--profile", "smoke", "--set", "unet.num_classes=10", "--repetitions", "1", "--out", str(out)]
-    status, said, _ = rdd("bench", "export", *options, "--batch", "1,2")
+    said = done("bench", "export", *options, "--batch", "1,2")
     report = json.loads(out.read_text())
-    assert status == 0 and f"Wrote {out}" in said and list(out.parent.iterdir()) == [out]
+    assert f"Wrote {out}" in said and list(out.parent.iterdir()) == [out]
     samplers = [("teacher, Python", 8), ("student, Python", 1), ("student, TorchScript", 1)]
     assert [(row["sampler"], row["steps"]) for row in report["rows"]] == 2 * samplers
     for row in report["rows"]:
@@ -93,8 +93,7 @@ def test_exports_are_compared_with_the_teacher_and_written_as_shown(rdd, tmp_pat
         assert row["sampler"] in said
     assert 0 <= report["difference"] < 1e-4 and report["git_commit"] and report["threads"] >= 1
     for batch, words in (("one", "--batch one: expected whole numbers"), ("0", "at least 1")):
-        status, _, error = rdd("bench", "export", *options, "--batch", batch)
-        assert status == 2 and words in error
+        assert words in refusal("bench", "export", *options, "--batch", batch)
 
 
 def test_every_move_of_a_slider_draws_a_setting_that_was_not_drawn_before():

@@ -3,18 +3,19 @@
 import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from tiny import refused
 from torchvision.datasets import CIFAR10
 from torchvision.datasets import cifar as torchvision_cifar
 
 from rddlib.data import DataConfig, load_dataset
 from rddlib.data.imagenet64 import read_batch
-from rddlib.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("data")
 
@@ -203,11 +204,10 @@ class Sneaky:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_foreign_pickles_run_nothing(tmp_path, rng, bomb, protocol):
-    for inner in (bomb, Sneaky(f"__import__('os').mkdir({str(bomb.target)!r})")):
+    for inner in (bomb, Sneaky(f"__import__('os').mkdir({bomb.path!r})")):
         for content in (inner, {**batch(rng), "mean": inner}, {inner: 1} if protocol else [inner]):
             (tmp_path / "b").write_bytes(pickle.dumps(content, protocol=protocol))
-            with pytest.raises(UserError, match="b is no plain batch, it asks for .*nothing was run"):
-                read_batch(tmp_path / "b")
+            assert re.search("b is no plain batch, it asks for .*nothing was run", refused(read_batch, tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,7 @@ def test_other_names_are_refused(tmp_path, name):
     words = b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, attribute))
     for content in (f"c{name}\n.".encode(), b"\x80\x04" + words + b"\x93."):
         (tmp_path / "b").write_bytes(content)
-        with pytest.raises(UserError, match=f"it asks for {module}.{attribute}"):
-            read_batch(tmp_path / "b")
+        assert re.search(f"it asks for {module}.{attribute}", refused(read_batch, tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
@@ -231,14 +230,12 @@ def test_other_names_are_refused(tmp_path, name):
 )
 def test_admitted_names_are_held_to_what_arrays_need(tmp_path, content, words):
     (tmp_path / "b").write_bytes(content)
-    with pytest.raises(UserError, match=f"it asks for {words}"):
-        read_batch(tmp_path / "b")
+    assert re.search(f"it asks for {words}", refused(read_batch, tmp_path / "b"))
 
 
 def test_npz_with_pickled_objects_is_refused(tmp_path, rng, bomb):
     write_npz(tmp_path / "b.npz", {**batch(rng), "labels": np.array([bomb] * 12, dtype=object)})
-    with pytest.raises(UserError, match="b.npz is truncated or no batch"):
-        read_batch(tmp_path / "b.npz")
+    assert re.search("b.npz is truncated or no batch", refused(read_batch, tmp_path / "b.npz"))
 
 
 @pytest.mark.parametrize(
@@ -261,8 +258,7 @@ def test_wrong_batches_are_named(tmp_path, rng, change, words):
     write_npz(tmp_path / "wrong.npz", content)
     (tmp_path / "wrong").write_bytes(pickle.dumps(content, protocol=2))
     for name in ("wrong", "wrong.npz"):
-        with pytest.raises(UserError, match=f"{name}: .*{words}"):
-            read_batch(tmp_path / name)
+        assert re.search(f"{name}: .*{words}", refused(read_batch, tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["train_data_batch_1", "train_data_batch_2.npz"])

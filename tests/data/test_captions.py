@@ -4,14 +4,13 @@ import pytest
 from tiny import captioned
 
 from rddlib.data import DataConfig, load_dataset
-from rddlib.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("data")
 CAPTIONS = {"0.png": "a cat", "1.png": "a dog", "2.png": "a  cat\n", "3.png": "an ox", "4.png": "a dog"}
 
 
 @pytest.mark.parametrize("form", ["metadata.jsonl", "metadata.csv", "txt"])
-def test_every_image_keeps_its_caption(tmp_path, monkeypatch, capsys, form):
-    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+def test_every_image_keeps_its_caption(tmp_path, capsys, form):
     root = captioned(tmp_path / "images", CAPTIONS, form)
     found = load_dataset(DataConfig("captions", str(root)))
     assert found.class_names == ("a cat", "a dog", "an ox") and found.num_classes == 3
@@ -20,8 +19,7 @@ def test_every_image_keeps_its_caption(tmp_path, monkeypatch, capsys, form):
     assert "passed over" not in capsys.readouterr().err
 
 
-def test_changed_captions_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+def test_changed_captions_are_noticed(tmp_path):
     root = captioned(tmp_path / "images", CAPTIONS)
     load_dataset(DataConfig("captions", str(root)))
     table = root / "metadata.csv"
@@ -40,8 +38,7 @@ def test_changed_captions_are_noticed(tmp_path, monkeypatch):
         (lambda root: (root / "metadata.csv").write_text("file_name,text\n0.png,\n"), "have no caption"),
     ],
 )
-def test_captions_and_images_that_do_not_fit(tmp_path, spoil, words):
+def test_captions_and_images_that_do_not_fit(tmp_path, refuses, spoil, words):
     root = captioned(tmp_path / "images", CAPTIONS)
     spoil(root)
-    with pytest.raises(UserError, match=words):
-        load_dataset(DataConfig("captions", str(root)))
+    refuses(words, DataConfig("captions", str(root)))

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import refused
 
 from rddlib.data import SOURCES, DataConfig, ImageDataset, data_folder, dataset, load_dataset, to_uint8
 from rddlib.utils.errors import UserError
@@ -85,8 +87,7 @@ def test_hash_takes_slices_of_any_layout():
     ],
 )
 def test_wrong_names_are_refused(config, split, words):
-    with pytest.raises(UserError, match=words):
-        load_dataset(config, split)
+    assert re.search(words, refused(load_dataset, config, split))
 
 
 def test_another_shape_is_refused():

@@ -1,12 +1,13 @@
 """Samplers of diffusers on our schedules against exact flows, our own DDIM, and careless use."""
 
-import importlib.util
 import math
+import re
 import sys
 
 import pytest
 import torch
 from exact_models import conditional, exact, mixture
+from tiny import needs_diffusers, quiet, refused
 
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.samplers import SAMPLERS, evaluations, find_sampler, grid_betas, grid_size
@@ -18,8 +19,7 @@ from rddlib.utils.errors import UserError
 CONTINUOUS, DISCRETE = CosineSchedule(), DiscreteCosineSchedule(1024)
 BORROWED = [name for name, entry in SAMPLERS.items() if entry.borrowed]
 OWN = [name for name in SAMPLERS if name not in BORROWED]
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
-needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
+pytestmark = quiet
 
 
 def draw(count=500, dtype=torch.float64):
@@ -205,8 +205,7 @@ def test_too_few_or_too_many_steps_are_refused_in_one_line(name):
     denoiser = exact(mixture(1), DiscreteCosineSchedule(64))
     with pytest.raises(UserError, match=rf"^{name} got {SAMPLERS[name].least - 1} steps: choose at least \d$"):
         find_sampler(name)(denoiser, draw(2), SAMPLERS[name].least - 1)
-    with pytest.raises(UserError, match=rf"^{name} got "):
-        find_sampler(name, SAMPLERS[name].least - 1)
+    assert re.search(rf"^{name} got ", refused(find_sampler, name, SAMPLERS[name].least - 1))
     most = 32 if name == "pndm" else 64  # PNDM goes by half steps
     with pytest.raises(UserError, match=rf"^{name} got {most + 1} steps on a schedule of 64: choose at most {most}$"):
         find_sampler(name)(denoiser, draw(2), most + 1)
@@ -215,17 +214,12 @@ def test_too_few_or_too_many_steps_are_refused_in_one_line(name):
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
     known = "ddim, stochastic, diffusers-ddim, pndm, dpm-solver"
-    with pytest.raises(UserError, match=f"no sampler 'huen': choose one of {known}$"):
-        find_sampler("huen")
-    with pytest.raises(UserError, match="^pndm got 3 steps: choose at least 4$"):
-        evaluations("pndm", 3)
+    assert re.search(f"no sampler 'huen': choose one of {known}$", refused(find_sampler, "huen"))
 
 
 def test_without_diffusers_only_our_own_samplers_are_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert find_sampler("ddim") is ddim_sample and find_sampler("stochastic") is stochastic_sample
     for name in BORROWED:
-        with pytest.raises(UserError, match=r"needs diffusers.*: pip install 'rddlib\[baselines\]'$"):
-            find_sampler(name)
-        with pytest.raises(UserError, match="needs diffusers"):
-            SAMPLERS[name].sample(exact(mixture(1), CONTINUOUS), draw(2), 8)
+        assert re.search(r"needs diffusers.*: pip install 'rddlib\[baselines\]'$", refused(find_sampler, name))
+        assert "needs diffusers" in refused(SAMPLERS[name].sample, exact(mixture(1), CONTINUOUS), draw(2), 8)

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiny import randomised
 
 from rddlib.diffusion.unet import NO_CLASS, UNet, UNetConfig, sinusoids
 from rddlib.study.profiles import PROFILES
@@ -53,7 +54,7 @@ def test_a_square_image_size_has_one_form_and_any_other_names_height_and_width()
 
 def test_a_turned_network_makes_turned_images_of_turned_noise():
     """Height and width are alike but for the heights that say where attention sits."""
-    wide = randomised(UNetConfig((8, 12), 2, 8, (1, 2), 1, attention=(8,), groups=4)).double()
+    wide = randomised(UNet(UNetConfig((8, 12), 2, 8, (1, 2), 1, attention=(8,), groups=4)), 0.3).double()
     tall = UNet(dataclasses.replace(wide.config, image_size=(12, 8), attention=(12,))).double()
     turned = {name: w.transpose(2, 3) if w.ndim == 4 else w for name, w in wide.state_dict().items()}
     tall.load_state_dict(turned)
@@ -61,19 +62,11 @@ def test_a_turned_network_makes_turned_images_of_turned_noise():
     torch.testing.assert_close(tall(z.transpose(2, 3), t), wide(z, t).transpose(2, 3))
 
 
-def randomised(config):
-    """A network without the zeros that a new one starts with."""
-    net = UNet(config)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return net
-
-
 def test_starts_at_zero_and_depends_on_time_once_trained():
     net = UNet(UNetConfig(8, 1, 8, (1, 2), 1, attention=(4,), groups=4))
     z = torch.randn(2, 1, 8, 8)
     assert (net(z, torch.rand(2)) == 0).all()
-    net = randomised(net.config)
+    net = randomised(UNet(net.config), 0.3)
     assert not torch.allclose(net(z, torch.tensor([0.1, 0.1])), net(z, torch.tensor([0.9, 0.9])))
 
 
@@ -82,7 +75,7 @@ GUIDED = dataclasses.replace(CONDITIONAL, guidance=(0.0, 4.0))
 
 
 def test_labels_are_asked_for_and_matter():
-    net, z, t = randomised(CONDITIONAL), torch.randn(2, 1, 8, 8), torch.rand(2)
+    net, z, t = randomised(UNet(CONDITIONAL), 0.3), torch.randn(2, 1, 8, 8), torch.rand(2)
     assert not torch.allclose(net(z, t, torch.tensor([0, 0])), net(z, t, torch.tensor([1, 2])))
     with pytest.raises(ValueError, match="pass labels"):
         net(z, t)
@@ -91,7 +84,7 @@ def test_labels_are_asked_for_and_matter():
 
 
 def test_no_class_is_the_bias_of_the_label_embedding_alone():
-    net, z, t = randomised(CONDITIONAL), torch.randn(4, 1, 8, 8), torch.rand(4)
+    net, z, t = randomised(UNet(CONDITIONAL), 0.3), torch.randn(4, 1, 8, 8), torch.rand(4)
     y = torch.tensor([NO_CLASS, 0, 2, NO_CLASS])
     with torch.no_grad():
         time = net.time_embedding(sinusoids(t * 1024, 8))
@@ -122,7 +115,7 @@ def guided_twin(net):
 
 
 def test_a_guidance_branch_changes_nothing_until_it_is_trained_and_then_tells_weights_apart():
-    plain, z, t, y = randomised(CONDITIONAL), torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 2])
+    plain, z, t, y = randomised(UNet(CONDITIONAL), 0.3), torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 2])
     net = guided_twin(plain)
     out = net(z, t, y, torch.tensor([-1.0, 4.0]))
     assert torch.equal(out, plain(z, t, y))

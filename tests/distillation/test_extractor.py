@@ -1,11 +1,13 @@
 """Extractors: shapes, where the map is taken, and any network as one."""
 
+import copy
 import hashlib
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import same
 from torch import nn
 
 from rddlib.data import load_dataset
@@ -127,7 +129,7 @@ def test_objectives_look_through_any_network(name, generator):
     network = plain()
     objective = OBJECTIVES[name](as_extractor(network, SHAPE))
     student, teacher = torch.rand(2, 4, *SHAPE, generator=generator) * 2 - 1
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    before = copy.deepcopy(network)
     for _ in range(2):  # the second time with a queue
         loss = objective(student.requires_grad_(), teacher, torch.full((4,), 0.5), generator)
         objective.after_step(generator)
@@ -135,7 +137,7 @@ def test_objectives_look_through_any_network(name, generator):
     assert loss.total.isfinite() and ("m_p2p" in loss.terms) == (name == "RDD")
     assert student.grad.isfinite().all() and (student.grad != 0).flatten(1).any(1).all()
     assert all(p.grad is None and not p.requires_grad for p in network.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())  # no statistics
+    assert same(network, before)  # no statistics
     assert not {id(p) for p in network.parameters()} & {id(p) for p in objective.parameters()}
 
 
@@ -182,10 +184,10 @@ def test_networks_of_no_map_are_refused_with_what_they_return(said):
 def test_a_trial_changes_nothing_of_the_network():
     network = plain().double().train()
     network[1].eval()  # batch statistics that are held
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    before = copy.deepcopy(network)
     as_extractor(network, SHAPE)
     with pytest.raises(RuntimeError):
         as_extractor(network, (1, 8, 8))  # of other channels than it takes
     assert [module.training for module in network] == [True, False, True, True] and network.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert same(network, before)
     assert all(p.requires_grad and p.grad is None and p.dtype == torch.float64 for p in network.parameters())

@@ -1,15 +1,17 @@
 """Sums of terms: shares are what they say, measured seldom or always, resumed to the bit; sums of one's own as people write them."""
 
+import re
+
 import pytest
 import torch
+from tiny import refused
 from torch import nn
 
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.distillation.extractor import as_extractor, build_extractor
-from rddlib.distillation.objectives import HEADS, TERMS, Sum, Term, gradient_report, parse_sum, projection_head
+from rddlib.distillation.objectives import HEADS, TERMS, Sum, Term, parse_sum, projection_head
 from rddlib.methods import LossConfig, build_objective, own_methods
 from rddlib.study.profiles import load_profile
-from rddlib.utils.errors import UserError
 
 SCHEDULE = CosineSchedule()
 
@@ -42,18 +44,6 @@ def run(objective, steps, start=0):
         found.append((loss.total.item(), {name: float(value) for name, value in objective.balance.norms.items()}))
         objective.after_step(shared)
     return found
-
-
-def test_measured_at_each_step_gradients_have_the_stated_shares(extractor):
-    objective = balanced(extractor)
-    run(objective, 1)  # fills the queue
-    x_S, x_T, t = batch(7)
-    total, terms = objective(x_S, x_T, t, torch.Generator().manual_seed(0))
-    norms = {name: float(gradient_report({name: term}, x_S)[f"gradient/{name}"]) for name, term in terms.items()}
-    weights = {name: share * norms["cfd"] / norms[name] for name, share in objective.balance.shares.items()}
-    expected = terms["cfd"] + sum(weight * terms[name] for name, weight in weights.items())
-    assert set(weights) == {"is_p2p", "pd", "m_p2p"}
-    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_seldom_measured_shares_hold_between_and_start_with_each_new_term(extractor):
@@ -136,8 +126,7 @@ def test_what_people_write():
     ],
 )
 def test_a_sum_that_cannot_be_is_refused_in_the_profile(text, said):
-    with pytest.raises(UserError, match=said):
-        load_profile("smoke", {"sums": text})
+    assert re.search(said, refused(load_profile, "smoke", {"sums": text}))
 
 
 def test_a_sum_takes_the_profiles_temperatures_where_it_says_none(extractor):

@@ -3,12 +3,13 @@
 import copy
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
-from tiny import QUEUE, conditional_denoiser, tiny_denoiser
+from tiny import QUEUE, conditional_denoiser, refused, same, tiny_denoiser
 
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import Denoiser, add_noise, as_denoiser
@@ -34,10 +35,6 @@ def trainer(iterations=3, batch_size=8, learning_rate=1e-3, run=None, **options)
 
 def halve(teacher, steps, trainer, objective=None, **options):
     return distill(teacher, DIGITS, steps, objective or PD(teacher.schedule), trainer, **options)
-
-
-def same(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +162,7 @@ def test_debug_names_what_is_not_finite():
         teacher.network.tail[-1].bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="x_student|x_teacher"):
         halve(teacher, 4, trainer(), debug=True)
-    with pytest.raises(UserError, match="diverged at iteration 0 .loss"):
-        halve(teacher, 4, trainer())
+    assert re.search("diverged at iteration 0 .loss", refused(halve, teacher, 4, trainer()))
 
 
 def test_a_function_teaches_a_student_of_its_own(base):

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
+from tiny import randomised, tiny_denoiser
 
 from rddlib.data import load_dataset
-from rddlib.diffusion.denoiser import Denoiser
-from rddlib.diffusion.schedule import CosineSchedule
-from rddlib.diffusion.unet import UNet, UNetConfig
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +28,8 @@ def unet():
     """Make a small denoiser of 8x8 images: unet(classes=0, label_dropout=0.0)."""
 
     def make(classes=0, label_dropout=0.0):
-        torch.manual_seed(0)
-        config = UNetConfig(8, 1, 8, (1,), 1, attention=(), groups=4, num_classes=classes, label_dropout=label_dropout)
-        network = UNet(config)
-        with torch.no_grad():
-            network.tail[-1].weight.normal_(std=0.3)
-        return Denoiser(network, CosineSchedule(), "v").eval().requires_grad_(False)
+        denoiser = tiny_denoiser(num_classes=classes, label_dropout=label_dropout)
+        randomised(denoiser.network.tail[-1], 0.3)
+        return denoiser.eval().requires_grad_(False)
 
     return make

@@ -1,19 +1,21 @@
 """Where images come from: drawn by a model, with classes and guidance, or read from folders and archives."""
 
 import math
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import refused
 
 from rddlib.diffusion.denoiser import Denoiser, as_denoiser
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.evaluation import DrawnImages, common_noise, draw_to_file, evaluate, fresh_noise, open_images, write_pngs
 from rddlib.evaluation.drawing import common_labels
-from rddlib.utils.errors import GuidanceWarning, UserError
+from rddlib.utils.errors import GuidanceWarning
 
 # drawn
 
@@ -126,9 +128,7 @@ def test_identities_tell_guided_images_from_others(unet):
 )
 def test_what_a_model_cannot_draw_is_refused_at_once(unet, denoiser, options, words):
     made = {"classes": pulled_to_classes, "unet": unet, "labelled unet": lambda: unet(10), "weighing": weighing}
-    with pytest.raises(UserError, match=words) as error:
-        drawn(made[denoiser](), 10, 2, **options)
-    assert "\n" not in str(error.value)
+    assert words in refused(drawn, made[denoiser](), 10, 2, **options)
 
 
 def test_guidance_beyond_the_range_is_warned_of_and_drawn():
@@ -206,8 +206,7 @@ def test_an_npz_is_read_a_batch_at_a_time(noisy, tmp_path, monkeypatch):
 def test_what_holds_no_images_is_refused(tmp_path, name, arrays, words):
     if arrays:
         np.savez(tmp_path / name, **arrays)
-    with pytest.raises(UserError, match=words):
-        open_images(tmp_path / name)
+    assert re.search(words, refused(open_images, tmp_path / name))
 
 
 def test_a_damaged_npz_is_refused(few, tmp_path):
@@ -215,20 +214,16 @@ def test_a_damaged_npz_is_refused(few, tmp_path):
     for content in (b"", b"no archive", b"PK\x03\x04 half an archive"):
         path.write_bytes(content)
         for arguments in ((path, few), (few, path)):
-            with pytest.raises(UserError, match="a.npz cannot be read"):
-                evaluate(*arguments)
+            assert re.search("a.npz cannot be read", refused(evaluate, *arguments))
     np.savez(path, arr_0=np.zeros((900, 8, 8, 1), np.uint8))
     images = open_images(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match="a.npz is damaged"):
-        images.batch(800, 900)
+    assert re.search("a.npz is damaged", refused(images.batch, 800, 900))
 
 
 def test_mixed_folders_are_refused(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match="b.png is RGB, 8x8, the first image L, 8x8"):
-        open_images(tmp_path).batch(0, 2)
+    assert re.search("b.png is RGB, 8x8, the first image L, 8x8", refused(open_images(tmp_path).batch, 0, 2))
     (tmp_path / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="b.png cannot be read"):
-        open_images(tmp_path).batch(0, 2)
+    assert re.search("b.png cannot be read", refused(open_images(tmp_path).batch, 0, 2))

@@ -1,5 +1,6 @@
 """Scores against closed forms and torch-fidelity, and the same scores whatever the batches, files and protocols."""
 
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 import torch_fidelity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import refused
 
 from rddlib.data import ImageDataset, to_uint8
 from rddlib.diffusion.denoiser import as_denoiser
@@ -233,10 +235,8 @@ def test_batches_of_other_work_are_not_taken(few, stopped, tmp_path, options):
 
 def test_models_without_weights_are_not_kept_on_file(few, tmp_path):
     images = DrawnImages(as_denoiser(lambda z, t: z, CosineSchedule()), 100, 1, seed=0, shape=(1, 8, 8))
-    with pytest.raises(UserError, match="cannot be told from another"):
-        evaluate(images, few, folder=tmp_path)
-    with pytest.raises(UserError, match="is drawn: a reference needs given images"):
-        evaluate(grey(), images)
+    assert "cannot be told from another" in refused(evaluate, images, few, folder=tmp_path)
+    assert "is drawn: a reference needs given images" in refused(evaluate, grey(), images)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,7 @@ def test_models_without_weights_are_not_kept_on_file(few, tmp_path):
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_one_line(few, images, options, words):
-    with pytest.raises(UserError, match=words) as error:
-        evaluate(images, few, **options)
-    assert "\n" not in str(error.value)
+    assert re.search(words, refused(evaluate, images, few, **options))
 
 
 def test_models_that_draw_nan_are_refused(few):

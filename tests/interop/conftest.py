@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 import pytest
+from small_models import ddpm
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +15,9 @@ def _own_modules_folder(tmp_path, monkeypatch):
 
         monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "hf_modules"))
         monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A whole pipeline's folder, to be damaged."""
+    return ddpm(tmp_path / "ddpm")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import codec, edit, latent_scheduler, needs_diffusers, quiet, refused, shaken
+from small_models import codec, edit, latent_scheduler, shaken
+from tiny import needs_diffusers, quiet, refused, settings
 
 from rddlib.cli import main
 from rddlib.data import ImageDataset
@@ -120,8 +121,7 @@ def test_a_folder_goes_through_the_commands(tmp_path, monkeypatch, capsys):
     small |= {"guidance.train.iterations": 1, "distill.iterations": "[1]", "distill.temperatures": "[1]"}
     small |= {"guidance.steps": 2, "base.steps": 2, "progressive.teacher_steps": 2, "methods": "[pd]"}
     small |= {"data.root": images, "extractor.name": "resnet18", "guidance.objectives": "[pd]"}
-    given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
-    main(["guide", "--profile", "own", "--teacher", str(tmp_path / "dit"), "--out", str(out), *given])
+    main(["guide", "--profile", "own", "--teacher", str(tmp_path / "dit"), "--out", str(out), *settings(small)])
     assert "class 0 is tench to pretrained.teacher and n00 in" in capsys.readouterr().err
     main(["distill", "--profile", "own", "--guided", "--objective", "pd", "--from", "2", "--out", str(out)])
     (student,) = (out / "checkpoints").glob("guided-pd-1-*.safetensors")

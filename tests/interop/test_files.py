@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from small_models import Bomb, ddim, edit, needs_diffusers, noise_of, ours, own, quiet, refused, shaken, unet2d
+from small_models import ddim, edit, noise_of, ours, own, shaken, unet2d
+from tiny import Bomb, needs_diffusers, quiet, refused
 
 from rddlib.diffusion.model_file import build_described, describe, load_denoiser, summary
 from rddlib.distillation.extractor import build_extractor
@@ -13,14 +14,6 @@ from rddlib.interop import from_diffusers, load_classifier, load_model
 from rddlib.utils.checkpoint import save_checkpoint
 
 pytestmark = quiet
-
-
-@pytest.fixture
-def folder(tmp_path):
-    from diffusers import DDPMPipeline, DDPMScheduler
-
-    DDPMPipeline(unet2d(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    return tmp_path / "ddpm"
 
 
 @needs_diffusers

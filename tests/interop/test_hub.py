@@ -4,9 +4,9 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-import torch
 from huggingface_hub import snapshot_download
-from small_models import edit, needs_diffusers, quiet, refused, unet2d
+from small_models import edit
+from tiny import needs_diffusers, quiet, refused, same
 
 from rddlib.interop import from_diffusers, load_model
 from rddlib.interop.cards import model_card
@@ -17,12 +17,8 @@ REVISION = "a" * 40
 
 
 @pytest.fixture
-def pipeline(tmp_path):
-    """The folder of a pipeline with a licence, as it lies on the hub."""
-    from diffusers import DDPMPipeline, DDPMScheduler
-
-    folder = tmp_path / "pipeline"
-    DDPMPipeline(unet2d(), DDPMScheduler()).save_pretrained(folder)
+def pipeline(folder):
+    """A folder with a licence, as it lies on the hub."""
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# A model\n")
     return folder
 
@@ -45,8 +41,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_cached_pipeline_is_read_and_its_licence_reaches_the_card(pipeline, cache):
     cache(pipeline, "me/ddpm.v1")
     found, info = load_model("me/ddpm.v1")
-    expected = from_diffusers(pipeline)
-    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    assert same(found, from_diffusers(pipeline))
     assert info["source"]["name"] == "me/ddpm.v1" and info["source"]["revision"] == REVISION
     assert load_model(f"me/ddpm.v1@{REVISION}")[1]["sha256"] == info["sha256"]
     assert "That of me/ddpm.v1: apache-2.0." in model_card(found, title="mine", lineage=[info])

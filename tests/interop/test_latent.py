@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from small_models import SIZES, codec, edit, latent_scheduler, needs_diffusers, quiet, refused
-from tiny import captioned
+from small_models import SIZES, codec, edit, latent_scheduler
+from tiny import captioned, needs_diffusers, quiet, refused, same, settings
 
 from examples.text_guided import make_tokenizer
 from rddlib.cli import main
@@ -83,6 +83,13 @@ def images(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def captions(tmp_path, monkeypatch):
+    """The folder of 20 images, each with one of the two prompts for its caption."""
+    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+    return captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(20)}, size=(8, 8))
+
+
+@pytest.fixture
 def latents(teacher, images):
     return latents_of(teacher.space, images)
 
@@ -152,17 +159,14 @@ def test_both_stages_train_on_latents(teacher, latents):
     start, noise = takes_guidance(teacher, (0.0, 8.0)).eval(), torch.randn(2, 4, 4, 4)
     y, t = torch.arange(2), torch.full((2,), 0.7)
     torch.testing.assert_close(start(noise, t, y, torch.tensor([1.0, 7.0])), teacher(noise, t, y))
-    before = {
-        name: value.clone() for net in teacher.space.networks.values() for name, value in net.state_dict().items()
-    }
+    before = copy.deepcopy(teacher.space.networks)
     guided = distill_guidance(teacher, start, latents, trainer())
     assert not torch.equal(guided(noise, t, y, 2.0), teacher(noise, t, y))
     seen = TeacherFeatures(teacher, (4, 4, 4))
     for objective in (PD(teacher.schedule), CFD(seen, 1.0)):
         student = distill(guided.eval(), latents, 4, objective, trainer())
         assert student.steps == 4 and student.guidance == (0.0, 8.0) and student.space is guided.space
-    after = {name: value for net in teacher.space.networks.values() for name, value in net.state_dict().items()}
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(same(before[name], network) for name, network in teacher.space.networks.items())
 
 
 def test_epsilon_becomes_v_within_the_latents_bounds(folder, latents):
@@ -265,17 +269,15 @@ def test_what_cannot_be_taken_says_so_in_one_line(folder, teacher, student, late
         student(torch.randn(1, 4, 4, 4), 1.0, torch.zeros(1, dtype=torch.long), 9.0)
 
 
-def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder, tmp_path, monkeypatch):
+def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder, captions, tmp_path):
     """Both stages by the code that models of pixels use, from a folder of captions to scores of decoded images."""
     from rddlib.study.folder import continue_study
     from rddlib.study.study import Arm, guided_study
 
-    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
-    root = captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(12)}, size=(8, 8))
     small = {f"{stage}.train.{name}": n for stage in ("guidance", "distill") for name, n in LITTLE.items()}
     small |= {"guidance.steps": "2", **ONE_HALVING}
     small |= {"loss.queue_size": "32", "loss.draws": "8", "loss.per_image": "1", "guidance.samples": "140"}
-    small |= {"data.root": str(root), "pretrained.teacher": str(folder)}
+    small |= {"data.root": str(captions), "pretrained.teacher": str(folder)}
     study = continue_study("text", small, tmp_path / "out")
     assert (
         study.image_shape == (3, 8, 8)
@@ -290,14 +292,12 @@ def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder,
     assert guided.stage_of(arm).recorded()["space"]["origin"] == str(folder.resolve())
 
 
-def test_a_checkpoint_is_scored_on_the_captions_of_the_profile_s_images(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
-    root = captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(12)}, size=(8, 8))
+def test_a_checkpoint_is_scored_on_the_captions_of_the_profile_s_images(folder, captions, tmp_path):
     judge = MetricNetwork(image_channels=3, image_size=8, width=8, num_classes=2)
     save_checkpoint(tmp_path / "judge.safetensors", judge.state_dict(), {"kind": "metric network"})
     asked = ["evaluate", "--checkpoint", str(folder), "--guidance", "1", "--steps", "2", "--samples", "6"]
     asked += ["--metrics", "agree", "--metric-network", str(tmp_path / "judge.safetensors"), "--out", str(tmp_path)]
-    main([*asked, "--profile", "text", "--set", f"data.root={root}"])
+    main([*asked, "--profile", "text", "--set", f"data.root={captions}"])
     (record,) = (tmp_path / "evaluations").glob("*.json")
     denoiser = from_diffusers(folder)
     denoiser = denoiser.within(denoiser.space.with_prompts(sorted(PROMPTS)))
@@ -308,17 +308,14 @@ def test_a_checkpoint_is_scored_on_the_captions_of_the_profile_s_images(folder, 
 
 
 @pytest.fixture
-def commands(folder, tmp_path, monkeypatch):
+def commands(folder, captions, tmp_path):
     """commands({field: value}, command, ...): run on captioned images, from this teacher to one step; the folder of files."""
-    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
-    root = captioned(tmp_path / "images", {f"{k}.png": PROMPTS[k % 2] for k in range(20)}, size=(8, 8))
 
     def run(fields: dict, *commands: list[str], out: str = "out"):
         small = {f"distill.train.{name}": n for name, n in LITTLE.items()} | {"loss.per_image": "1", "base.steps": "2"}
-        small |= {"data.root": str(root), "pretrained.teacher": str(folder), **ONE_HALVING, **fields}
-        settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+        small |= {"data.root": str(captions), "pretrained.teacher": str(folder), **ONE_HALVING, **fields}
         for command in commands:
-            main([*command, "--profile", "text", "--out", str(tmp_path / out), *settings])
+            main([*command, "--profile", "text", "--out", str(tmp_path / out), *settings(small)])
         return tmp_path / out / "checkpoints"
 
     return run

@@ -6,28 +6,14 @@ import runpy
 import shutil
 import socket
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from small_models import (
-    BOUND,
-    LABELLED,
-    Bomb,
-    ddim,
-    edit,
-    gap,
-    loaded,
-    needs_diffusers,
-    noise_of,
-    ours,
-    quiet,
-    refused,
-    unet2d,
-)
+from small_models import BOUND, LABELLED, ddim, edit, gap, loaded, noise_of, ours, unet2d
+from tiny import Bomb, needs_diffusers, quiet, refused, same
 from torch import nn
 
 from rddlib.diffusion.model_file import build_described
@@ -40,31 +26,11 @@ INDEX, NETWORK, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/s
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    from diffusers import DDPMPipeline, DDPMScheduler
-
-    folder = tmp_path_factory.mktemp("pipeline") / "ddpm"
-    DDPMPipeline(unet2d(), DDPMScheduler()).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(template, tmp_path):
-    """A whole pipeline's folder, to be damaged."""
-    return Path(shutil.copytree(template, tmp_path / "ddpm"))
-
-
 def weights(folder, change):
     """Change the dict of tensors of a pipeline's folder."""
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def same_weights(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # --- in: the same images as their own pipeline -----------------------------------------------------------------------
@@ -140,17 +106,17 @@ def test_a_pipeline_without_sub_folders_as_the_first_published_ones_is_read(fold
     for name in ("config.json", "model_index.json"):
         (flat / name).write_text((flat / name).read_text().replace("UNet2DModel", "UNetUnconditionalModel"))
     found = from_diffusers(flat)
-    assert same_weights(found, expected) and found.schedule == expected.schedule
+    assert same(found, expected) and found.schedule == expected.schedule
 
 
 def test_weights_that_lie_there_as_a_variant_alone_are_read(folder):
     """Many a repository has its fp16 files only, which diffusers loads by their variant's name."""
     expected, whole = from_diffusers(folder), folder / WEIGHTS
     variant = whole.rename(whole.with_suffix(".fp16.safetensors"))
-    assert same_weights(from_diffusers(folder), expected)
+    assert same(from_diffusers(folder), expected)
     shutil.copy(variant, whole)
     weights(folder, lambda tensors: tensors.update({name: 2 * tensor for name, tensor in tensors.items()}))
-    assert not same_weights(from_diffusers(folder), expected)  # whole files go first
+    assert not same(from_diffusers(folder), expected)  # whole files go first
 
 
 def test_a_network_alone_is_read_with_the_scheduler_beside_it(folder):
@@ -158,7 +124,7 @@ def test_a_network_alone_is_read_with_the_scheduler_beside_it(folder):
     assert "put the scheduler_config.json" in refused(from_diffusers, unet)
     shutil.copy(folder / SCHEDULER, unet)
     found, expected = from_diffusers(unet), from_diffusers(folder)
-    assert same_weights(found, expected) and found.schedule == expected.schedule
+    assert same(found, expected) and found.schedule == expected.schedule
 
 
 @pytest.mark.parametrize(
@@ -206,7 +172,7 @@ def test_every_form_of_one_model_is_the_same_denoiser(tmp_path):
         from_diffusers(unet, folder / "scheduler"),
     ]
     for form in forms:
-        assert same_weights(form, forms[0])
+        assert same(form, forms[0])
         assert form.schedule == forms[0].schedule and form.prediction == "v" and form.steps == 0
         assert not any(p.requires_grad for p in form.parameters())
     other = from_diffusers(folder, ddim(num_train_timesteps=50, prediction_type="sample"))
@@ -443,7 +409,8 @@ def test_without_diffusers_it_says_what_to_install(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_of_weights_is_not_run(zipped, folder, template, tmp_path):
+def test_code_in_a_pickle_of_weights_is_not_run(zipped, folder, tmp_path):
+    expected = from_diffusers(folder)
     tensors, place = load_file(folder / WEIGHTS), (folder / WEIGHTS).with_suffix(".bin")
     (folder / WEIGHTS).unlink()
     bomb = {**tensors, "bomb": Bomb(tmp_path / "exploded")}
@@ -453,18 +420,18 @@ def test_code_in_a_pickle_of_weights_is_not_run(zipped, folder, template, tmp_pa
     torch.load(place, weights_only=False)  # and it would have exploded
     assert (tmp_path / "exploded").exists()
     torch.save(tensors, place, _use_new_zipfile_serialization=zipped)
-    assert same_weights(from_diffusers(folder), from_diffusers(template))  # one of tensors alone is read
+    assert same(from_diffusers(folder), expected)  # one of tensors alone is read
 
 
-def test_code_of_the_folder_is_not_imported(folder, template, tmp_path):
-    ran = tmp_path / "ran"
+def test_code_of_the_folder_is_not_imported(folder, tmp_path):
+    expected, ran = from_diffusers(folder), tmp_path / "ran"
     code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\nclass Own: pass\n"
     places = [folder / "own.py", folder / "unet/own.py", folder / "scheduler/own.py", folder / "unet.py"]
     for place in places:
         place.write_text(code)
     edit(folder / INDEX, _class_name=["own", "Own"], scheduler=["own", "Own"])
     edit(folder / NETWORK, auto_map={"AutoModel": "own.Own"})
-    assert same_weights(from_diffusers(folder), from_diffusers(template))
+    assert same(from_diffusers(folder), expected)
     edit(folder / INDEX, unet=["own", "Own"])
     refused(from_diffusers, folder)
     edit(folder / INDEX, unet=["diffusers", "UNet2DModel"])
@@ -512,7 +479,7 @@ def test_a_pipeline_of_ours_says_whether_its_last_class_is_none(tmp_path):
 def test_their_model_through_us_is_theirs_again(classes, tmp_path):
     unet, scheduler = unet2d(num_class_embeds=classes), ddim(prediction_type="v_prediction", set_alpha_to_one=False)
     again = from_diffusers(to_diffusers(from_diffusers(unet, scheduler), tmp_path / "p"))
-    assert same_weights(again.network.unet, unet) and again.prediction == "v"
+    assert same(again.network.unet, unet) and again.prediction == "v"
     torch.testing.assert_close(torch.tensor(again.schedule.betas)[1:], scheduler.betas[1:], rtol=0, atol=1e-6)
 
 

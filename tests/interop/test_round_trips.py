@@ -25,15 +25,13 @@ from small_models import (
     gap,
     labels_of,
     loaded,
-    needs_diffusers,
     noise_of,
     ours,
     own,
-    quiet,
-    refused,
     released_file,
     unet2d,
 )
+from tiny import needs_diffusers, quiet, refused, same
 
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import DiffusersUNet
@@ -146,8 +144,7 @@ def test_a_checkpoint_holds_the_model_bit_for_bit(name, tmp_path):
         assert getattr(found, what) == getattr(denoiser, what), what
     assert json.loads(json.dumps(describe(found))) == described and info["kind"] == "base"
     assert found.network.config == denoiser.network.config
-    before, after = denoiser.state_dict(), found.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert same(denoiser, found)
     expected, denoiser.network = draw(3, 4), found.network
     assert torch.equal(draw(3, 4), expected)
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from small_models import BOUND, GUIDED, noise_of, ours, quiet, refused
+from small_models import BOUND, GUIDED, noise_of, ours
+from tiny import quiet, refused
 from torch import nn
 
 from rddlib.diffusion.denoiser import as_denoiser

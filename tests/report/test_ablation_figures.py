@@ -11,6 +11,7 @@ import pytest
 import torch
 from figure_faults import faults
 from matplotlib.transforms import Bbox
+from tiny import refused
 
 from rddlib.report.ablations import WIDTH, ablation_figure, entropy_figure, paper_series
 from rddlib.study.ablations import ABLATIONS, custom
@@ -417,7 +418,5 @@ def test_half_an_axis_is_not_left_empty_below_the_log_of_the_classes():
 
 
 def test_figure_refuses_a_run_with_another_number_of_values_and_none_at_all():
-    with pytest.raises(UserError, match="run of 4 steps has 3 entropies: pass one for each step"):
-        entropy_figure({4: [1, 1, 1]}, 10, 8)
-    with pytest.raises(UserError, match="no run to draw"):
-        entropy_figure({}, 10, 8)
+    assert "run of 4 steps has 3 entropies: pass one for each step" in refused(entropy_figure, {4: [1, 1, 1]}, 10, 8)
+    assert "no run to draw" in refused(entropy_figure, {}, 10, 8)

@@ -28,34 +28,27 @@ def test_every_explorer_of_notebooks_02_to_06_has_its_place_on_a_page(tmp_path):
         assert setup.source.startswith("%%capture\nimport ")
 
 
-def test_what_cannot_be_served_is_one_line_and_writes_nothing(rdd, tmp_path, monkeypatch):
+def test_what_cannot_be_served_is_one_line_and_writes_nothing(refusal, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        status, _, said = rdd("app", "--out", str(out), "--port", port)
-        assert status == 2 and said.count("\n") == 1 and f"port {port}" in said and "--port" in said
-    status, _, said = rdd("app", "--out", str(out), "--port", "99999")
-    assert status == 2 and said.count("\n") == 1
+        said = refusal("app", "--out", out, "--port", port)
+        assert f"port {port}" in said and "--port" in said
+    refusal("app", "--out", out, "--port", "99999")
+    # models that would have to be trained
+    assert "rdd study --profile smoke" in refusal("app", "--profile", "smoke", "--out", out, "--port", "0")
     monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
-    status, _, said = rdd("app", "--out", str(out), "--port", "0")
-    assert (status, said) == (2, "rdd: the app needs an extra: pip install 'rddlib[app]'\n")
-    assert not out.exists()
+    said = refusal("app", "--out", out, "--port", "0")
+    assert said == "rdd: the app needs an extra: pip install 'rddlib[app]'\n" and not out.exists()
 
 
-def test_models_that_would_have_to_be_trained_are_refused(rdd, tmp_path):
-    status, _, said = rdd("app", "--profile", "smoke", "--out", str(tmp_path / "out"), "--port", "0")
-    assert status == 2 and said.count("\n") == 1 and "rdd study --profile smoke" in said
-    assert not (tmp_path / "out").exists()
-
-
-def test_voila_is_started_on_the_loopback_interface_with_code_hidden(rdd, tmp_path, monkeypatch):
+def test_voila_is_started_on_the_loopback_interface_with_code_hidden(done, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    status, said, errors = rdd("app", "--out", str(tmp_path / "out"), "--port", "0")
-    assert status == 0, errors
+    said = done("app", "--out", tmp_path / "out", "--port", "0")
     assert started[0][1:3] == ["-m", "voila"] and "--Voila.ip=127.0.0.1" in started[0]
     assert "--VoilaConfiguration.strip_sources=True" in started[0]
     assert "http://127.0.0.1:" in said

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from tiny import settings
 from tiny_study import TINY
 
 from rddlib.diffusion.sampling import two_step_target
@@ -57,17 +58,12 @@ def test_a_spoilt_student_is_named_right(beginning, tmp_path, monkeypatch, metho
     assert all(one.remedy and one.shown for one in found)
 
 
-def test_the_command_draws_and_says_what_to_try(rdd, tmp_path):
-    out, few = (
-        tmp_path / "run",
-        dict(TINY) | {"distill.iterations": "[2, 1, 1]", "run.log_every": "1", "loss.watch": "1"},
-    )
-    words = [f"--set={key}={text}" for key, text in few.items()]
+def test_the_command_draws_and_says_what_to_try(done, tmp_path):
+    out, few = tmp_path / "run", TINY | {"distill.iterations": "[2, 1, 1]", "run.log_every": "1", "loss.watch": "1"}
     given = ["--profile", "smoke", "--out", str(out)]
-    assert rdd("distill", "--objective", "cfd", "--to", "4", *given, *words)[0] == 0
+    done("distill", "--objective", "cfd", "--to", "4", *given, *settings(few))
     before = sorted(path.name for path in out.iterdir())
-    status, printed, errors = rdd("diagnose", str(out))
-    assert status == 0, errors
+    printed = done("diagnose", out)
     assert printed.startswith("CFD 8 to 4 steps: cfd-4-") and f"--out {out} --objective cfd --to 4 --set " in printed
     assert sorted(path.name for path in (out / "diagnosis").iterdir()) == ["curves.png", "images.png"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*before, "diagnosis"])
@@ -76,12 +72,8 @@ def test_the_command_draws_and_says_what_to_try(rdd, tmp_path):
 @pytest.mark.parametrize("ema", ["0", "0.5"])
 def test_a_training_that_was_stopped_is_looked_at_through_what_it_kept(tmp_path, monkeypatch, ema):
     monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
-    few = dict(TINY) | {
-        "distill.iterations": "[2, 1, 1]",
-        "distill.train.ema": ema,
-        "distill.train.learning_rate": "1e-2",
-    }
-    study = continue_study("smoke", few, tmp_path / "run")
+    few = {"distill.iterations": "[2, 1, 1]", "distill.train.ema": ema, "distill.train.learning_rate": "1e-2"}
+    study = continue_study("smoke", TINY | few, tmp_path / "run")
     study.student("pd", 4)
     whole = look(study)
     whole.stage.path.unlink()
@@ -90,11 +82,9 @@ def test_a_training_that_was_stopped_is_looked_at_through_what_it_kept(tmp_path,
     assert stopped.scores == whole.scores and stopped.scores[2]["fid"] > 0
 
 
-def test_a_folder_without_metrics_is_refused(rdd, tmp_path):
+def test_a_folder_without_metrics_is_refused(refusal, tmp_path):
     (tmp_path / "photos").mkdir()
-    status, printed, errors = rdd("diagnose", str(tmp_path / "photos"))
-    assert (status, printed) == (2, "") and errors.count("\n") == 1 and "holds no study and so no metrics" in errors
+    assert "holds no study and so no metrics" in refusal("diagnose", tmp_path / "photos")
     study = continue_study("smoke", {}, tmp_path / "new")
-    status, printed, errors = rdd("diagnose", str(study.out))
-    assert (status, printed) == (2, "") and errors.count("\n") == 1 and "holds no metrics" in errors
+    assert "holds no metrics" in refusal("diagnose", study.out)
     assert sorted(path.name for path in study.out.iterdir()) == ["study.json"]

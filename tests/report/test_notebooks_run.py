@@ -141,12 +141,6 @@ def test_what_several_need_is_made_once_and_first(series, capfd):
     assert printed.count("got it") == 2 and "extractor" not in printed
 
 
-def test_no_jobs_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--jobs 0: give at least 1"):
-        run_study("smoke", {}, tmp_path / "out", jobs=0)
-    assert not (tmp_path / "out").exists()
-
-
 def test_lines_of_several_processes_stay_whole():
     shown = io.StringIO()
     stream = Prefixed(shown, "03 | ", every=1e9)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny import settings
 from tiny_study import TINY
 
 from rddlib.study.engines import ATTEMPTS, Outcome, attempt, in_turn, on_this_machine
@@ -88,11 +89,6 @@ def test_a_task_whose_process_dies_is_tried_again_and_given_up_in_the_end(tmp_pa
     assert times[2] == 1  # what had not begun was none of its business
 
 
-def test_no_jobs_is_refused():
-    with pytest.raises(UserError, match="--jobs 0: give at least 1"):
-        on_this_machine(0)
-
-
 # the real thing, in processes of their own
 
 SWEEP = ["ablate", "alpha", "--profile", "smoke", "--axis", "loss.alpha=0.5,1,2", "--seeds", "2"]
@@ -100,9 +96,8 @@ RUNS = (3 + 1) * 2  # three weights and CFD, two seeds
 
 
 def start(folder, *more):
-    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     return subprocess.Popen(
-        [sys.executable, "-m", "rddlib.cli", *SWEEP, "--out", str(folder), *settings, *more],
+        [sys.executable, "-m", "rddlib.cli", *SWEEP, "--out", str(folder), *settings(TINY), *more],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,11 +2,13 @@
 
 import ast
 import inspect
+import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import refused, same
 
 import rddlib
 from rddlib.data import ImageDataset
@@ -15,7 +17,6 @@ from rddlib.study.graph import Inputs, new_extractor, plain_graph
 from rddlib.study.profiles import PROFILES, as_dict, changed, load_profile, overrides_of, parse_value
 from rddlib.study.stage import Workplace
 from rddlib.training import RunConfig
-from rddlib.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -155,9 +156,8 @@ def test_one_value_stands_for_all_of_a_field_of_several():
     ],
 )
 def test_a_number_that_cannot_be_is_one_line(key, text, words):
-    with pytest.raises(UserError, match=words) as caught:
-        load_profile("digits", {key: text})
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("--set ")
+    said = refused(load_profile, "digits", {key: text})
+    assert re.search(words, said) and said.startswith("--set ")
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,7 @@ def test_a_number_that_cannot_be_is_one_line(key, text, words):
     ],
 )
 def test_numbers_that_cannot_stand_together(overrides, words):
-    with pytest.raises(UserError, match=words):
-        load_profile("digits", overrides)
-
-
-def test_an_unknown_profile_is_named_with_the_nearest():
-    with pytest.raises(UserError, match="unknown profile 'digit'.*did you mean 'digits'"):
-        load_profile("digit")
+    assert words in refused(load_profile, "digits", overrides)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +199,7 @@ def test_every_profile_takes_a_step_of_each_kind(name, shrink):
     if graph.extractor.config:  # else it shows the base model's own features
         once(graph.extractor)
     student = once(graph.student("rdd", 4, 0), base, extractor)
-    moved = [not torch.equal(a, b) for a, b in zip(base.parameters(), student.parameters(), strict=True)]
-    assert any(moved) and all(torch.isfinite(p).all() for p in student.parameters())
+    assert not same(base, student) and all(torch.isfinite(p).all() for p in student.parameters())
 
 
 @pytest.mark.parametrize("word", ["2024", "no", "2024-05-01", "1e3", ""])
