@@ -31,7 +31,10 @@ def study(
     seed: SeedOption = None,
     only: Annotated[str, typer.Option(help="Only these notebooks, e.g. 03,04.")] = "",
     start: Annotated[str, typer.Option("--from", help="This notebook and those after it, e.g. 04.")] = "",
-    jobs: Annotated[int, typer.Option(help="Notebooks that run at the same time, sharing the cores.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Notebooks that run at the same time, sharing the cores; default: 2 of them, or 1 core."),
+    ] = None,
     notebooks: Annotated[
         bool, typer.Option(help="Without them the study is trained, scored and reported all the same.")
     ] = True,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 import rddlib
@@ -36,6 +37,7 @@ from rddlib.utils.text import human_time, say
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
 LATENT = "09"  # the notebook of latent models, which are given; all others show a base model of pixels that they train
+LONGEST = "06"  # trains and scores all methods; about half of the whole time
 BAR_EVERY = 30.0  # seconds between lines about a bar, where several notebooks share the terminal
 
 
@@ -312,7 +314,8 @@ class Prefixing:
 
 
 def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: int) -> None:
-    """Notebooks in order, `jobs` at a time, each in a process of its own with its share of the cores.
+    """Notebooks in order, but for the longest, which is second, `jobs` at a time, each in a process of its own with its share
+    of the cores.
 
     Teacher and extractor, where these ask for them, are begun before them: all would wait for the first that does. Where one
     fails, those that run are still finished, no other begins, and UserError says what failed.
@@ -322,6 +325,8 @@ def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: in
         if outcome.failed:
             raise UserError(outcome.said)
 
+    first, *others = notebooks
+    notebooks = [first, *sorted(others, key=lambda file: file.name[:2] != LONGEST)]
     sources = "".join(notebook.read_text(encoding="utf-8") for notebook in notebooks)
     stages = {"teacher": study.stages.teacher(), "extractor": study.stages.extractor}
     needed = [name for name, stage in stages.items() if f"study.{name}()" in sources and not stage.done]
@@ -361,17 +366,18 @@ def run_study(
     only: str = "",
     start: str = "",
     update: bool = False,
-    jobs: int = 1,
+    jobs: int | None = 1,
     with_notebooks: bool = True,
 ) -> Path:
     """Run the series (or part of it) into `out` and write the report; returns index.html's path.
 
-    jobs: notebooks that run at the same time; with_notebooks: False trains and scores the study without them, which needs
-    neither papermill nor Jupyter. Raises UserError for bad input (nothing is written then) and for a failing notebook.
+    jobs: notebooks that run at the same time, None: two where there are two cores; with_notebooks: False trains and scores
+    the study without them, which needs neither papermill nor Jupyter. Raises UserError for bad input (nothing is written then)
+    and for a failing notebook.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
-    if not with_notebooks and (only or start or jobs > 1):
+    if not with_notebooks and (only or start or (jobs or 1) > 1):
         raise UserError(
             "--no-notebooks runs none: leave --only, --from and --jobs out (--set jobs=2 trains two at a time)"
         )
@@ -407,6 +413,7 @@ def run_study(
             study.train_all()
             return _reported(study, began)
         waiting = [notebook for notebook in notebooks if not _done_before(notebook, out)[1]]
+        jobs = jobs or min(2, torch.get_num_threads())
         if jobs > 1 and len(waiting) > 1:
             for notebook in sorted(set(notebooks) - set(waiting)):
                 print(f"{notebook.stem}: done before", flush=True)
