@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 import rddlib
@@ -31,7 +30,7 @@ from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import world_size
 from rddlib.utils.errors import Interrupted, UserError
-from rddlib.utils.installation import shipped
+from rddlib.utils.installation import cores, shipped
 from rddlib.utils.text import human_time, say
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
@@ -413,7 +412,7 @@ def run_study(
             study.train_all()
             return _reported(study, began)
         waiting = [notebook for notebook in notebooks if not _done_before(notebook, out)[1]]
-        jobs = jobs or min(2, torch.get_num_threads())
+        jobs = jobs or min(2, cores())
         if jobs > 1 and len(waiting) > 1:
             for notebook in sorted(set(notebooks) - set(waiting)):
                 print(f"{notebook.stem}: done before", flush=True)

@@ -8,7 +8,6 @@ import typing
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
-import torch
 import yaml
 
 from rddlib.data import DataConfig
@@ -22,6 +21,7 @@ from rddlib.methods import COMPETING, METHODS, OBJECTIVES, WINNER, LossConfig, M
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.utils.checks import above, at_least, check, different, one_of
 from rddlib.utils.errors import UserError, nearest
+from rddlib.utils.installation import cores
 from rddlib.utils.text import counted, joined
 
 
@@ -234,7 +234,7 @@ class Profile:
     @property
     def at_once(self) -> int:
         """Cascades that this machine trains at a time."""
-        fitting = torch.get_num_threads() // self.run.threads if self.run.threads else 2
+        fitting = cores() // self.run.threads if self.run.threads else 2
         return self.jobs or min(max(fitting, 1), 8)
 
     @property

@@ -1,5 +1,6 @@
 """What surrounds the code: files that ship with it, the commit it is at, the machine it runs on."""
 
+import os
 import platform
 import subprocess
 from functools import lru_cache
@@ -41,6 +42,11 @@ def git_commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware(device: torch.device | str | None = None) -> str:

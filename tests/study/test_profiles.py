@@ -13,6 +13,7 @@ from tiny import refused, same
 import rddlib
 from rddlib.data import ImageDataset
 from rddlib.distillation.objectives import RDD
+from rddlib.study import profiles
 from rddlib.study.graph import Inputs, new_extractor, plain_graph
 from rddlib.study.profiles import PROFILES, as_dict, changed, load_profile, overrides_of, parse_value
 from rddlib.study.stage import Workplace
@@ -20,11 +21,11 @@ from rddlib.training import RunConfig
 
 
 @pytest.mark.parametrize(
-    "cores, run, jobs, at_once", [(2, 1, 0, 2), (32, 1, 0, 8), (1, 2, 0, 1), (4, 0, 0, 2), (2, 1, 5, 5)]
+    "number, run, jobs, at_once", [(2, 1, 0, 2), (32, 1, 0, 8), (1, 2, 0, 1), (4, 0, 0, 2), (2, 1, 5, 5)]
 )
-def test_how_many_are_trained_at_once(cores, run, jobs, at_once, monkeypatch):
+def test_how_many_are_trained_at_once(number, run, jobs, at_once, monkeypatch):
     """As many as there are cores where each takes one; never none; what the profile says wins."""
-    monkeypatch.setattr("torch.get_num_threads", lambda: cores)
+    monkeypatch.setattr(profiles, "cores", lambda: number)
     assert load_profile("digits", {"run.threads": str(run), "jobs": str(jobs)}).at_once == at_once
 
 
