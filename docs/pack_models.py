@@ -1,6 +1,6 @@
 """The models that come with the package: copies from a study's folder into data/models.
 
-python docs/pack_models.py FOLDER float32 base pd-32 pd-16 pd-8 extractor
+python docs/pack_models.py FOLDER float32 base pd-8 extractor
 python docs/pack_models.py FOLDER float16 pd-1 rdd-4
 
 Names are those that the files begin with; where a study has several seeds, students of the first are taken.
