@@ -486,6 +486,12 @@ def share_sentences() -> list[str]:
     return [" and ".join(said)]
 
 
+def instructions_sentences() -> list[str]:
+    portable, native = ({row["what"]: row["seconds"] for row in one["rows"]} for one in _json("bench_instructions"))
+    times = [portable[method] / native[method] for method in portable]
+    return [f"{min(times):.2f} to {max(times):.2f} times as long"]
+
+
 def photos_sentences() -> list[str]:
     rows, students = _scores("photos"), [*COMPETING, WINNER]
     fid, pfd = (rows.pivot_table(index="method", columns="steps", values=score) for score in ("fid", "pfd"))
@@ -581,6 +587,7 @@ SENTENCES = (
     guided_sentences,
     guided_sums_sentences,
     label_free_sentences,
+    instructions_sentences,
     photos_sentences,
     pipeline_sentences,
     protocol_sentences,
