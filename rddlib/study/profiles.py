@@ -445,6 +445,11 @@ def photos() -> Profile:
             train=dict(iterations=3000, batch_size=128, warmup=100, weight_decay=5e-2), name="medium_resnet", shift=2
         ),
         distill=dict(iterations=(400, 400, 800)),
+        guidance=dict(  # a conditional teacher of a quarter of the base model's training, for notebook 08
+            base=dict(iterations=6000, learning_rate=1e-3, warmup=500, ema=0.999),
+            train=dict(iterations=400, learning_rate=1e-3),
+            stochastic=200,
+        ),
     )
 
 
