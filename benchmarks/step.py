@@ -41,6 +41,7 @@ CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does n
     "bf16 eager": NONE | {"precision": "bf16"},
     "bf16 channels_last": NONE | {"precision": "bf16", "channels_last": "always"},
     "bf16 graphs": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "auto"},
+    "bf16 blocks": ALL | {"precision": "bf16", "compile": "blocks"},
     "auto": ALL,
     "fused losses": ALL | {"impl": "fused"},
 }

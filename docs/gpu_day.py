@@ -45,7 +45,7 @@ QUICK = {  # and their limits in seconds: 540 together
 }
 LIMITS = QUICK | {"metric_network": 300, "study": 4 * 3600}  # of all others: LONGEST
 LONGEST = 900
-EAGER, COMPILED = "float32 eager,tf32,bf16 channels_last,bf16 graphs", "float32 eager,auto,fused losses"
+EAGER, COMPILED = "float32 eager,tf32,bf16 channels_last,bf16 graphs", "float32 eager,bf16 blocks,auto,fused losses"
 STEPS = {  # a float32 step of imagenet64's whole batch of 256 takes eight seconds
     "cifar10": ("--what", "rdd", "--steps", "10"),
     "imagenet64": ("--what", "rdd", "--steps", "3", "--batch", "32"),

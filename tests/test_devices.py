@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import conditional_denoiser, tiny_denoiser
+from torch._dynamo.utils import counters
 
+from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.distillation.extractor import build_extractor
 from rddlib.losses import cfd_loss, diversity_loss, entropy_loss, ii_p2p_loss, is_p2p_loss, m_p2p_loss, pd_loss
+from rddlib.training import RunConfig, hardware
 
 TOP = Path(__file__).resolve().parents[1]
 TRAINS = ("losses", "distillation", "diffusion", "training")
@@ -118,6 +121,29 @@ def test_denoisers_compile_whole(build):
             for x in (found, expected)
         )
     )
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_blocks_compile_one_by_one():
+    """Three kinds among seven blocks, each once for training and once for sampling; values and gradients as before."""
+    network = UNet(UNetConfig(8, 1, 8, (1,), blocks=2, attention=(), groups=4))
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)  # a new network outputs 0
+    z, t, parameters = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.5, 1.0]), list(network.parameters())
+
+    def found() -> list:
+        with torch.no_grad():
+            sampled = network(z, t)
+        return [sampled, *torch.autograd.grad(network(z, t).square().sum(), parameters)]
+
+    expected = found()
+    torch._dynamo.reset()
+    counters.clear()
+    hardware.compiled(network, RunConfig(compile="blocks"))
+    for _ in range(2):  # nothing is compiled again
+        torch.testing.assert_close(found(), expected, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 3 * 2 and not counters["graph_break"]
 
 
 @pytest.mark.slow

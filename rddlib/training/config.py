@@ -56,9 +56,9 @@ class RunConfig:
     out of range."""
 
     channels_last: str = "auto"  # where it is faster: on CUDA, and in float32 on a CPU; or "always", "never"
-    compile: str = (
-        "auto"  # torch.compile of denoisers, on CUDA where a training is long enough for it; "always": of all; "never"
-    )
+    # torch.compile of denoisers, on CUDA where a training is long enough for it; "always": of all; "blocks": of our U-Nets'
+    # blocks, each kind once, which takes less time than the whole; or "never"
+    compile: str = "auto"
     graphs: str = "auto"  # U-Nets of ours as CUDA graphs, where one process trains, its batch in one part; or "never"
     threads: int = 0  # of a training on the CPU, 0: all it may take; another number of them rounds otherwise
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
@@ -71,7 +71,8 @@ class RunConfig:
     tracker: str = "none"  # who else gets the records, on this machine's disk: "tensorboard", "wandb", "mlflow", "aim"
 
     def __post_init__(self):
-        one_of(self, SWITCHES, "channels_last", "compile")
+        one_of(self, SWITCHES, "channels_last")
+        one_of(self, (*SWITCHES, "blocks"), "compile")
         one_of(self, ("auto", "never"), "graphs")
         one_of(self, SHIPPED, "shipped")
         one_of(self, TRACKERS, "tracker")

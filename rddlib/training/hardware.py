@@ -12,15 +12,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
+from torch._dynamo import config as dynamo
 from torch._functorch import config as functorch
 
 from rddlib.diffusion.denoiser import Denoiser
-from rddlib.diffusion.unet import UNet
+from rddlib.diffusion.unet import ResidualBlock, UNet
 from rddlib.training.config import RunConfig
 from rddlib.utils.distributed import join
 from rddlib.utils.errors import UserError
 from rddlib.utils.instructions import CHOICE, CHOICES
 from rddlib.utils.text import counted, say
+
+KINDS_OF_BLOCKS = (
+    128  # that torch.compile may keep: imagenet64 has 18, each with and without gradients, at each batch size
+)
 
 # What `accelerate launch` and its configuration tell a training, what of it changes nothing, and who says it here instead.
 LAUNCHED = {
@@ -144,13 +149,15 @@ def laid_out(module: nn.Module, run: RunConfig, precision: str) -> nn.Module:
 
 
 def compiled(module: nn.Module, run: RunConfig) -> nn.Module:
-    """The module, in place, with torch.compile where `run` asks for it: our U-Nets in it, else the whole. "auto"
-    leaves classifiers alone (DenseNet201 takes over five minutes on a GPU's machine). It happens at the first call."""
-    chosen = isinstance(module, Denoiser) and next(module.parameters()).is_cuda
-    if run.compile == "always" or (run.compile == "auto" and chosen):
+    """The module, in place, with torch.compile where `run` asks for it: our U-Nets in it, or their blocks, else the whole.
+    "auto" leaves classifiers alone (DenseNet201 takes over five minutes on a GPU's machine). It happens at the first call."""
+    blocks, chosen = run.compile == "blocks", isinstance(module, Denoiser) and next(module.parameters()).is_cuda
+    if blocks or run.compile == "always" or (run.compile == "auto" and chosen):
         functorch.donated_buffer = False  # terms with a share take their gradients through one extractor, one by one
-        for network in [part for part in module.modules() if isinstance(part, UNet)] or [module]:
-            network.compile()
+        dynamo.recompile_limit = KINDS_OF_BLOCKS  # blocks of one kind share their code
+        kind = ResidualBlock if blocks else UNet
+        for network in [part for part in module.modules() if isinstance(part, kind)] or [module] * (not blocks):
+            network.compile(dynamic=False if blocks else None)
     return module
 
 

@@ -137,7 +137,7 @@ def test_from_the_command_line_to_the_file(rdd, tmp_path):
 def test_a_gpu_is_measured_in_all_that_auto_is_made_of_and_by_the_fused_losses():
     cuda, cpu = (settings_of(torch.device(name), looks=True) for name in ("cuda", "cpu"))
     assert list(cuda)[:5] == ["float32 eager", "tf32", "bf16 eager", "bf16 channels_last", "bf16 graphs"]
-    assert list(cuda)[5:] == ["auto", "fused losses"]
+    assert list(cuda)[5:] == ["bf16 blocks", "auto", "fused losses"]
     assert cuda.keys() - settings_of(torch.device("cuda"), looks=False).keys() == {"fused losses"}
     assert cpu.keys() <= {"float32 eager", "auto", "bf16"} and cuda["fused losses"]["impl"] == "fused"
 

@@ -15,6 +15,7 @@ import torch
 from tiny import refused, tiny_denoiser
 from torch import nn
 
+from rddlib.diffusion.unet import ResidualBlock
 from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer, chosen_precision, derive_seed, metrics
 from rddlib.training.hardware import compiled, fewer_threads_if_busy, plain, say_if_busy, tf32_context
 from rddlib.training.loop import COMPILE_FROM, CheckpointTimer, _Watch
@@ -324,6 +325,10 @@ def test_who_is_compiled():
         denoiser = compiled(tiny_denoiser(), RunConfig(compile=switch))  # of which the U-Net alone
         assert (denoiser.network._compiled_call_impl is not None) == done and denoiser._compiled_call_impl is None
         assert plain(denoiser).network._compiled_call_impl is None
+    blocks = [part for part in denoiser.modules() if isinstance(part, ResidualBlock)]
+    compiled(denoiser, RunConfig(compile="blocks"))
+    assert [part for part in denoiser.modules() if part._compiled_call_impl is not None] == blocks
+    assert compiled(nn.Linear(2, 2), RunConfig(compile="blocks"))._compiled_call_impl is None  # it has no blocks
 
 
 @pytest.mark.parametrize("precision, allowed", [("float32", False), ("tf32", True), ("bf16", True)])
