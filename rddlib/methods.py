@@ -153,6 +153,10 @@ def _sum_numbers(text: str, loss: LossConfig, temperature: float, steps: int) ->
         numbers |= {"queue_size": loss.queue_size, "per_image": loss.per_image}
     if names & {"m_p2p", "frechet"}:
         numbers["draws"] = loss.draws
+    if loss.impl != "auto" and names & {"is_p2p", "m_p2p"}:  # by default no part of the keys there are
+        numbers["impl"] = loss.impl
+    if loss.released and names & {"is_p2p", "ii_p2p", "m_p2p"}:
+        numbers["released"] = loss.released
     return numbers
 
 

@@ -30,7 +30,9 @@ def ablate(
     axis: Annotated[
         list[str] | None, typer.Option(help="Values of an axis, e.g. --axis loss.tau_is=0.1,0.5; repeatable.")
     ] = None,
-    method: Annotated[str, typer.Option(help="Whose fields custom varies: pd, cfd, rdd, cfd_is_pd, ..")] = "rdd",
+    method: Annotated[
+        str | None, typer.Option(help="Whose fields custom varies: pd, cfd, rdd, cfd_is_pd, ..; default rdd.")
+    ] = None,
     whole: Annotated[
         bool | None,
         typer.Option("--whole/--first", help="Down to one step, or the first halving only; default its own."),
@@ -105,7 +107,7 @@ def _parsed_axes(texts: list[str] | None) -> dict[str, str]:
 
 
 def _chosen(
-    names: list[str], profile: "Profile", axes: dict[str, str], method: str, whole: bool | None
+    names: list[str], profile: "Profile", axes: dict[str, str], method: str | None, whole: bool | None
 ) -> list["Ablation"]:
     """The ablations that the arguments name, over the values given."""
     from rddlib.study.ablations import ABLATIONS, custom, find_ablation
@@ -115,7 +117,9 @@ def _chosen(
     if "custom" in names:
         if len(names) > 1:
             raise UserError("custom stands alone: give it to a command of its own")
-        return [custom(axes, profile, method, bool(whole))]
+        return [custom(axes, profile, method or "rdd", bool(whole))]
+    if method:
+        raise UserError(f"--method {method} is for custom: other ablations name their own methods, leave it out")
     found = [find_ablation(name) for name in dict.fromkeys(names) if name != "all"]
     chosen = list(ABLATIONS.values()) if "all" in names else found
     if axes and len(chosen) > 1:

@@ -25,7 +25,9 @@ MethodOption = Annotated[
         "With --guidance: a method, teacher, stage_one."
     ),
 ]
-StepsOption = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
+StepsOption = Annotated[
+    int, typer.Option(min=0, help="Sampling steps; 0 for those that a --checkpoint was distilled for, else 1.")
+]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(
@@ -71,6 +73,7 @@ def _drawn_by(
     from rddlib.training import training_device
 
     denoiser, info = load_model(checkpoint)
+    steps = steps or denoiser.steps or 1
     space = denoiser.space
     if captions and space and space.takes_prompts:
         denoiser = denoiser.within(prompted(space, tuple(captions(space.image_shape))))
@@ -133,10 +136,13 @@ def _say_new(study: "Study", stage: "Stage") -> None:
     say(f"{study.out} is new: a study of the profile {study.profile.name} begins there, with {first}")
 
 
-def _loaded(profile: str, settings: list[str] | None):
+def _loaded(profile: str, folder: Path, settings: list[str] | None):
+    """The profile as the study in the folder has it, where it is one of this profile, and as it is set now."""
+    from rddlib.study.folder import as_recorded, recorded_overrides
     from rddlib.study.profiles import load_profile
 
-    return load_profile(profile, parse_overrides(settings))
+    before = recorded_overrides(folder) if as_recorded(None, folder)[0] == profile else {}
+    return load_profile(profile, before | parse_overrides(settings))
 
 
 def _check_sampler(checkpoint: Path | None, sampler: str, guidance: float | None) -> None:
@@ -148,7 +154,7 @@ def _check_sampler(checkpoint: Path | None, sampler: str, guidance: float | None
 
 def sample(
     method: MethodOption = "rdd",
-    steps: StepsOption = 1,
+    steps: StepsOption = 0,
     count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 64,
     noise: Annotated[int, typer.Option(help="Seed of the noise; the same noise for every method.")] = 0,
     checkpoint: CheckpointOption = None,
@@ -190,12 +196,13 @@ def sample(
         raise UserError("--prompt is for a --checkpoint, and in the place of --classes: give one of them")
     if checkpoint is not None:
         profile, folder, _ = as_recorded(profile, out or default_out("samples"))
-        clip = _loaded(profile, settings).evaluation.clip
+        clip = _loaded(profile, folder, settings).evaluation.clip
         images, names = _drawn_by(
             checkpoint, sampler, steps, count, noise, clip, guidance=guidance, words=words, prompts=prompt or ()
         )
-        chosen, model = images.classes, f"{checkpoint.stem}-{sampler}"
+        chosen, model, steps = images.classes, f"{checkpoint.stem}-{sampler}", images.steps
     else:
+        steps = steps or 1
         asked = (method, steps, guidance, sampler, words)
 
         def check(study: "Study") -> None:
@@ -225,7 +232,7 @@ def sample(
 
 def evaluate(
     method: MethodOption = "rdd",
-    steps: StepsOption = 1,
+    steps: StepsOption = 0,
     checkpoint: CheckpointOption = None,
     sampler: SamplerOption = "ddim",
     guidance: GuidanceOption = None,
@@ -270,7 +277,7 @@ def evaluate(
       rdd evaluate --images samples.npz --reference cifar10-32x32.npz
       rdd evaluate --images folder --reference other --metric-network runs/cifar10/checkpoints/extractor-*.safetensors
     """
-    from rddlib.data import load_dataset
+    from rddlib.data import WrongShape, load_dataset
     from rddlib.evaluation import Reference, check_fit, find_protocol, open_images, recorded
     from rddlib.study.folder import as_recorded, default_out
     from rddlib.training import training_device
@@ -289,7 +296,12 @@ def evaluate(
     with contextlib.ExitStack() as stack:
 
         def profile_images(shape: tuple[int, int, int]) -> "ImageDataset":
-            return load_dataset(_loaded(profile, settings).data, "train", shape)
+            try:
+                return load_dataset(_loaded(profile, folder, settings).data, "train", shape)
+            except WrongShape as error:
+                raise UserError(
+                    f"{error.fault}: say with --reference or --set data.root=.. what to compare with"
+                ) from error
 
         @functools.cache
         def scoring(study: "Study | None", shape: tuple[int, int, int]) -> tuple[Reference, "Network"]:
@@ -307,6 +319,7 @@ def evaluate(
                 check_fit(what, shape, count, *scoring(study, shape), asked["metrics"], kid_subset)
             _say_new(study, owner.stage_of(arm))
 
+        steps = steps if checkpoint else steps or 1
         model = (method, steps, guidance, sampler, [])
         if images is None and checkpoint is None:
             study = study_of(profile, out, settings, seed, check=check)
@@ -315,7 +328,7 @@ def evaluate(
             classifier = lambda study: _say_new(study, study.stages.extractor)  # noqa: E731
             study = study_of(profile, out, settings, seed, check=classifier) if metric_network == "extractor" else None
             profile, folder, _ = as_recorded(profile, out or default_out("scores"))
-            config = _loaded(profile, settings).evaluation
+            config = _loaded(profile, folder, settings).evaluation
 
         def captions(shape: tuple[int, int, int]) -> Sequence[str]:
             found = profile_images(shape)
@@ -334,7 +347,8 @@ def evaluate(
             if checkpoint is not None:
                 count = samples or config.samples
                 options = {"guidance": guidance, "captions": captions}
-                return _drawn_by(checkpoint, sampler, steps, count, number, config.clip, **options)[0], columns
+                drawn = _drawn_by(checkpoint, sampler, steps, count, number, config.clip, **options)[0]
+                return drawn, columns | {"steps": drawn.steps}
             owner, arm = _model_of(study, *model)
             return owner.drawn(arm, samples=samples, noise=number), columns
 
@@ -342,7 +356,11 @@ def evaluate(
         for number in seeds or [config.seed]:
             scored, columns = source(number)
             guided = "" if guidance is None else f"-w{guidance:g}-{sampler}"
-            name = f"{columns['method']}-{steps}{guided}-noise{number}" if columns["steps"] else columns["method"]
+            name = (
+                f"{columns['method']}-{columns['steps']}{guided}-noise{number}"
+                if columns["steps"]
+                else columns["method"]
+            )
             rows += recorded(folder / "evaluations", name, columns, scored, *scoring(study, scored.shape), **asked)
     _show(rows)
 
@@ -375,7 +393,7 @@ def _show(rows: list[tuple[Path, dict]]) -> None:
     """Scores as a table for each protocol, with mean, spread and minimum where there are several seeds."""
     import pandas as pd
 
-    from rddlib.evaluation import VALUES
+    from rddlib.evaluation import SCORES
     from rddlib.utils.distributed import rank
 
     if rank() > 0:
@@ -387,7 +405,7 @@ def _show(rows: list[tuple[Path, dict]]) -> None:
         table = pd.DataFrame([record["row"] for _, record in records])
         print(table.to_string(index=False, float_format="{:.5g}".format))
         if len(records) > 1:
-            scores = [name for name in table.columns if name in VALUES]
+            scores = [name for name in table.columns if name in SCORES]
             summary = table[scores].agg(["mean", "std", "min"]).rename({"std": "spread"})
             print(summary.to_string(float_format="{:.5g}".format))
         for path, _ in records:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, ProfileOption, SeedOption, StudyProfileOption
+from rddlib.cli.options import OutOption, ProfileOption, SeedOption, SetOption, StudyProfileOption, parse_overrides
 from rddlib.utils.errors import UserError
 
 
@@ -42,6 +42,7 @@ def app(
     profile: StudyProfileOption = None,
     out: OutOption = None,
     seed: SeedOption = None,
+    settings: SetOption = None,
     port: Annotated[int, typer.Option(help="Where the pages are served.")] = 8866,
     ip: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 lets others in.")] = "127.0.0.1",
 ) -> None:
@@ -54,14 +55,14 @@ def app(
     \b
     Examples:
       rdd app
-      rdd app --profile photos
+      rdd app --profile photos --set data.download=true
       rdd app --out runs/digits --port 9000
     """
     from rddlib.report.app import check_server, prepare, serve
     from rddlib.study.folder import as_recorded
 
     check_server(ip, port)
-    study = prepare(*as_recorded(profile, out, seed))
+    study = prepare(*as_recorded(profile, out, seed), parse_overrides(settings))
     print(f"Open http://{ip}:{port} in a browser, in half a minute; Ctrl-C ends it.", flush=True)
     serve(study, ip, port)
 
@@ -98,7 +99,8 @@ def diagnose(
     print(f"{seen.stage.label}: {seen.stage.path.name}")
     for cause in (found := causes(seen)):
         print(f"\n{cause.name}: {cause.shown}.")
-        print(f"  try: rdd distill --profile {study.profile.name} --out {folder} {student} {cause.remedy}")
+        again = f"rdd distill --profile {study.profile.name} --out {folder} {student} " * cause.remedy.startswith("--")
+        print(f"  try: {again}{cause.remedy}")
     if not found:
         print(
             f"\nNo known cause fits: it has gone {seen.gone:.0%} of the way to its targets. Train for longer, or rdd ablate."

@@ -10,6 +10,7 @@ from rddlib.data.cache import load_cached
 from rddlib.data.dataset import DataConfig, ImageDataset
 from rddlib.data.folder import images_below, recipe_of
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted, say
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the datasets library's image-folder convention
 CAPTION = ".txt"
@@ -44,7 +45,9 @@ def _captions(folder: Path) -> dict[Path, str]:
         texts = _from_metadata(folder / there[0])
     else:
         beside = {file: file.with_suffix(CAPTION) for file in files}
-        texts = {file: text.read_text(encoding="utf-8") for file, text in beside.items() if text.is_file()}
+        texts = {file: _text(text) for file, text in beside.items() if text.is_file()}
+        if alone := sorted({*folder.rglob(f"*{CAPTION}")} - {*beside.values()}):
+            say(f"{folder}: {counted(len(alone), 'text')} without an image passed over, the first {alone[0].name}")
     if lost := sorted(set(texts) - set(files)):
         raise UserError(
             f"{folder / there[0]} names {lost[0].name}, which is no image there: correct or remove its line"
@@ -59,15 +62,30 @@ def _captions(folder: Path) -> dict[Path, str]:
     return {file: " ".join(texts[file].split()) for file in files}
 
 
+def _said(text) -> str:
+    """A caption as metadata has it: a number is one too."""
+    if isinstance(text, (list, dict)):
+        raise TypeError(f"text is {text!r}")
+    return "" if text is None else str(text)
+
+
+def _text(path: Path) -> str:
+    """What a file holds, without the mark that some editors begin it with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except ValueError as error:
+        raise UserError(f"{path} is no UTF-8 ({error}): convert it") from error
+
+
 def _from_metadata(path: Path) -> dict[Path, str]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
                 rows = list(csv.DictReader(file))
             else:
                 rows = [json.loads(line) for line in file if line.strip()]
-        pairs = [(path.parent / row["file_name"], row["text"] or "") for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+        pairs = [(path.parent / row["file_name"], _said(row["text"])) for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error!r}): each row wants file_name and text") from error
     if len({file for file, _ in pairs}) < len(pairs):
         raise UserError(f"{path} names a file twice: keep one caption for each")

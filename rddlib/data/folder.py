@@ -14,11 +14,12 @@ from rddlib.data.cache import Recipe, fingerprint, load_cached
 from rddlib.data.dataset import DataConfig, ImageDataset, check_shape
 from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress, mode
-from rddlib.utils.text import counted, say
+from rddlib.utils.text import counted, joined, say
 
 _NAMES = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
 SUFFIXES = {f".{name}" for name in _NAMES.split()}
 PARTS = ("train", "test", "val")
+LIKE_PARTS = (*PARTS, "training", "testing", "valid", "validation")
 RESIZE = "--set data.resize=true crops and resizes"
 READER = 2  # raised when the same files give other pixels: caches are then built anew
 GREY = ("1", "L", "LA", "La")
@@ -49,6 +50,10 @@ def _parts(root: Path) -> tuple[Path, Path | None]:
     if not root.is_dir():
         raise UserError(f"no folder {root}: name the one that holds the images with --set data.root=FOLDER")
     folders = [folder.name for folder in _folders(root)]
+    if folders and all(name.lower() in LIKE_PARTS for name in folders) and not set(folders) & set(PARTS):
+        raise UserError(
+            f"{root} holds {joined(folders)}, which read as parts and not as classes: name them train/ and test/"
+        )
     if "train" not in folders:
         if lone := [part for part in PARTS[1:] if part in folders]:
             raise UserError(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rddlib.utils.checks import at_least
 from rddlib.utils.text import counted, joined
 
 TIME_SCALE = 1024  # t in [0, 1] enters the sinusoids as p = 1024 t, the released code's step index
@@ -53,12 +54,8 @@ class UNetConfig:
         said = "x".join(map(str, dict.fromkeys(sides)))
         if min(sides) < 1:
             raise ValueError(f"image_size is {said}, expected at least 1")
-        for name in ("image_channels", "channels", "blocks", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("num_classes", "time_grid"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+        at_least(self, 1, "image_channels", "channels", "blocks", "groups")
+        at_least(self, 0, "num_classes", "time_grid")
         halvings = len(self.multipliers) - 1
         if halvings < 0 or any(side % 2**halvings for side in sides):
             raise ValueError(
@@ -67,9 +64,9 @@ class UNetConfig:
         unknown = set(self.attention) - {sides[0] >> i for i in range(len(self.multipliers))}
         if unknown:
             raise ValueError(f"attention names resolutions {joined(sorted(unknown))} that a {said} px U-Net lacks")
-        if any((self.channels * m) % self.groups for m in self.multipliers):
+        if any((self.channels * m) % self.groups for m in (1, *self.multipliers)):
             raise ValueError(
-                f"groups {self.groups} does not divide channels {self.channels} times each of {joined(self.multipliers)}"
+                f"groups {self.groups} does not divide channels {self.channels}, or them times {joined(self.multipliers)}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} is outside [0, 1)")

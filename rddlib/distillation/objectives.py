@@ -4,6 +4,7 @@ The published methods are entries of one class, `Sum`; a new method is another l
 """
 
 import itertools
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rddlib.diffusion.schedule import Schedule
-from rddlib.distillation.extractor import FeatureExtractor, Features
+from rddlib.distillation.extractor import Extractor, FeatureExtractor, Features
 from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue, check_released
 from rddlib.losses import (
     cfd_loss,
@@ -77,10 +78,6 @@ class Objective(nn.Module, ABC):
     def look_through(self, network: nn.Module) -> None:
         """Freeze a network to compare images through: it moves along with the objective and is no part of its state."""
         self._frozen = (network.eval().requires_grad_(False),)  # in a tuple nn.Module does not see it
-
-    def wants(self, name: str) -> bool:
-        """Whether a term counts: one of weight 0 need not be computed."""
-        return self.weights[name] != 0
 
     @abstractmethod
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -181,7 +178,7 @@ class Balance(nn.Module):
         for name, term in terms.items():  # in one order on every rank: each norm is a collective
             norm, before = _global_norm(_gradient(term, x_student)), self.norms.get(name)
             smooth = before is not None and self.every > 1
-            self.norms[name] = torch.lerp(norm, before, SMOOTHING) if smooth else norm
+            self.norms[name] = torch.lerp(norm, before.to(norm), SMOOTHING) if smooth else norm
 
     def get_extra_state(self) -> Tensor:
         """How often it was called, then the norm of the reference and of each balanced term, -1 for one not measured yet."""
@@ -348,8 +345,9 @@ def check_terms(terms: Sequence[Term]) -> None:
             raise ValueError(f"unknown term {term.loss!r}{nearest(term.loss, TERMS)}: known are {', '.join(TERMS)}")
         if term.head not in HEADS:
             raise ValueError(f"{term.loss}: head is {term.head!r}, expected one of {', '.join(HEADS)}")
-        if not term.tau > 0 or term.weight < 0 or (term.share is not None and not term.share >= 0):
-            raise ValueError(f"{term.loss}: tau must be above 0, weight and share at least 0")
+        shared = 0 if term.share is None else term.share
+        if not (0 < term.tau < math.inf and 0 <= term.weight < math.inf and 0 <= shared < math.inf):
+            raise ValueError(f"{term.loss}: tau must be above 0, weight and share at least 0, all of them finite")
     if "lpips" in names and any(map(looks, names)):
         raise ValueError("lpips looks through a network of its own: beside terms on the extractor use stages")
     if twice := {name for name in names if names.count(name) > 1}:
@@ -361,6 +359,10 @@ def check_terms(terms: Sequence[Term]) -> None:
         raise ValueError("all weights are 0: nothing would be learnt")
     if [term.loss for term in fixed] == ["m_p2p"]:
         raise ValueError("M_P2P alone has nothing to compare with while the queue is empty: add another term")
+    if any(term.share is not None for term in terms) and fixed[0].loss == "m_p2p":
+        raise ValueError(
+            "shares would be of M_P2P, which the first iteration lacks: put another term with a weight first"
+        )
 
 
 class FeatureMemory(nn.Module):
@@ -452,6 +454,10 @@ class Sum(Objective):
             raise ValueError(f"{(needing or ['lpips'])[0]} looks through an extractor: pass extractor=")
         if extractor is None:
             return
+        if "stages" in self.summands and not hasattr(extractor, "stages"):
+            raise ValueError(
+                "stages are a trained classifier's, and this extractor shows its last map alone: name another"
+            )
         if needing and not hasattr(extractor, "channels"):
             raise ValueError(
                 "the extractor is a bare module: make it one with rddlib.as_extractor(module, image_shape)"
@@ -552,7 +558,7 @@ class PDPerceptual(Sum):
     """
 
     def __init__(self, schedule: Schedule, network: nn.Module, weight: float = 1.0):
-        name = "stages" if isinstance(network, FeatureExtractor) else "lpips"
+        name = "stages" if isinstance(network, Extractor) else "lpips"
         super().__init__([Term("pd"), Term(name, weight)], schedule, network)
 
 
@@ -641,6 +647,7 @@ class RDD(Sum):
 
 # sums as people write them
 
+_SWITCH = {"true": True, "false": False}
 _TERM = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
 
 
@@ -665,17 +672,20 @@ def _parse_term(word: str, steps: int) -> Term:
     if not found:
         raise ValueError(f"{word.strip()!r} is no term: write it as is_p2p(share=1 tau=0.1)")
     options: dict = {"tau": None}
-    kinds = {field.name: str(field.type) for field in fields(Term) if field.name != "loss"}
+    kinds = {field.name: field.type for field in fields(Term) if field.name != "loss"}
     for option in (found[2] or "").replace(",", " ").split():
         key, _, value = option.partition("=")
         if key not in kinds:
             raise ValueError(f"{found[1]} has no option {key!r}{nearest(key, kinds)}: known are {', '.join(kinds)}")
         try:
             options[key] = (
-                value if key == "head" else value == "true" if kinds[key] == "bool" else _number_at(value, steps)
+                value if key == "head" else _SWITCH[value] if kinds[key] is bool else _number_at(value, steps)
             )
-        except ValueError:
-            raise ValueError(f"{found[1]}({option}): {value!r} is no number") from None
+        except (ValueError, KeyError):
+            wanted = "neither true nor false" if kinds[key] is bool else "no number"
+            raise ValueError(f"{found[1]}({option}): {value!r} is {wanted}") from None
+    if {"weight", "share"} <= options.keys():
+        raise ValueError(f"{found[1]} has a weight and a share, which takes its place: give one of them")
     return Term(found[1], **options)
 
 

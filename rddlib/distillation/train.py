@@ -24,6 +24,7 @@ from rddlib.training.adapters import sharing
 from rddlib.training.graphs import recorded
 from rddlib.utils.checkpoint import save_checkpoint, write_atomically
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import counted
 
 
 def labels_of(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
@@ -70,8 +71,10 @@ def _preview(
         y = labels_of(dataset, torch.arange(count) % len(dataset), denoiser)
         middle = sum(denoiser.guidance) / 2 if denoiser.guidance else None
         if stochastic:
-            return stochastic_sample(denoiser, start, steps, y=y, guidance=middle, fresh=noise)
-        return ddim_sample(denoiser, start, steps, y=y, guidance=middle)
+            drawn = stochastic_sample(denoiser, start, steps, y=y, guidance=middle, fresh=noise)
+        else:
+            drawn = ddim_sample(denoiser, start, steps, y=y, guidance=middle)
+        return denoiser.space.decode(drawn) if denoiser.space else drawn
 
     start = noise()
     return images
@@ -313,6 +316,7 @@ def distill(
         debug=debug,
         after_step=lambda step: objective.after_step(step.shared),
         preview=_preview(dataset, steps, trainer.seed, stochastic),
+        about=f"{type(objective).__name__}, {counted(steps)}{' stochastic' * stochastic}",
     )
 
 

@@ -7,7 +7,16 @@ samples)", never plain FID; beside it stands pFD, the Fréchet distance on raw p
 # ruff: noqa: F401 (the names that other packages use)
 from rddlib.evaluation.drawing import DrawnImages, check_classes, check_weight, common_noise, draw_to_file, fresh_noise
 from rddlib.evaluation.entropy import entropy_by_step
-from rddlib.evaluation.evaluate import METRICS, VALUES, check_fit, evaluate, evaluate_all, recorded
+from rddlib.evaluation.evaluate import (
+    METRICS,
+    SCORES,
+    check_fit,
+    check_metrics,
+    evaluate,
+    evaluate_all,
+    recorded,
+    which_is_better,
+)
 from rddlib.evaluation.images import Images, NpzImages, open_images, write_pngs
 from rddlib.evaluation.networks import (
     Network,

@@ -118,7 +118,9 @@ class DrawnImages(Images):
         self.sampler, self.guidance, self.classes = sampler, guidance, tuple(classes)
         self.name = name or f"{sampler}, {counted(steps)}"
         tensors, evaluated = denoiser.state_dict(), evaluations(sampler, steps)
-        read_as = json.dumps({"prediction": denoiser.prediction, **schedule_facts(denoiser.schedule)}, sort_keys=True)
+        space = denoiser.space and {"space": denoiser.space.sha256, "prompts": denoiser.space.prompts}
+        facts = {"prediction": denoiser.prediction, **schedule_facts(denoiser.schedule), **(space or {})}
+        read_as = json.dumps(facts, sort_keys=True)
         labels = "drawn at random, all classes alike" if denoiser.num_classes else "none"
         self.provenance = {
             **GIVEN,

@@ -5,9 +5,10 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +36,25 @@ METRICS = {
     "pfd": "Fréchet distance between raw pixels in [-1, 1]; lower is better",
     "agree": "share of images that the network takes for the class or prompt they were drawn of; higher is better",
 }
-# The scores of the metrics, without standard deviations.
-VALUES = ("fid", "is", "kid", "precision", "recall", "pfd", "agree")
+
+
+class Score(NamedTuple):
+    """label: as tables and figures call it; form: how it is written; higher: whether higher is better."""
+
+    label: str
+    form: str
+    higher: bool = False
+
+
+SCORES = {  # that the metrics give, without standard deviations
+    "fid": Score("FID", ".2f"),
+    "is": Score("IS", ".2f", higher=True),
+    "pfd": Score("pFD", ".3f"),
+    "kid": Score("KID", ".5f"),
+    "precision": Score("precision", ".3f", higher=True),
+    "recall": Score("recall", ".3f", higher=True),
+    "agree": Score("agreement", ".3f", higher=True),  # a share of the images
+}
 MOST_PIXELS = 4096  # values an image may have for pfd: its covariance has an entry for every pair of them
 
 
@@ -107,6 +125,19 @@ def evaluate_all(
     return [Result(values, receipt, sampling) for values, receipt in zip(scored, receipts, strict=True)]
 
 
+def which_is_better(names: Iterable[str] = SCORES) -> str:
+    """In a sentence, of the scores of these names."""
+    lower, higher = ([SCORES[name].label for name in names if SCORES[name].higher == way] for way in (False, True))
+    return f"Lower is better for {joined(lower)}" + (f"; higher for {joined(higher)}." if higher else ".")
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise UserError for none, or one that is not of METRICS."""
+    if not metrics or set(metrics) - METRICS.keys():
+        unknown = ", ".join(sorted(set(metrics) - METRICS.keys())) or "(none given)"
+        raise UserError(f"unknown metrics {unknown}: known are {', '.join(METRICS)}")
+
+
 def check_fit(
     name: str,
     shape: tuple[int, int, int],
@@ -117,9 +148,7 @@ def check_fit(
     kid_subset: int = KID_SUBSET,
 ) -> None:
     """Raise UserError if `count` images of (C, H, W) cannot be scored like this, before any is drawn; name: of the images."""
-    if not metrics or set(metrics) - METRICS.keys():
-        unknown = ", ".join(sorted(set(metrics) - METRICS.keys())) or "(none given)"
-        raise UserError(f"unknown metrics {unknown}: known are {', '.join(METRICS)}")
+    check_metrics(metrics)
     if kid_subset < 2:
         raise UserError(f"a kid subset of {kid_subset}: expected at least 2")
     network.check(name, shape)

@@ -17,6 +17,7 @@ from rddlib.data import ImageDataset, to_uint8
 from rddlib.data.folder import images_below, open_image
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import say
 
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # what a damaged archive may raise
 UNKNOWN = "not known"
@@ -67,6 +68,8 @@ class GivenImages(Images):
         self.name = "given images"
         if isinstance(images, ImageDataset):
             self.name, self.sha256, images = images.name, images.sha256, images.images
+        if images.is_floating_point():
+            images = images.detach().float()
         self.images, self.shape = images, tuple(images.shape[1:])
 
     def __len__(self) -> int:
@@ -81,12 +84,15 @@ class FolderImages(Images):
     size."""
 
     def __init__(self, folder: Path):
+        self.name = f"images of folder {folder.resolve().name}"
+        if (folder / "train").is_dir():  # as a data set reads it
+            say(f"{folder}: only the images of train/ are scored")
+            folder = folder / "train"
         self.files = images_below(folder)
         if not self.files:
             raise UserError(f"{folder} holds no images: name a folder of .png or other image files")
         first = open_image(self.files[0])
         self.colour, self.shape = first.mode, (len(first.mode), first.height, first.width)
-        self.name = f"images of folder {folder.resolve().name}"
 
     def __len__(self) -> int:
         return len(self.files)

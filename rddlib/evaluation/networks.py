@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from rddlib.data import data_folder
 from rddlib.distillation.extractor import EXTRACTORS, MetricNetwork, extractor_of, metric_network_of
-from rddlib.utils.checkpoint import load_checkpoint
+from rddlib.utils.checkpoint import DamagedFile, load_checkpoint
 from rddlib.utils.distributed import rank, together
 from rddlib.utils.download import fetch
 from rddlib.utils.errors import UserError
@@ -132,7 +132,7 @@ def network_of_checkpoint(path: Path) -> Network:
         features, shape = network.features, network.shape
     elif info.get("kind") == "extractor":
         kind = info["facts"]["extractor"]["name"]
-        if kind not in EXTRACTORS:
+        if kind not in EXTRACTORS or "space" in info:  # which knows latents
             raise UserError(f"{path} holds {kind}, which scores nothing: use a classifier made by `rdd extractor`")
         name = f"extractor {kind}" + (f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else "")
         network = extractor_of(kind, tensors)
@@ -205,4 +205,7 @@ def find_network(choice: str, shape: tuple[int, int, int]) -> Network:
         raise UserError(
             f"--metric-network {choice}: no such file; known are {', '.join(SHIPPED.values())}, inception and checkpoints"
         )
-    return (inception_network if choice.endswith(".pth") else network_of_checkpoint)(Path(choice))
+    try:
+        return (inception_network if choice.endswith(".pth") else network_of_checkpoint)(Path(choice))
+    except DamagedFile as error:
+        raise UserError(f"{error.fault}: name another --metric-network") from error

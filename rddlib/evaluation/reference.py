@@ -105,7 +105,7 @@ class Reference:
                 wait()
                 if rank() == 0:
                     write_npz(place, **vars(gaussian_of(shards.read(protocol, kind))))
-                    if not kept:
+                    if not (kept and kind == "features"):
                         shutil.rmtree(shards.folder)
                 wait()
             return read_statistics(place)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import summary
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
-from rddlib.evaluation import VALUES, read_record
+from rddlib.evaluation import SCORES, read_record, which_is_better
 from rddlib.interop.released import one_line
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit
@@ -205,7 +205,7 @@ def _records(study: Path, sha256: str | None) -> list[tuple[Path, dict]]:
 def _numbers(records: Sequence[tuple[Path, dict]]) -> str:
     if not records:
         return "Nothing yet, or not beside the checkpoint: `rdd evaluate` scores it and writes a receipt."
-    values = [name for name in VALUES if any(name in record["row"] for _, record in records)]
+    values = [name for name in SCORES if any(name in record["row"] for _, record in records)]
     table = [f"| {' | '.join((*COLUMNS, *values))} | receipt |", "|---" * (len(COLUMNS) + len(values) + 1) + "|"]
     receipts = []
     for number, (path, record) in enumerate(records, start=1):
@@ -215,8 +215,5 @@ def _numbers(records: Sequence[tuple[Path, dict]]) -> str:
         table.append(f"| {' | '.join(cells)} | {number} |")
         said = "; ".join(f"{field} {receipt[field]}" for field in RECEIPT_FIELDS if field in receipt)
         receipts.append(f"{number}. `{path}`: {one_line(said, 500)}")
-    intro = (
-        "Lower is better for FID, KID and pFD, higher for the inception score (is), precision and recall. Scores compare "
-        "only where metric, protocol and reference are the same."
-    )
+    intro = f"{which_is_better(values)} Scores compare only where metric, protocol and reference are the same."
     return "\n".join([intro, "", *table, "", "Receipts:", "", *receipts])

@@ -1,5 +1,6 @@
 """Pipelines by their name on the Hugging Face hub, owner/name or owner/name@revision: from its cache, or fetched on request."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rddlib.utils.text import say
 
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 TIMEOUT = 30.0  # seconds without an answer after which to give up
-PARTS = ("unet", "vae", "vqvae", "text_encoder")  # folders of networks
+PARTS = ("unet", "transformer", "vae", "vqvae", "text_encoder")  # folders of networks
 WHOLE = re.compile(r"[\w-]+(-\d+-of-\d+)?")  # a file of weights, or one of its parts; variants have a dot more
 DESCRIBING = ("*.json", "*/merges.txt", "README.md")  # what is fetched first, and may refuse the rest
 
@@ -58,7 +59,14 @@ def _cached(snapshot_download, repository: str, options: dict) -> Path | None:
         folder = Path(snapshot_download(repository, local_files_only=True, **options))
     except Exception:  # of several kinds, by version
         return None
-    return folder if _weights([file.relative_to(folder).as_posix() for file in folder.rglob("*")]) else None
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+    weighed = {name.rpartition("/")[0] for name in _weights(names)}
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = {part for part in PARTS if any(index.get(part) or ())}  # [null, null]: it has none
+    return folder if weighed and (weighed == {""} or wanted <= weighed) else None
 
 
 def _weights(names: list[str]) -> list[str]:

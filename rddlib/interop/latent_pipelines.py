@@ -12,7 +12,7 @@ from rddlib.diffusion.class_transformer import ClassTransformer
 from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class, variant_of
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.prompted_unet import PromptedUNet
-from rddlib.interop.released import one_line
+from rddlib.interop.released import one_line, tensor_faults
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
 
@@ -77,8 +77,13 @@ def _part(source: Path | Mapping[str, object], part: str, library: str, names: s
             raise UserError(f"{folder} is missing: get the whole folder of the pipeline again")
         try:
             kind = diffusers_class(name) if library == "diffusers" else _transformers_class(name)
-            found = kind.from_pretrained(folder, local_files_only=True, **variant_of(folder))
-            return found.float() if isinstance(found, nn.Module) else found
+            if not issubclass(kind, nn.Module):
+                return kind.from_pretrained(folder, local_files_only=True)
+            options = {"local_files_only": True, "output_loading_info": True, **variant_of(folder)}
+            found, loading = kind.from_pretrained(folder, **options)
+            if said := tensor_faults(sorted(loading["missing_keys"]), ()):
+                raise UserError(f"{folder} holds other tensors than its configuration says: {said}")
+            return found.float()
         except UserError:
             raise
         except Exception as error:  # of many kinds: a damaged file, tensors of other shapes, another class

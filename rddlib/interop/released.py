@@ -157,7 +157,7 @@ def _noise_size(file: Mapping, path: str | Path) -> int:
     noise = file.get("x_T")
     if not isinstance(noise, Tensor) or noise.ndim != 4 or noise.shape[2] != noise.shape[3]:
         raise UserError(
-            f"{path} has no noise x_T [N, C, H, H] that tells its image size: pass image_size (--image-size)"
+            f"{path} has no noise x_T [N, C, H, H] that tells its size: pass image_size (rdd import released --image-size)"
         )
     return noise.shape[2]
 

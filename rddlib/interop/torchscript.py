@@ -56,6 +56,10 @@ def scripted(
     denoiser: Denoiser, steps: int, clip: bool, guidance: float | None, image_shape: tuple[int, int, int] | None
 ) -> tuple[bytes, float]:
     """The file's content and largest difference, as `export_torchscript` writes and returns them."""
+    if denoiser.space:
+        raise UserError(
+            "a latent model's images need its autoencoder, which a TorchScript file lacks: export it to diffusers"
+        )
     steps, shape = steps or denoiser.steps, shape_of(denoiser, image_shape)
     if not 1 <= steps <= LARGEST:
         raise UserError(f"steps is {steps}: say for how many the sampler shall be, 1 to {LARGEST}")

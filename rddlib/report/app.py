@@ -41,8 +41,8 @@ def write_pages(study: Study) -> list[Path]:
     return pages
 
 
-def prepare(profile: str, out: Path, seed: int) -> Study:
-    """The study in `out`, as notebooks open it, with the models that the app shows.
+def prepare(profile: str, out: Path, seed: int, overrides: dict[str, str]) -> Study:
+    """The study in `out`, as notebooks open it but for overrides, with the models that the app shows.
 
     Raises UserError, and writes nothing, where one of them neither lies there nor comes with the package.
     """
@@ -59,7 +59,7 @@ def prepare(profile: str, out: Path, seed: int) -> Study:
                 )
 
     fresh = {} if (out / STUDY_FILE).exists() else {"run.shipped": "all"}
-    study = continue_study(profile, fresh, out, seed, check=check)
+    study = continue_study(profile, fresh | overrides, out, seed, check=check)
     for stage in models(study):
         stage.get()
     return study

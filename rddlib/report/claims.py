@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from rddlib.evaluation import SCORES
 from rddlib.methods import COMPETING, LABELS, WINNER
-from rddlib.report.figures import SCORE_NAMES
 from rddlib.study.ablation_results import Measured
 from rddlib.study.ablations import ABLATIONS, EXTRACTOR_SEEDS
 from rddlib.utils.errors import UserError
@@ -21,7 +21,7 @@ HOLDS, ON_AVERAGE, UNDECIDED = "holds", "holds on average", "undecided"
 REVERSED_ON_AVERAGE, REVERSED = "reversed on average", "reversed"
 SAME, UNMEASURED = "no difference", "not measured"
 VERDICTS = (HOLDS, ON_AVERAGE, UNDECIDED, REVERSED_ON_AVERAGE, REVERSED, SAME, UNMEASURED)
-NAMES = {**SCORE_NAMES, "peak_mib": "peak memory (MiB)"}
+NAMES = {**{name: score.label for name, score in SCORES.items()}, "peak_mib": "peak memory (MiB)"}
 Pairs = Sequence[tuple[str, str]]  # of settings, the one said to be better (lower) first
 # What is said of which pairs, and by whom where not by the paper: of FID, and of pFD, which the papers did not measure.
 Claims = Mapping[str, Pairs]

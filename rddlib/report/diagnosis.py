@@ -13,14 +13,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from rddlib.diffusion.denoiser import Denoiser, add_noise
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample, two_step_target
 from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.distillation.train import draw_guidance, labels_of
 from rddlib.evaluation import evaluate
 from rddlib.report.figures import IN_TURN, image_rows
+from rddlib.study.profiles import Profile
 from rddlib.study.stage import Stage
 from rddlib.study.study import Study, guided_study
 from rddlib.training import Checkpoints
+from rddlib.training.adapters import adapted, merged, sharing
 from rddlib.utils.checkpoint import load_checkpoint
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import counted
@@ -33,6 +36,7 @@ STILL = 0.2  # of the way to its targets that a student has gone
 KEPT = 0.2  # share of the first weights in averaged ones
 WEAK = 0.05  # the relations' gradient over the largest of all terms
 FEW = 2.0  # channels on which the softmax of CFD's teacher rests
+IN_A_SUM = '--set "sums=mine = {}" --objective mine'
 CLIPPED = 0.9  # how the loss to clipped targets changed over how that to the targets did
 
 
@@ -43,7 +47,8 @@ class Seen:
     t: [N]; target, student, before: [N, C, H, W], the teacher's x^T, the student's x, and what it was before training; bound:
     of the images; alpha: of the schedule at t = 1; log: records of its training; loss, clipped, shares: before and after it,
     the loss to the targets, that to targets held within the bound, and {term: its weighted gradient at the student's image
-    over the largest}; channels: exp(entropy) of CFD's softmax of the teacher; scores: {iteration: {"fid", "pfd"}}.
+    over the largest}; channels: exp(entropy) of CFD's softmax of the teacher; scores: {iteration: {"fid", "pfd"}}; profile: of
+    its study; space: of latents.
     """
 
     stage: Stage
@@ -61,6 +66,8 @@ class Seen:
     shares: tuple[dict[str, float], dict[str, float]]
     channels: float | None
     scores: dict[int, dict[str, float]]
+    profile: Profile
+    space: LatentSpace | None
 
     @property
     def gone(self) -> float:
@@ -109,7 +116,7 @@ def look(study: Study) -> Seen:
     """The newest student of a study beside its teacher. Raises UserError as `newest_student` does."""
     owner, stage, steps = newest_student(study)
     teacher, *extractor = [parent.get() for parent in stage.parents]
-    along = _along(stage, teacher, steps)
+    along = _along(stage, teacher, steps, study.profile.distill.lora)
     student, dataset = along[max(along)], owner.split("train")
     generator = torch.Generator(owner.device).manual_seed(0)
     rows = torch.arange(IMAGES) % len(dataset)
@@ -130,16 +137,20 @@ def look(study: Study) -> Seen:
         *zip(*judged, strict=True),
         _channels(objective, target),
         {} if owner.guided else {step: _scores(owner, denoiser, steps) for step, denoiser in along.items()},
+        study.profile,
+        owner.space,
     )
 
 
-def _along(stage: Stage, teacher: Denoiser, steps: int) -> dict[int, Denoiser]:
+def _along(stage: Stage, teacher: Denoiser, steps: int, lora: int) -> dict[int, Denoiser]:
     """{iterations: student} at each checkpoint that a training has kept, and of one that is done the student itself."""
     found = {}
     for step in Checkpoints(stage.files).steps():
-        tensors, student = load_checkpoint(Checkpoints(stage.files).path(step))[0], copy.deepcopy(teacher)
+        tensors = load_checkpoint(Checkpoints(stage.files).path(step))[0]
+        student = adapted(sharing(teacher), lora) if lora else copy.deepcopy(teacher)
         prefix = "average/module." if stage.config.ema else "model/"
         student.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        student = merged(student) if lora else student
         student.steps = steps
         found[step] = student
     return found | ({stage.iterations: stage.get()} if stage.done else {})
@@ -190,7 +201,7 @@ def _scores(study: Study, denoiser: Denoiser, steps: int) -> dict[str, float]:
 
 
 class Cause(NamedTuple):
-    """A known cause that fits: its name, what shows it, the settings or option to try."""
+    """A known cause that fits: its name, what shows it, the settings to try, beginning with "--", or what else."""
 
     name: str
     shown: str
@@ -202,6 +213,8 @@ def causes(seen: Seen) -> list[Cause]:
     config = seen.stage.config
     changed, changed_inside = (after / max(before, 1e-12) for before, after in (seen.loss, seen.clipped))
     slow, still = seen.kept > KEPT, seen.gone < STILL
+    ones = ",".join("1" * len(seen.profile.distill.iterations))
+    written = "terms" in seen.profile.method(seen.stage.kind).arguments(seen.profile.loss, 1.0, seen.steps)
     clipped = changed_inside < min(1.0, CLIPPED * changed)
     known = {  # and whether it fits
         Cause(
@@ -213,7 +226,9 @@ def causes(seen: Seen) -> list[Cause]:
         Cause(
             "temperature too sharp",
             f"the softmax of CFD's teacher rests on {seen.channels or 0:.1f} channels and ignores all others",
-            "--set distill.temperatures=[1,1,1] --update",
+            "a larger tau of cfd in its sum, as in " + IN_A_SUM.format("cfd(tau=1) + pd(share=0.3)")
+            if written
+            else f"--set distill.temperatures=[{ones}] --update",
         ): seen.channels is not None and seen.channels < FEW,
         Cause(
             "EMA too slow",
@@ -240,7 +255,9 @@ def causes(seen: Seen) -> list[Cause]:
         Cause(
             "relations too weak",
             f"their gradient at the student's image is {seen.relations or 0:.1%} of the largest term's",
-            "--set loss.weights=balanced --set loss.tau_is=0.1 --update",
+            "a share for them in its sum, as in " + IN_A_SUM.format("cfd + is_p2p(share=1 tau=0.1)")
+            if written
+            else "--set loss.weights=balanced --set loss.tau_is=0.1 --update",
         ): seen.relations is not None and seen.relations < WEAK,
     }
     return [cause for cause, fits in known.items() if fits]
@@ -307,5 +324,6 @@ def images_figure(seen: Seen, count: int = 12) -> Figure:
     rows = {}
     for t in reversed(seen.t.unique().tolist()):
         for name, x in (("teacher", seen.target), ("student", seen.student)):
-            rows[f"{name}, t = {t:g}"] = x[seen.t == t][:count] / seen.bound
+            shown = x[seen.t == t][:count]
+            rows[f"{name}, t = {t:g}"] = seen.space.decode(shown) if seen.space else shown / seen.bound
     return image_rows(rows, f"{seen.stage.label}: x of the same noised images")

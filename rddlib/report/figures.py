@@ -23,11 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from rddlib.diffusion.schedule import Schedule
+from rddlib.evaluation import SCORES
 from rddlib.methods import COMPETING, LABELS, STYLES
 from rddlib.utils.text import counted
 
-SCORE_NAMES = {"fid": "FID", "is": "IS", "pfd": "pFD", "kid": "KID", "precision": "precision", "recall": "recall"}
-SCORE_NAMES |= {"agree": "agreement (share of images)"}
 IN_TURN = [STYLES[name] for name in ("ddim", *COMPETING, "pndm", "dpm-solver")]  # of curves that are no method's
 
 
@@ -299,7 +298,7 @@ def scores_figure(table: pd.DataFrame, metric: str) -> Figure:
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
         _leave_out_far(ax, table.groupby(["method", "steps"])[column].mean())
-        ax.set_title(f"{SCORE_NAMES[column]} by sampling steps, lower is better", fontsize=10)
+        ax.set_title(f"{SCORES[column].label} by sampling steps, lower is better", fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 

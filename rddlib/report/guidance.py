@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rddlib.evaluation import SCORES
 from rddlib.methods import LABELS, STYLES
-from rddlib.report.figures import SCORE_NAMES, log_axis, plot_seeds
+from rddlib.report.figures import log_axis, plot_seeds
 from rddlib.study.graph import STOCHASTIC
 from rddlib.utils.text import counted
 
@@ -69,7 +70,7 @@ def _style(method: str, sampler: str) -> dict:
 
 
 def _axis(score: str) -> str:
-    return SCORE_NAMES[score] + "*" * (score in ("fid", "is"))
+    return SCORES[score].label + "*" * (score in ("fid", "is"))
 
 
 def _panels(table: pd.DataFrame, rows: int) -> tuple[Figure, np.ndarray, list]:
@@ -112,7 +113,7 @@ def findings(table: pd.DataFrame) -> str:
         best.append(f"{_name(method, sampler)}, {counted(steps)}: {fid:.2f} at w = {w:g}")
     by_is = ", ".join(f"{w:g}" for w in sorted({curve["is"].idxmax() for curve in curves.values()}))
     lines.append(f"**Best weight by FID\\***: {'; '.join(best)}. By IS\\* the best are {by_is}.")
-    students = dict.fromkeys(method for method, *_ in curves if method in LABELS and method not in _ABOVE)
+    students = dict.fromkeys(method for method, *_ in curves if method not in _ABOVE)
     for student in students:
         ratios = {arm[1:]: (curve["fid"] / whole["fid"]).mean() for arm, curve in curves.items() if arm[0] == student}
         noisy = {arm: ", stochastic" * (arm[0] == STOCHASTIC) for arm in ratios}
@@ -152,5 +153,5 @@ def scores_table(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each sampler of each model, a column for each score at each weight; means over seeds."""
     named = table.assign(method=table["method"].map(LABELS))
     wide = named.pivot_table(index=["method", "sampler", "steps"], columns="guidance", values=["fid", "is"], sort=False)
-    wide.columns = [f"{SCORE_NAMES[score]}*, w = {w:g}" for score, w in wide.columns]
+    wide.columns = [f"{SCORES[score].label}*, w = {w:g}" for score, w in wide.columns]
     return wide.sort_index(axis=1).round(2).reset_index()

@@ -1,5 +1,6 @@
 """`rdd study`: the notebooks in order through papermill into the study's folder, then the report."""
 
+import contextlib
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import rddlib
 from rddlib.distillation.extractor import EXTRACTORS
 from rddlib.report.pages import lowest, write_report
 from rddlib.study.engines import Outcome, on_this_machine
-from rddlib.study.folder import continue_study, recorded_overrides
+from rddlib.study.folder import STUDY_FILE, continue_study, recorded_overrides
 from rddlib.study.profiles import load_profile
 from rddlib.study.stage import key_of
 from rddlib.study.study import Study, guided_study
@@ -350,6 +352,8 @@ def selected(only: str = "", start: str = "") -> list[Path]:
         raise UserError("--only and --from exclude each other: give one of them")
     if start:
         wanted = [n for n in usual if n >= start.zfill(2)]
+        if start.zfill(2) == LATENT:
+            raise UserError(f"--from {start}: notebook {LATENT} runs alone, choose it with --only {LATENT}")
     unknown = [n for n in wanted if n not in numbers]
     if unknown or not wanted:
         raise UserError(f"no notebook {', '.join(unknown) or start}: there are {', '.join(numbers)}")
@@ -391,20 +395,21 @@ def run_study(
         overrides = {"run.shipped": "start", **overrides}  # what a study is about it trains, whoever opened it first
     latent = [notebook.name[:2] for notebook in notebooks] == [LATENT]
     check = _check_latent if latent else _check_notebooks if with_notebooks else _check_scoring
-    study = continue_study(profile_name, overrides, out, seed, update, check=check)
-    if study.profile.run.shipped == "none" and (
-        foreign := [stage.label for stage in study.lineage() if stage.noted().get("shipped")]
-    ):
-        raise UserError(f"{out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them")
-    say_if_busy()
-    began = time.monotonic()
-    try:
-        lock = FileLock(out / ".running").acquire(timeout=0)  # it goes with the process, however that ends
-    except Timeout as error:
-        raise UserError(
-            f"another process is running the study in {out}: wait for it or choose another --out"
-        ) from error
-    with lock:
+    begun = (out / STUDY_FILE).exists()
+    with contextlib.ExitStack() as running:
+
+        def checked(study: Study) -> None:
+            """Refuse before anything is written: what another process runs must not be changed."""
+            check(study)
+            _check_own(study)
+            if begun:
+                running.enter_context(_only_here(out))
+
+        study = continue_study(profile_name, overrides, out, seed, update, check=checked)
+        if not begun:
+            running.enter_context(_only_here(out))
+        say_if_busy()
+        began = time.monotonic()
         if latent:
             run_notebook(notebooks[0], out, parameters)
             return out / "notebooks" / notebooks[0].name
@@ -430,6 +435,26 @@ def _reported(study: Study, began: float) -> Path:
         print(lowest(results, study.profile).replace("*", ""))
     print(f"This run took {human_time(time.monotonic() - began)}.")
     return page
+
+
+def _only_here(out: Path) -> AbstractContextManager:
+    """A lock on the folder, which goes with the process, however that ends. Raises UserError where another holds it."""
+    try:
+        return FileLock(out / ".running").acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process is running the study in {out}: wait for it or choose another --out"
+        ) from error
+
+
+def _check_own(study: Study) -> None:
+    """Raise UserError where everything is to be trained and the folder holds models that came with rddlib."""
+    if study.profile.run.shipped == "none" and (
+        foreign := [stage.label for stage in study.lineage() if stage.noted().get("shipped")]
+    ):
+        raise UserError(
+            f"{study.out} holds models that came with rddlib ({foreign[0]}): choose another --out to train them"
+        )
 
 
 def _check_scoring(study: Study) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rddlib.diffusion.model_file import load_denoiser
 from rddlib.diffusion.sampling import ddim_sample
-from rddlib.evaluation import summarise
+from rddlib.evaluation import SCORES, summarise, which_is_better
 from rddlib.methods import LABELS, METHODS
 from rddlib.report.figures import same_noise_blocks, same_noise_figure, scores_figure, to_png
 from rddlib.report.guidance import weights_figure
@@ -26,7 +26,7 @@ from rddlib.study.folder import show_figures
 from rddlib.study.guidance import guided_done, guided_results, guided_studies
 from rddlib.study.profiles import Profile, load_profile
 from rddlib.study.stage import MODELS
-from rddlib.study.study import Study, guided_study
+from rddlib.study.study import Study, csv_of, guided_study
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import shipped
@@ -96,12 +96,13 @@ def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:
 
 def _table(frame: pd.DataFrame) -> str:
     shown = frame.dropna(axis=1, how="all").copy()
-    forms = {"fid": "{:.2f}", "pfd": "{:.3f}", "is": "{:.2f}", "seconds": "{:.1f}"}
+    forms = {"seconds": ".1f", **{name: score.form for name, score in SCORES.items()}}
     for column in shown.columns.intersection(list(forms)):
-        shown[column] = shown[column].map(forms[column].format)
+        shown[column] = shown[column].map(f"{{:{forms[column]}}}".format)
     shown["method"] = shown["method"].map(LABELS)
-    names = {"fid": "FID*", "pfd": "pFD", "is": "IS*", "seconds": "sampling, s"}
-    return f'<div class="scroll">{shown.rename(columns=names).to_html(index=False, border=0)}</div>'
+    names = {"seconds": "sampling, s"}
+    names |= {name: score.label + "*" * (name != "pfd") for name, score in SCORES.items()}  # *: by the network
+    return f'<div class="scroll">{shown.rename(columns=names).to_html(index=False, border=0, na_rep="")}</div>'
 
 
 def _picture(path: Path, words: str) -> str:
@@ -161,7 +162,7 @@ def _stages(study: Study) -> str:
     rows, whole = [], 0.0
     for prefix, stage in (plain | {path: found for path, found in guided.items() if path not in plain}).values():
         if stage.done:
-            record, seeded = stage.recorded(), prefix or stage.kind in LABELS  # all others have the study's seed
+            record, seeded = stage.recorded(), prefix or stage.student  # all others have the study's seed
             took = "comes with rddlib" if record.get("shipped") else f"{record['seconds']:.0f}"
             rows.append((prefix + stage.label, stage.facts().get("seed", "") if seeded else "", took))
             whole += record["seconds"]
@@ -211,11 +212,13 @@ def _results(study: Study) -> str:
     results = study.results()
     receipts = {arm.name: study.measured(arm)["receipt"] for arm in study.arms()}
     first, receipt = next(iter(receipts.items()))
-    write_atomically(out / "summary.csv", summarise(results).to_csv(index=False, float_format="%.6g"))
+    scores = [name for name in results.columns if name in SCORES]
+    write_atomically(out / "summary.csv", csv_of(summarise(results, scores)))
     write_atomically(out / "receipts.json", json.dumps(receipts, indent=1) + "\n")
     write_atomically(out / "grid.png", to_png(same_noise_grid(study)))
     write_atomically(out / "scores.png", to_png(scores_figure(results, study.metric)))
-    pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if results["pfd"].notna().any() else ""
+    scores = [name for name in scores if results[name].notna().any()]
+    pixels = " pFD: Fréchet distance on raw pixels in [-1, 1]." if "pfd" in scores else ""
     return f"""<h2 id="samples">Samples</h2>{_picture(out / "grid.png", "Images drawn from the same noise by every method")}
 <p>Go down a column: a row that differs from the one on top has lost what the teacher drew; DDIM is the base model, not
 distilled. Feature losses need not keep the teacher's pixels.</p>
@@ -223,11 +226,11 @@ distilled. Feature losses need not keep the teacher's pixels.</p>
 <p>{html.escape(lowest(results, study.profile))}</p>
 {_table(results)}
 <p>* {html.escape(study.metric)}, against all {len(study.dataset)} images of {html.escape(study.dataset.name)}, protocol
-{study.profile.evaluation.protocol}.{"" if comparable else " Not comparable with Inception FIDs."}{pixels} IS: higher is better,
-the others lower. Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread and minimum
-over seeds).</p>
-<h2 id="times">Times</h2><p>Seconds that training took, without what each stage builds on, and their sum; students of
-{study.profile.at_once} methods were trained at a time.</p>
+{study.profile.evaluation.protocol}.{"" if comparable else " Not comparable with Inception FIDs."}{pixels}
+{which_is_better(scores)} Tables: <a href="results.csv">results.csv</a>, <a href="summary.csv">summary.csv</a> (mean, spread
+and minimum over seeds).</p>
+<h2 id="times">Times</h2><p>Seconds that training took, without what each stage builds on, and their sum; at
+most {counted(study.profile.at_once, "method")} trained at a time.</p>
 {_stages(study)}
 <h2 id="receipts">Receipts</h2>
 <p>How each of the {len(receipts)} rows was measured: <a href="receipts.json">receipts.json</a>.</p>

@@ -16,15 +16,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from rddlib.evaluation import PROTOCOL_FIELDS, PROTOCOLS, differing_protocols, find_protocol, read_record
+from rddlib.evaluation import (
+    PROTOCOL_FIELDS,
+    PROTOCOLS,
+    SCORES,
+    differing_protocols,
+    find_protocol,
+    read_record,
+    which_is_better,
+)
 from rddlib.evaluation.networks import INCEPTION_SHA256
 from rddlib.methods import LABELS
-from rddlib.report.figures import SCORE_NAMES, Panel
+from rddlib.report.figures import Panel
 from rddlib.report.published import DATASETS, PEER_FACTS, paper_rows, peer_rows
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import aligned, counted, markdown_table
 
-SCORES = tuple(SCORE_NAMES)
 UNKNOWN = "not recorded"  # what an older receipt leaves out
 DATASET_LABELS = {"cifar10": "CIFAR-10", "imagenet64": "ImageNet 64x64"}
 CHOICES = {"1": ("cifar10",), "2": ("imagenet64",), "all": DATASETS}
@@ -42,7 +49,6 @@ _PEERS_NOTE = (
     "Other networks and budgets. params: millions of parameters (the papers' networks: 35.7 on CIFAR-10, 116 on ImageNet "
     "64x64); ?: not verified."
 )
-_FORMS = {"fid": ".2f", "is": ".2f", "pfd": ".3f", "kid": ".5f", "precision": ".3f", "recall": ".3f"}
 
 
 # results on file
@@ -382,8 +388,7 @@ def as_text(tables: Sequence[Table]) -> str:
 
 def as_markdown(tables: Sequence[Table]) -> str:
     """The tables in Markdown, with sources, notes and the file of each receipt."""
-    better = "Lower FID, pFD and KID are better, higher IS, precision, recall."
-    parts = ["# Comparison", f"Mean ± standard deviation. {better}"]
+    parts = ["# Comparison", f"Mean ± standard deviation. {which_is_better()}"]
     for table in tables:
         parts += [f"## {table.title}", *table.lines]
         for kind, rows in _kinds(table).items():
@@ -445,7 +450,7 @@ def _cells(kind: str, rows: Sequence[dict], wide: bool = False) -> tuple[list[st
             cells["source"] = row["source"] if wide else _arxiv(row["source"])
         else:
             cells["min"] = _plain(row.get("fid_min"), ".2f")
-            cells |= {SCORE_NAMES[score]: _score(row, score) for score in further if score != "fid"}
+            cells |= {SCORES[score].label: _score(row, score) for score in further if score != "fid"}
             cells["over"] = row["over"]
             first, *more = row["receipt"].split()
             if wide:
@@ -462,7 +467,7 @@ def _further(rows: Sequence[dict], scores: Sequence[str]) -> tuple[list[str], li
     """Scores that do not fit beside the others, of the rows that have any."""
     rows = [row for row in rows if any(score in row for score in scores)]
     cells = [[*_arm(row), *(_score(row, score) for score in scores), row["over"]] for row in rows]
-    return ["steps", "method", *(SCORE_NAMES[score] for score in scores), "over"], cells
+    return ["steps", "method", *(SCORES[score].label for score in scores), "over"], cells
 
 
 def _present(rows: Sequence[dict]) -> list[str]:
@@ -476,7 +481,7 @@ def _several(rows: Sequence[dict]) -> bool:
 
 def _beside(rows: Sequence[dict]) -> list[str]:
     """The scores that fit beside one another in 100 columns."""
-    return [score for score in _present(rows) if score in SCORES[: 2 if _several(rows) else 3]]
+    return [score for score in _present(rows) if score in [*SCORES][: 2 if _several(rows) else 3]]
 
 
 def _mark(row: dict) -> str:
@@ -490,8 +495,9 @@ def _arm(row: dict, wide: bool = False) -> list[str]:
 
 def _score(row: dict, score: str) -> str:
     """Mean and, of several runs, spread; empty where not measured."""
-    spread = _plain(row.get(f"{score}_spread"), _FORMS[score])
-    return _plain(row.get(score), _FORMS[score]) + (f" ± {spread}" if spread else "")
+    form = SCORES[score].form
+    spread = _plain(row.get(f"{score}_spread"), form)
+    return _plain(row.get(score), form) + (f" ± {spread}" if spread else "")
 
 
 def _plain(value: float | None, form: str = ".1f") -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from rddlib.distillation.label_free import TEACHER
 from rddlib.distillation.objectives import RELEASED_SWITCHES
 from rddlib.methods import COMPETING, LABELS, METHODS, OUR_CFD, OUR_PD, SUMS, WINNER
-from rddlib.study.profiles import Profile, overrides_of, parse_value
+from rddlib.study.profiles import Profile, classes_of, overrides_of, parse_value
 from rddlib.study.stage import key_of
 from rddlib.utils.errors import UserError, nearest
 
@@ -158,7 +158,8 @@ def _classifiers(profile: Profile, costs: Mapping[str, float]) -> list[Alone]:
     kinds = [own, "resnet18"] if profile.data.name == "digits" else ["resnet18", "resnet50", "densenet201"]
     through: dict = {kind: {"extractor.name": kind} for kind in (*kinds, own)}
     through |= {f"{own}, trained anew ({seed})": {"extractor.seed": seed} for seed in (1, 2)}
-    through[f"{own}, half the classes"] = {"extractor.classes": tuple(range((profile.unet.num_classes or 10) // 2))}
+    if (half := classes_of(profile) // 2) > 1:
+        through[f"{own}, half the classes"] = {"extractor.classes": tuple(range(half))}
     # some maps have one pixel
     return [PD, *((name, "cfd", changes | {"loss.per_image": 1}) for name, changes in through.items())]
 

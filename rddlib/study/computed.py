@@ -78,6 +78,10 @@ def computed(folder: Path, precision: str = "float32", lora: int = 0) -> Compute
         kind = "DiTTransformer2DModel"  # by its older name
     if kind not in NETWORKS:
         raise UserError(f"{place} describes a {kind}: only {', '.join(NETWORKS)} can be computed")
+    if config.get("addition_embed_type"):
+        raise UserError(
+            f"{place} describes a network that wants more than a prompt (size, image): it cannot be computed"
+        )
     with torch.device("meta"):
         return of_network(diffusers_class(kind).from_config(config), precision, lora)
 
@@ -103,7 +107,7 @@ def of_network(unet: nn.Module, precision: str = "float32", lora: int = 0) -> Co
     if hasattr(unet.config, "cross_attention_dim"):
         width = unet.config.cross_attention_dim
         options["encoder_hidden_states"] = torch.zeros(1, TOKENS, width, device=like.device, dtype=dtype)
-    if hasattr(unet.config, "num_embeds_ada_norm"):
+    if hasattr(unet.config, "num_embeds_ada_norm") or getattr(unet.config, "num_class_embeds", None):
         options["class_labels"] = torch.zeros(1, device=like.device, dtype=torch.long)
     t = torch.zeros(1, device=like.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

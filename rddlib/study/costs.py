@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rddlib.data import SOURCES, ImageDataset, load_dataset
-from rddlib.data.folder import class_names
+from rddlib.data import ImageDataset, load_dataset
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.distillation.label_free import TEACHER
@@ -41,8 +40,8 @@ from rddlib.study.graph import (
     map_of,
     plain_graph,
 )
-from rddlib.study.profiles import PROFILES, Profile, changed
-from rddlib.study.stage import Stage, Workplace
+from rddlib.study.profiles import PROFILES, Profile, as_dict, changed, classes_of
+from rddlib.study.stage import Stage, Workplace, key_of
 from rddlib.study.study import Arm, Study, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
 from rddlib.training import Trainer, training_device
@@ -95,14 +94,6 @@ class Cost:
 
 SHIPS = Cost(0.0, 0.0, note="comes with rddlib")
 DONE = Cost(0.0, 0.0)  # nothing is left to do
-
-
-def classes_of(profile: Profile) -> int:
-    """Classes of the profile's images, without reading them: of a folder that is not there 10, which `make_plan` says."""
-    data = profile.data
-    if not profile.unet.num_classes and data.name == "folder" and data.folder.is_dir():
-        return len(class_names(data.folder))
-    return profile.unet.num_classes or SOURCES[data.name].classes or 10
 
 
 def random_images(profile: Profile, latent: bool = False) -> ImageDataset:
@@ -455,15 +446,24 @@ def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
 def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of an iteration by kind of stage, and of a sampling step ("sampling"), at the profile's own numbers.
 
-    Measured once for a study's folder, with one thread (again where the file lacks a method of NEEDED), and kept there: a
-    sweep that depends on them then does not change when it goes on. On a GPU, of that GPU.
+    Measured once for a study's folder, with one thread (again where the file lacks a method of NEEDED, or the networks or
+    batches have changed), and kept there: a sweep that depends on them then does not change when it goes on. On a GPU, of
+    that GPU.
     """
     if not (out / STUDY_FILE).exists():
         return _measure(profile, say)["seconds"]
     path = out / ABLATIONS_FOLDER / COSTS_FILE
+    sizes = [
+        as_dict(profile.unet),
+        profile.extractor.name,
+        profile.distill.train.batch_size,
+        profile.evaluation.batch_size,
+    ]
+    own = key_of(sizes)
     with locked(path):  # shards that start together share one measurement
-        if not (known_costs(out) or {}).keys() >= NEEDED:
-            write_atomically(path, json.dumps(_measure(profile, say), indent=1) + "\n")
+        known = known_costs(out) or {}
+        if not known.keys() >= NEEDED or read_json(path, lambda found: found.get("of", own), MEASURED_AGAIN) != own:
+            write_atomically(path, json.dumps({"of": own, **_measure(profile, say)}, indent=1) + "\n")
     return known_costs(out)
 
 

@@ -75,6 +75,8 @@ class Inputs:
         if data.name == "digits":
             return facts
         images = self.split("train")
+        if data.name == "captions":
+            facts["captions"] = list(images.class_names)
         return {**facts, "sha256": images.sha256, "labels": images.labels_sha256}
 
     def stage(self, name, kind, label, parents, config, seed, facts, fit, load=None, student=False) -> Stage:
@@ -251,6 +253,11 @@ def check_takes_weight(profile: Profile) -> None:
         )
     if not (teacher.unconditional and (teacher.num_classes or teacher.space)):
         raise UserError("pretrained.teacher has no classes or no NO_CLASS, so there is nothing to guide: leave it out")
+    if teacher.steps:
+        raise UserError(
+            f"pretrained.teacher is a student of {counted(teacher.steps)}, and stage one learns at all times: name a model of "
+            "any number of steps"
+        )
 
 
 def stage_one(inputs: Inputs, conditional: Stage) -> Stage:
@@ -455,10 +462,10 @@ class Graph:
             return {"parent": parent.key, **train, **own, **numbers, **seen}
 
         def fit(trainer: Trainer, teacher: Denoiser, extractor: Extractor | None = None) -> Denoiser:
-            trainer.lora = p.distill.lora
+            objective = self.objective(method.name, steps, seed, teacher, extractor)
+            trainer.lora, trainer.same_noise = p.distill.lora, "same_seed" in objective.released
             if loss.watch:
                 trainer.run = replace(trainer.run, log_every=loss.watch)
-            objective = self.objective(method.name, steps, seed, teacher, extractor)
             options = {"watch": loss.watch > 0, "debug": loss.debug, "stochastic": stochastic}
             return distill(teacher, self.inputs.split("train"), steps, objective, trainer, **options)
 

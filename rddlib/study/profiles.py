@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import yaml
 
-from rddlib.data import DataConfig
+from rddlib.data import SOURCES, DataConfig
+from rddlib.data.folder import class_names
 from rddlib.diffusion.denoiser import PREDICTIONS
 from rddlib.diffusion.schedule import SCHEDULES
 from rddlib.diffusion.unet import UNetConfig, check_guidance_range
@@ -254,6 +255,14 @@ class Profile:
     def student_steps(self) -> tuple[int, ...]:
         """Steps of the students, most first: (4, 2, 1) for an 8-step teacher."""
         return tuple(self.progressive.teacher_steps >> k for k in range(1, len(self.distill.iterations) + 1))
+
+
+def classes_of(profile: Profile) -> int:
+    """Classes of the profile's images, without reading them: of a folder that is not there 10, which `make_plan` says."""
+    data = profile.data
+    if not profile.unet.num_classes and data.name == "folder" and data.folder.is_dir():
+        return len(class_names(data.folder))
+    return profile.unet.num_classes or SOURCES[data.name].classes or 10
 
 
 def _but(config, **changes):
@@ -551,7 +560,7 @@ def _parsed(text: str, kind, key: str):
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
         items = value if isinstance(value, list) else [value]
         return tuple(_typed(item, typing.get_args(kind)[0], key) for item in items)
-    if kind is str and not isinstance(value, str):  # a folder may be called 2024, or no
+    if kind is str and (not isinstance(value, str) or text[:1] not in "'\""):  # a folder may be called 2024, no or a #1
         value = text
     return _typed(value, kind, key)
 

@@ -33,7 +33,6 @@ class Workplace:
 
     folder: Path
     run: RunConfig
-    same_noise: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +122,7 @@ class Stage:
     def trainer(self, config: TrainConfig | None = None, files: Path | None = None) -> Trainer:
         """A trainer as this stage needs it; config: instead of its own."""
         config = config or self.config
-        return Trainer(config, self.seed, self.label, files, self.place.run, self.place.same_noise)
+        return Trainer(config, self.seed, self.label, files, self.place.run)
 
     def get(self) -> nn.Module:
         """Its network: from its file, or made now, what it needs first, by all processes of this run together.

@@ -24,11 +24,13 @@ from rddlib.diffusion.schedule import make_schedule
 from rddlib.distillation.extractor import EXTRACTORS, Extractor
 from rddlib.distillation.objectives import Objective
 from rddlib.evaluation import (
+    SCORES,
     DrawnImages,
     Network,
     Reference,
     check_classes,
     check_fit,
+    check_metrics,
     evaluate,
     find_network,
     find_protocol,
@@ -201,8 +203,7 @@ class Study:
         return self._graph(self.seed)
 
     def _graph(self, seed: int) -> Graph:
-        same_noise = "same_seed" in self.profile.loss.released
-        place = Workplace(self.out / "checkpoints", self.profile.run, same_noise)
+        place = Workplace(self.out / "checkpoints", self.profile.run)
         make = guided_graph if self.guided else plain_graph
         return make(Inputs(self.profile, seed, self.split, place, self.space))
 
@@ -270,7 +271,7 @@ class Study:
     # scores
 
     @cached_property
-    def _judge(self) -> Stage:
+    def judge(self) -> Stage:
         """The extractor that scores, where evaluation.network says so."""
         same = self.judge_seed == self.seed
         return self.stages.extractor if same else self._graph(self.judge_seed).extractor
@@ -281,8 +282,8 @@ class Study:
         choice = self.profile.evaluation.network
         if choice != "extractor":
             return find_network(choice, self.image_shape)
-        self._judge.get()
-        return network_of_checkpoint(self._judge.path)
+        self.judge.get()
+        return network_of_checkpoint(self.judge.path)
 
     @property
     def metric(self) -> str:
@@ -317,7 +318,7 @@ class Study:
         evaluation = as_dict(self.profile.evaluation)
         config = {name: evaluation[name] for name in ("samples", "seed", "clip", "metrics", "protocol")}
         own = self.profile.evaluation.network == "extractor"
-        network = self._judge.key if own else self.metric_network.sha256
+        network = self.judge.key if own else self.metric_network.sha256
         stage = self.stage_of(arm)
         facts = {"model": f"{stage.key}{stage.mark}", "steps": arm.steps, "evaluation": config, "network": network}
         return self.scores / f"{arm.name}-{key_of(facts | arm.conditions)}.json"
@@ -384,8 +385,10 @@ class Study:
         waiting = {(arm.method, arm.seed) for arm in self.arms() if not self.score_path(arm).exists()}
         if not waiting:
             return
-        self.teacher(), self.extractor()
         methods = METHODS | self.profile.objectives
+        self.teacher()
+        if any(methods[method].looks for method, _ in waiting):
+            self.extractor()
         dearest_first = sorted(waiting, key=lambda cascade: (-methods[cascade[0]].cost, *cascade))
         tasks = [Cascade(self, method, seed) for method, seed in dearest_first]
         jobs = min(self.profile.at_once, len(tasks))
@@ -415,8 +418,9 @@ class Study:
     def scored(self) -> pd.DataFrame:
         """The rows of results that have been measured so far."""
         rows = [self.measured(arm)["row"] for arm in self.arms() if self.score_path(arm).exists()]
-        agree = ["agree"] if "agree" in self.profile.evaluation.metrics else []
-        return pd.DataFrame(rows, columns=(GUIDED_COLUMNS if self.guided else COLUMNS) + agree)
+        columns = GUIDED_COLUMNS if self.guided else COLUMNS
+        more = [name for name in SCORES if name not in columns and any(name in row for row in rows)]
+        return pd.DataFrame(rows, columns=columns + more)
 
     # checks
 
@@ -456,13 +460,6 @@ class Study:
                     f"pretrained.extractor takes images of {counted(found, 'channel')}, these have {own}: name another "
                     "classifier"
                 )
-        height, width = map_of(untrained, self.drawn_shape).shape[2:]
-        whole_batch = "queue_per_batch" in p.loss.released
-        candidates = height * width * (p.distill.train.batch_size if whole_batch else 1)
-        if p.loss.per_image > candidates:
-            raise UserError(
-                f"loss.per_image is {p.loss.per_image}: the extractor's map offers {counted(candidates, 'pixel')}"
-            )
 
     def _check_class_names(self) -> None:
         """Raise UserError where the given teacher's classes are others, or in another order, than the data set's."""
@@ -497,9 +494,17 @@ class Study:
         try:
             with torch.device("meta"):
                 for steps in p.student_steps:
-                    build_objective(method, p.loss, temperature_of(p, steps), schedule, seen, steps)
+                    objective = build_objective(method, p.loss, temperature_of(p, steps), schedule, seen, steps)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
+        if objective.queue is None:
+            return
+        height, width = map_of(seen, self.drawn_shape).shape[2:]
+        candidates = height * width * (p.distill.train.batch_size if "queue_per_batch" in p.loss.released else 1)
+        if p.loss.per_image > candidates:
+            raise UserError(
+                f"loss.per_image is {p.loss.per_image}: the extractor's map offers {counted(candidates, 'pixel')}, lower it"
+            )
 
     def check_scoring(self) -> None:
         """Raise UserError where results could not be scored in the end."""
@@ -512,11 +517,17 @@ class Study:
             except UserError as error:
                 raise UserError(f"{error}, or leave it out with --set evaluation.baselines=[]") from None
         field = "guidance.samples" if self.guided else "evaluation.samples"
+        check_metrics(config.metrics)
+        if "agree" in config.metrics and not (
+            self.profile.unet.num_classes or (self.space and self.space.takes_prompts)
+        ):
+            raise UserError("evaluation.metrics: agree is for images drawn of classes or prompts, leave it out")
         if config.network == "extractor":
             if (name := self.profile.extractor.name) not in EXTRACTORS:
                 raise UserError(
                     f"evaluation.network=extractor: only a classifier of the data set scores, not {name}; name another network"
                 )
+            self.check_extractor()
             if self._given_space and not space_to_decode(self.profile):
                 raise UserError(
                     "evaluation.network=extractor looks at latents, and images are scored: name another network"
@@ -587,7 +598,8 @@ class Cascade:
         arms = [arm for arm in self.study.arms() if (arm.method, arm.seed) == (self.method, self.seed)]
         stages = {stage.path: stage for arm in arms for stage in self.study.stage_of(arm).lineage()}
         shared = {stage.path for stage in self.study.stages.teacher().lineage()}
-        return sum(stage.iterations for path, stage in stages.items() if path not in shared and stage.parents)
+        trained = [stage for path, stage in stages.items() if path not in shared and stage.parents]
+        return sum(stage.iterations for stage in trained if not stage.done)
 
     def perform(self) -> str:
         rows = self.study.cascade(self.method, self.seed)

@@ -142,6 +142,10 @@ class Sweep:
         name = "custom" if ablation.name.startswith("custom-") else ablation.name  # its hash names its files
         study, label = self._study(setting), f"{name}: {setting.name}, seed {seed}"
         self._check(study, ablation, setting)
+        if study.profile.evaluation.network == "extractor" and study.judge.key != self.base.judge.key:
+            raise UserError(
+                f"{label} changes the extractor, which scores here too: name another evaluation.network to compare"
+            )
         steps = study.profile.student_steps if ablation.whole else study.profile.student_steps[:1]
         if ablation.measures == "entropy" and setting.method in ("teacher", "pd"):
             steps = (study.profile.progressive.teacher_steps, *steps)

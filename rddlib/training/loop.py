@@ -86,6 +86,7 @@ class Trainer:
         debug: bool = False,
         after_step: Callable[[Step], None] | None = None,
         preview: Callable[[nn.Module], Tensor] | None = None,
+        about: str = "",
     ) -> nn.Module:
         """Train and return the model (its averaged weights where config.ema > 0), in eval mode and without gradients.
 
@@ -101,6 +102,7 @@ class Trainer:
             after_step: called with the step once its gradient has been taken (of each part, where
                 config.accumulate > 1).
             preview: preview(model) -> images [N, C, H, W] in [-1, 1], drawn every run.sample_every iterations.
+            about: what is trained; a checkpoint of something else is refused.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came, between two iterations, after a checkpoint.
@@ -111,6 +113,7 @@ class Trainer:
         self._check_share(accelerator.num_processes)
         device, config, origin = accelerator.device, self.config, next(model.parameters()).device
         state = self._state(model, auxiliary or nn.Module(), auxiliary_free, device)
+        self._about = about
         start = self._resume(state, accelerator)
         compiled(state.model, self.run)
         if config.accumulate == 1:
@@ -136,13 +139,13 @@ class Trainer:
             StopRequests(device) as stop,
         ):
             for number in progress:
-                step = self._step(number, epochs, accelerator)
+                step, last = self._step(number, epochs, accelerator), number + 1 == config.iterations
                 self._set_rates(state.optimizer, number)
                 state.optimizer.zero_grad(set_to_none=True)
                 total, terms = self._backward(wrapped, loss, step, accelerator, after_step)
                 norm = self._clip(state.optimizer)
                 watch.see(number, total, norm)
-                asked = stop.requested(number)
+                asked = stop.requested(number, last)
                 due = self.files is not None and main and (saving.due() or asked)
                 if step.logged or due or device.type == "cpu":  # elsewhere a look at the values waits for the device
                     self._check(watch, total, norm, terms)
@@ -154,11 +157,10 @@ class Trainer:
                     state.average.follow(number)
                 if main and preview is not None and self._previews(number):
                     logger.grid(self._preview(preview, state), number + 1)
-                last = number + 1 == config.iterations
                 if due or (last and main and self.files is not None):
                     logger.keep()
                     saving.time(lambda done=number + 1: self._save(state, done))
-                if asked and not last:
+                if asked:
                     accelerator.wait_for_everyone()  # the first process may still be writing
                     raise Interrupted(self._farewell(number + 1), asked)
         self.state_bytes = sum(tensor.nbytes for tensor in state.tensors().values())
@@ -197,7 +199,13 @@ class Trainer:
         return State(model, auxiliary, average, torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common))
 
     def _identity(self) -> dict:
-        return {"kind": "resume", "label": self.label, "seed": self.seed, "config": repr(self.config)}
+        return {
+            "kind": "resume",
+            "label": self.label,
+            "seed": self.seed,
+            "config": repr(self.config),
+            "about": self._about,
+        }
 
     @property
     def _checkpoints(self) -> Checkpoints:

@@ -62,8 +62,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Iterations of the checkpoints there are, the newest first."""
-        found = self.files.parent.glob(f"{self.files.name}.*.resume")
-        numbers = [path.name.removesuffix(".resume").rpartition(".")[2] for path in found]
+        begin, found = (
+            f"{self.files.name}.",
+            self.files.parent.glob("*.resume"),
+        )  # a name may hold what glob reads otherwise
+        numbers = [
+            path.name.removeprefix(begin).removesuffix(".resume") for path in found if path.name.startswith(begin)
+        ]
         return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
 
     def save(self, tensors: dict[str, Tensor], info: dict, step: int) -> None:

@@ -44,11 +44,11 @@ class StopRequests(HeedsSignals):
         if number == signal.SIGINT and world_size() == 1:
             signal.signal(number, self._before[number])
 
-    def requested(self, iteration: int) -> int:
+    def requested(self, iteration: int, last: bool = False) -> int:
         """The signal that asks to stop, 0 for none. All processes call it at every iteration and get the same answer."""
         if world_size() == 1:
             return self._signal
-        if iteration % AGREE_EVERY:
+        if iteration % AGREE_EVERY and not last:
             return 0
         seen = torch.tensor(self._signal, device=self.device)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)

@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     try:
         with whole_or_absent(Path(path)) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -99,7 +99,7 @@ def test_a_folder_knows_its_profile_and_seed(done, refusal, tiny):
     for typed, words in (("--profile=digits", "a study of the profile smoke"), ("--seed=0", "differs in seed)")):
         assert words in refusal("train", "--out", out, typed)
     given = ("--checkpoint", tiny.stages.base.path, "--steps", "2")
-    assert "200 samples" in done("evaluate", *given, "--out", out)  # smoke's number; digits' is 5000
+    assert "80 samples" in done("evaluate", *given, "--out", out)  # as the folder was set; smoke has 200, digits 5000
 
 
 def test_methods_are_chosen_by_a_setting(run, tiny):

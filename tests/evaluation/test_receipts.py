@@ -20,7 +20,7 @@ from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.evaluation import (
     PROTOCOLS,
-    VALUES,
+    SCORES,
     DrawnImages,
     Reference,
     differing_protocols,
@@ -66,7 +66,7 @@ def test_two_processes_share_the_work_and_find_the_same(few, tmp_path):
     alone = score(tmp_path / "alone", few)
     assert len(lines) == 2 and all(line["row"] == found["row"] for line in lines)
     assert (alone["receipt"]["processes"], found["receipt"]["processes"]) == (1, 2)
-    scores = [name for name in VALUES if name != "agree"]  # for which these have no classes
+    scores = [name for name in SCORES if name != "agree"]  # for which these have no classes
     assert [alone["row"][name] for name in scores] == pytest.approx([found["row"][name] for name in scores], rel=1e-6)
 
 

@@ -214,7 +214,7 @@ def test_the_numbers_are_those_of_the_records_each_with_its_receipt(study):
     table = rows_of(text, "| steps |")
     lines = {cells[-1]: dict(zip(table[0], cells, strict=True)) for cells in table[2:]}
     drawn = ["steps", "sampler", "guidance", "clip", "samples", "protocol"]
-    assert table[0] == [*drawn, "fid", "is", "kid", "precision", "recall", "pfd", "receipt"]
+    assert table[0] == [*drawn, "fid", "is", "pfd", "kid", "precision", "recall", "receipt"]
     for (number, cells), values in zip(lines.items(), (VALUES, more), strict=True):
         assert number in "12" and [cells[name] for name in drawn] == [
             "1",

@@ -80,22 +80,25 @@ def test_a_score_follows_what_it_depends_on(tmp_path, field, value, same):
     assert (plain.score_path(arm) == other.score_path(arm)) == same
 
 
-def test_a_cascade_counts_what_it_trains_besides_the_shared_stages(tiny):
-    assert Cascade(tiny, "rdd", 0).iterations == 3 and Cascade(tiny, "ddim", 0).iterations == 0
-    guided = guided_study(tiny)
+def test_a_cascade_counts_what_it_trains_besides_the_shared_stages(tiny, tmp_path):
+    new = Study(tiny.profile, tmp_path)
+    assert Cascade(new, "rdd", 0).iterations == 3 and Cascade(new, "ddim", 0).iterations == 0
+    guided = guided_study(new)
     assert Cascade(guided, "rdd", 0).iterations == 3 + 2 * 3  # the stochastic students of 4 and 2 steps
+    assert Cascade(tiny, "rdd", 0).iterations == 0  # they are there
     assert Cascade(tiny, "rdd", 0).label == "RDD, seed 0"
 
 
-def test_a_cascade_says_which_step_each_score_is_of_and_of_many_the_lowest(tiny, monkeypatch):
+def test_a_cascade_says_which_step_each_score_is_of_and_of_many_the_lowest(tiny, tmp_path, monkeypatch):
     fids = {4: 1.5, 2: 2.25, 1: 10.0}
     rows = [{"steps": steps, "guidance": w, "fid": fid + w} for w in (2.0, 0.5) for steps, fid in fids.items()]
     monkeypatch.setattr(Study, "cascade", lambda *_: rows[:3])
     assert Cascade(tiny, "rdd", 0).perform() == "FID 3.5 (4 steps), 4.25 (2), 12 (1)"
     monkeypatch.setattr(Study, "cascade", lambda *_: rows)
-    guided = Cascade(guided_study(tiny), "rdd", 0)
+    new = Study(tiny.profile, tmp_path)
+    guided = Cascade(guided_study(new), "rdd", 0)
     assert guided.perform() == "lowest FID 2 (4 steps, w = 0.5)"
-    tasks = [Cascade(tiny, method, seed) for method in ("rdd", "pd", "ddim") for seed in (0, 1)]
+    tasks = [Cascade(new, method, seed) for method in ("rdd", "pd", "ddim") for seed in (0, 1)]
     assert _told(tasks, 2) == "students of 4, 2, 1 steps by 2 methods with 2 seeds, 2 at a time"
     assert _told([guided], 1) == "guided students of 4, 2, 1 steps by 1 method, 1 at a time"
 
@@ -139,7 +142,7 @@ def test_one_network_scores_all_seeds(tmp_path):
     """Also where that is the study's own extractor, of which every seed has another."""
     study = smoke(tmp_path, evaluation__network="extractor")
     first, second = (guided_study(study, seed) for seed in (0, 1))
-    assert first._judge.key == second._judge.key == study.stages.extractor.key != second.stages.extractor.key
+    assert first.judge.key == second.judge.key == study.stages.extractor.key != second.stages.extractor.key
 
 
 # methods
