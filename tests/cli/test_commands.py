@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
-from tiny import conditional_denoiser, without
+from tiny import conditional_denoiser, gray_images, settings, without
 from tiny_study import TINY
 
 from rddlib.data.dataset import HEADING
@@ -256,3 +257,47 @@ def test_ablate_leaves_a_table_and_a_figure_and_says_what_failed(run, rdd, tiny,
 
 def test_the_list_of_ablations_asks_for_nothing(done):
     assert done("ablate", "--list").startswith("losses: ")
+
+
+def test_a_refused_study_leaves_the_folder_s_record(refusal, tiny):
+    record = tiny.out / "study.json"
+    before = record.read_text()
+    path = tiny.stages.base.path.with_suffix(".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shipped": "a file"}))
+    assert "models that came with rddlib" in refusal("study", "--no-notebooks", "--from-scratch", "--out", tiny.out)
+    with FileLock(tiny.out / ".running"):
+        asked = ("study", "--no-notebooks", "--out", tiny.out, "--set", "methods=[pd]", "--update")
+        assert "another process is running the study" in refusal(*asked)
+    assert record.read_text() == before
+
+
+def test_pd_alone_needs_neither_labels_nor_an_extractor(done, tmp_path):
+    few = TINY | {"methods": "[pd]", "guidance.objectives": "[pd]", "evaluation.baselines": "[]"}
+    own = {"data.name": "folder", "data.root": gray_images(tmp_path / "mine", 80, 3), "evaluation.network": "digits"}
+    done("study", "--profile", "smoke", "--no-notebooks", "--out", tmp_path / "run", *settings(few | own))
+    assert not list((tmp_path / "run/checkpoints").glob("extractor-*"))
+    assert list((tmp_path / "run").glob("scores/pd-1-0-*.json"))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"evaluation.metrics": "[fid, is, agree]"}, "agree is for images drawn of classes or prompts"),
+        ({"evaluation.metrics": "[fid, is, foo]", "evaluation.network": "extractor"}, "unknown metrics foo"),
+    ],
+)
+def test_what_cannot_be_scored_is_not_begun(refusal, tmp_path, changes, words):
+    assert words in refusal(
+        "study", "--profile", "smoke", "--no-notebooks", "--out", tmp_path / "run", *settings(changes)
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_was_measured_is_in_the_tables_and_the_page(done, tmp_path):
+    few = TINY | {"methods": "[pd]", "unet.num_classes": "10", "evaluation.metrics": "[fid, is, agree, pr]"}
+    done("study", "--profile", "smoke", "--no-notebooks", "--out", tmp_path / "run", *settings(few))
+    page = (tmp_path / "run/index.html").read_text()
+    assert "<th>agreement*</th>" in page and "higher for IS, precision, recall, agreement." in page
+    for name, column in (("results", "recall"), ("summary", "agree_mean")):
+        assert column in (tmp_path / f"run/{name}.csv").read_text().splitlines()[0].split(",")
+    assert "agreement" in done("report", tmp_path / "run")

@@ -1,6 +1,7 @@
 """Students spoilt on purpose, each in one of the known ways, and named right; thresholds were found on other seeds."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from tiny import settings
@@ -10,6 +11,7 @@ from rddlib.diffusion.sampling import two_step_target
 from rddlib.distillation import train
 from rddlib.report.diagnosis import causes, look
 from rddlib.study.folder import continue_study
+from rddlib.study.profiles import load_profile
 from rddlib.training import Checkpoints
 
 NUMBERS = {
@@ -88,3 +90,37 @@ def test_a_folder_without_metrics_is_refused(refusal, tmp_path):
     study = continue_study("smoke", {}, tmp_path / "new")
     assert "holds no metrics" in refusal("diagnose", study.out)
     assert sorted(path.name for path in study.out.iterdir()) == ["study.json"]
+
+
+def test_a_sum_s_own_numbers_are_what_is_to_change(tiny, monkeypatch):
+    tiny.student("pd", 4)
+    seen = look(tiny)
+    weak, three = {"channels": 1.0, "shares": ({"cfd": 1.0, "is_p2p": 0.0},) * 2}, load_profile("smoke")
+    two = load_profile(
+        "smoke", {"distill.iterations": "[1, 1]", "distill.temperatures": "[1, 1]", "progressive.teacher_steps": "4"}
+    )
+    for kind, profile, remedies in (
+        ("rdd", three, ("--set distill.temperatures=[1,1,1] --update", "--set loss.weights=balanced")),
+        ("rdd", two, ("--set distill.temperatures=[1,1] --update", "--set loss.weights=balanced")),
+        (
+            "cfd_is_pd",
+            three,
+            ("a larger tau of cfd in its sum, as in --set", "a share for them in its sum, as in --set"),
+        ),
+    ):
+        found = {
+            one.name: one.remedy
+            for one in causes(replace(seen, stage=replace(seen.stage, kind=kind), profile=profile, **weak))
+        }
+        told = found["temperature too sharp"], found["relations too weak"]
+        assert all(one.startswith(words) for one, words in zip(told, remedies, strict=True)), told
+
+
+def test_a_stopped_training_of_adapters_is_looked_at(tmp_path, monkeypatch):
+    pytest.importorskip("peft", reason="adapters need peft: pip install 'rddlib[lora]'")
+    monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
+    study = continue_study("smoke", TINY | {"distill.lora": "2"}, tmp_path / "run")
+    study.student("pd", 4)
+    whole = look(study)
+    whole.stage.path.unlink()
+    assert look(study).student.equal(whole.student)

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 from tiny import refused
 
-from rddlib.evaluation import PROTOCOLS
+from rddlib.evaluation import PROTOCOLS, SCORES, which_is_better
 from rddlib.evaluation.networks import INCEPTION_SHA256
 from rddlib.methods import LABELS
 from rddlib.report.figures import comparison_figure
@@ -421,3 +421,12 @@ def test_a_damaged_result_is_named(cifar, content):
     damaged = cifar / "scores" / "damaged.json"
     damaged.write_text(content, errors="surrogateescape")
     assert re.search(f"{damaged} is damaged: delete it", refused(read_measurements, [cifar]))
+
+
+def test_every_score_has_its_place(tmp_path):
+    row = {name: 0.25 for name in SCORES if name != "fid"}
+    write(tmp_path / "run", "rdd", 1, 0, 3.0, row=row, dataset="digits")
+    for said in (as_text(tables := comparison(read_measurements([tmp_path / "run"]))), as_markdown(tables)):
+        assert all(score.label in said for score in SCORES.values())
+    assert which_is_better(["fid", "agree"]) == "Lower is better for FID; higher for agreement."
+    assert which_is_better(["pfd"]) == "Lower is better for pFD."

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import refused
+from tiny import gray_images, refused
 
 from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.distillation.label_free import TEACHER
@@ -172,3 +172,13 @@ def test_a_damaged_table_is_named(tmp_path, content, words):
     (tmp_path / "alpha.csv").write_bytes(content)
     with pytest.raises(UserError, match=f"alpha.csv {words}.*delete it, rdd ablate writes it again"):
         read_table(tmp_path / "alpha.csv")
+
+
+@pytest.mark.parametrize("classes, half", [(40, 20), (4, 2), (3, 0)])
+def test_half_of_the_classes_is_half_of_the_images_own(tmp_path, classes, half):
+    for k in range(classes):
+        gray_images(tmp_path / f"class {k}", 1, 0)
+    profile = load_profile("smoke", {"data.name": "folder", "data.root": str(tmp_path)})
+    settings = {one.name: one.changes for one in ABLATIONS["classifier"].settings(profile)}
+    found = settings.get("small_resnet, half the classes", {}).get("extractor.classes", "[]")
+    assert found == str(list(range(half)))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tiny import refused
 
 from rddlib.cli import main
-from rddlib.study.computed import of_network
+from rddlib.study.computed import computed, of_network
 
 diffusers = pytest.importorskip("diffusers", reason="networks of diffusers: pip install 'rddlib[baselines]'")
 
@@ -58,3 +59,15 @@ def test_the_command_reads_a_configuration_alone(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plan", "--profile", "text", "--computed", "--teacher", str(tmp_path / "nowhere")])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("kind", ["UNet2DModel", "UNet2DConditionModel"])
+def test_networks_of_classes_are_computed_and_those_that_want_more_refused(tmp_path, kind):
+    with torch.device("meta"):
+        found = of_network(getattr(diffusers, kind)(sample_size=32, num_class_embeds=10))
+        assert found.flops > 0
+        more = diffusers.UNet2DConditionModel(
+            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64
+        )
+    more.save_config(tmp_path / "unet")
+    assert "wants more than a prompt" in refused(computed, tmp_path)

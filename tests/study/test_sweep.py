@@ -205,3 +205,10 @@ def test_entropies_are_those_of_the_sampler_s_predictions(tiny, monkeypatch):
     receipt = entropy_record(tiny, Arm("cfd", 4, 0))["receipt"]
     student = tiny.stages.student("cfd", 4, 0).recorded()
     assert receipt["checkpoint_sha256"] == student["sha256"] and receipt["samples"] == 80
+
+
+def test_an_extractor_that_scores_must_not_vary(tmp_path):
+    study = smoke(tmp_path, evaluation__network="extractor")
+    varied = Sweep(study, [ABLATIONS["evidence"]], [0])
+    assert "CFD, extractor 1, seed 0 changes the extractor, which scores" in refused(lambda: varied.points)
+    assert Sweep(study, [ABLATIONS["alpha"]], [0]).points
