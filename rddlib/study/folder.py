@@ -34,6 +34,7 @@ CHANGES_NO_NUMBER = (  # how and from where, not what
 
 OF_BASE = ("unet.", "base.train.", "base.schedule", "base.prediction", "base.weight")  # what a given model brings
 OF_CLASSIFIER = ("extractor.train.", "extractor.shift", "extractor.seed", "extractor.classes")
+OF_TEACHER = ("extractor.level", "extractor.time")
 
 
 def default_out(profile: str) -> Path:
@@ -126,15 +127,17 @@ def study_profile(name: str, overrides: dict[str, str]) -> Profile:
     where a model does not fit."""
     profile = load_profile(name, overrides)
     if profile.pretrained.teacher:
-        _check_brought("pretrained.teacher", overrides, OF_BASE)
+        _check_heeded(overrides, OF_BASE, "pretrained.teacher brings its own")
         profile = fitted(profile, given_model(profile.pretrained)[0])
     if profile.pretrained.extractor:
-        _check_brought("pretrained.extractor", overrides, ("extractor.name", *OF_CLASSIFIER))
+        _check_heeded(overrides, ("extractor.name", *OF_CLASSIFIER), "pretrained.extractor brings its own")
         found = load_classifier(profile.pretrained.extractor)[1]["name"]
         profile = replace(profile, extractor=replace(profile.extractor, name=found))
     if profile.extractor.name == TEACHER or profile.extractor.name.startswith(TORCHVISION):
-        _check_brought(f"extractor.name={profile.extractor.name}", overrides, OF_CLASSIFIER)
-    if profile.extractor.name == TEACHER and "methods" not in overrides:  # it predicts no classes, as RCFD needs
+        _check_heeded(overrides, OF_CLASSIFIER, f"extractor.name={profile.extractor.name} brings its own")
+    if profile.extractor.name != TEACHER:
+        _check_heeded(overrides, OF_TEACHER, f"it is for extractor.name={TEACHER} alone")
+    elif "methods" not in overrides:  # it predicts no classes, as RCFD needs
         profile = replace(profile, methods=tuple(name for name in profile.methods if name != "rcfd"))
     return profile
 
@@ -168,10 +171,10 @@ def fitted(profile: Profile, teacher: Denoiser) -> Profile:
         raise UserError(f"pretrained.teacher does not fit the profile: {error}") from error
 
 
-def _check_brought(given: str, overrides: dict[str, str], fields: tuple[str, ...]) -> None:
-    """Raise UserError where an override would have no effect, since a given model brings its own."""
+def _check_heeded(overrides: dict[str, str], fields: tuple[str, ...], reason: str) -> None:
+    """Raise UserError where an override of these fields would have no effect, for this reason."""
     if wrong := [name for name in overrides if name.startswith(fields)]:
-        raise UserError(f"--set {wrong[0]} changes nothing, since {given} brings its own: leave it out")
+        raise UserError(f"--set {wrong[0]} changes nothing, since {reason}: leave it out")
 
 
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> Study:

@@ -113,6 +113,18 @@ def test_a_given_model_brings_its_own_numbers(tiny):
         study_profile("digits", extractor | {"extractor.shift": "0"})
 
 
+def test_how_a_teacher_s_features_are_shown_is_no_setting_of_a_classifier(tiny):
+    shown = {"extractor.level": "3", "extractor.time": "0.5"}
+    extractor = study_profile("own", shown).extractor
+    assert (extractor.name, extractor.level, extractor.time) == ("teacher", 3, 0.5)
+    assert study_profile("own", {"extractor.name": "resnet18"}).extractor.level == 2  # the profile's own is no fault
+    given = {"pretrained.extractor": str(tiny.stages.extractor.path)}
+    for field, value in shown.items():
+        for changes in ({}, {"extractor.name": "torchvision:resnet18"}, given):
+            said = refused(study_profile, "smoke", {**changes, field: value})
+            assert said == f"--set {field} changes nothing, since it is for extractor.name=teacher alone: leave it out"
+
+
 def test_models_that_a_study_cannot_start_from(guided):
     profile = load_profile("smoke")
     assert "takes a guidance weight: rdd distill --guided halves such models" in refused(fitted, profile, guided.base())
