@@ -9,10 +9,11 @@ import torch
 from tiny import QUEUE, refused, same, tiny_denoiser
 
 from rddlib.data import load_dataset
+from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.distillation.extractor import build_extractor
 from rddlib.distillation.train import distill
 from rddlib.losses import pd_loss
-from rddlib.methods import COMPETING, METHODS, OBJECTIVES, SUMS, LossConfig, build_objective, find_method
+from rddlib.methods import COMPETING, METHODS, OBJECTIVES, SUMS, LossConfig, build_objective, find_method, own_methods
 from rddlib.training import RunConfig, TrainConfig, Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips calls it in its old way
@@ -77,6 +78,18 @@ def test_arguments_are_named_so_that_a_new_number_changes_no_student_s_key():
     }
     for method in METHODS.values():
         assert method.arguments(Later(), 0.9, 1) == method.arguments(LossConfig(), 0.9, 1)
+
+
+@pytest.mark.parametrize(("term", "impl"), [("is_p2p", "chunked"), ("m_p2p(head=none)", "chunked"), ("ii_p2p", "auto")])
+def test_sums_with_relations_heed_how_they_are_computed_and_what_was_released(term, impl):
+    """By default neither is an argument, so that keys stay; in a sum without relations neither ever is."""
+    loss = LossConfig(impl="chunked", released=("local_batch", "same_seed"))
+    method = own_methods((f"ours = cfd + {term}",))["ours"]
+    made = build_objective(method, loss, 0.9, CosineSchedule(), build_extractor("small_resnet", 1, 10))
+    assert made.impl == impl and made.released == set(loss.released)
+    assert not {"impl", "released"} & method.arguments(LossConfig(), 0.9, 1).keys()
+    plain = METHODS["cfd_pd"]
+    assert plain.arguments(loss, 0.9, 1) == plain.arguments(LossConfig(), 0.9, 1)
 
 
 def test_the_table_is_whole():

@@ -158,6 +158,7 @@ def test_sinusoids_interleave_sine_and_cosine():
         (dict(image_size=(32, 0)), "image_size is 32x0, expected at least 1"),
         (dict(attention=(5,)), "attention"),
         (dict(groups=7), "groups"),
+        (dict(channels=4, multipliers=(2, 4), groups=8, attention=()), "groups 8 does not divide channels 4, or them"),
         (dict(dropout=1.0), "dropout"),
     ],
 )

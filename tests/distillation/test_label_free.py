@@ -12,6 +12,7 @@ from rddlib import RDD, CosineSchedule, Denoiser, UNet, UNetConfig, as_denoiser
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.distillation import label_free
 from rddlib.distillation.label_free import TeacherFeatures, torchvision_features
+from rddlib.distillation.objectives import PDPerceptual, Sum, Term
 from rddlib.utils.errors import UserError
 
 SHAPE = (3, 16, 16)
@@ -42,6 +43,18 @@ def test_the_relations_reach_the_image_through_a_teachers_features(generator):
     loss = objective(images, images.detach() + 0.1, torch.full((4,), 0.5), generator).total
     loss.backward()
     assert loss > 0 and images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda features: PDPerceptual(CosineSchedule(), features),
+        lambda features: Sum([Term("pd"), Term("stages")], CosineSchedule(), features),
+    ],
+)
+def test_a_teachers_features_have_no_stages(make):
+    with pytest.raises(ValueError, match="stages are a trained classifier's.*name another"):
+        make(TeacherFeatures(denoiser(), SHAPE))
 
 
 def test_conditional_teachers_are_asked_for_no_class(generator):

@@ -106,6 +106,8 @@ def test_what_people_write():
     assert name == "ours" and [term.loss for term in terms] == ["cfd", "is_p2p", "m_p2p", "pd"]
     assert terms[1] == Term("is_p2p", share=1.0, tau=0.1) and terms[0].tau is None
     assert (terms[2].weight, terms[2].head, terms[3].share) == (0.1, "identity", 0.3)
+    assert parse_sum("x = cfd(dual=true predictions=true)")[1] == (Term("cfd", tau=None, dual=True, predictions=True),)
+    assert parse_sum("x = cfd(dual=false)")[1] == parse_sum("x = cfd")[1]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +117,13 @@ def test_what_people_write():
         ("x = cfd + is_p3p", "unknown term 'is_p3p' .did you mean 'is_p2p'"),
         ("x = cfd(weigth=1)", "no option 'weigth' .did you mean 'weight'"),
         ("x = cfd(tau=a)", "'a' is no number"),
+        ("x = cfd(dual=0.5)", r"cfd\(dual=0.5\): '0.5' is neither true nor false"),
+        ("x = cfd(tau=inf)", "all of them finite"),
+        ("x = cfd + pd(weight=2 share=1)", "has a weight and a share.*give one of them"),
         ("x = is_p2p(share=1)", "shares need a term with a fixed weight"),
         ("x = cfd + cfd", "stands twice"),
         ("x = m_p2p", "M_P2P alone"),
+        ("x = m_p2p + cfd + pd(share=1)", "shares would be of M_P2P"),
         ("x = cfd(weight=0)", "all weights are 0"),
         ("x = lpips + cfd", "use stages"),
         ("x = pd + lpips", "take the method pd_lpips, or the term stages"),

@@ -5,13 +5,14 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from tiny import QUEUE, conditional_denoiser, refused, same, tiny_denoiser
 
-from rddlib.data import load_dataset
+from rddlib.data import ImageDataset, load_dataset
 from rddlib.diffusion.denoiser import Denoiser, add_noise, as_denoiser
 from rddlib.diffusion.sampling import ddim_sample, two_step_target
 from rddlib.diffusion.schedule import CosineSchedule, DiscreteCosineSchedule
@@ -92,6 +93,18 @@ def test_a_student_starts_as_its_teacher_and_says_for_how_many_steps_it_is(base)
     student = halve(base, 4, trainer(1, 4, 0.0))
     assert same(student, base) and (base.steps, student.steps) == (0, 4)
     assert halve(student, 2, trainer(1)).steps == 2
+
+
+@pytest.mark.parametrize("changes", [{"steps": 2}, {"objective": Told(CosineSchedule())}, {"stochastic": True}])
+def test_another_student_under_the_same_file_name_is_refused(tmp_path, changes):
+    def student(**changes):
+        learning = trainer(1)
+        learning.files = tmp_path / "student"
+        return halve(tiny_denoiser(), trainer=learning, **{"steps": 4} | changes)
+
+    first = student()
+    assert "belongs to another run" in refused(student, **changes)
+    assert same(student(), first)
 
 
 def test_students_learn_without_dropout_and_the_teacher_keeps_its_own():
@@ -190,6 +203,14 @@ def test_grids_are_drawn_from_the_same_noise_by_the_student_s_sampler(tmp_path):
         assert first == second
         drawn[stochastic] = first
     assert drawn[False] != drawn[True]
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_grids_of_a_latent_model_show_decoded_images(stochastic):
+    latent, latents = tiny_denoiser(channels=4), torch.zeros(4, 4, 8, 8)
+    latent.network.space = SimpleNamespace(decode=lambda z: z[:, :3].repeat_interleave(2, dim=3))
+    dataset = ImageDataset("latents", latents, torch.zeros(4).long(), 0)
+    assert recipes._preview(dataset, 2, 0, stochastic, count=5)(latent).shape == (5, 3, 8, 16)
 
 
 def test_the_metric_network_comes_with_its_facts(tmp_path):

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import refused
+from tiny import conditional_denoiser, refused, tiny_denoiser
 from tiny_study import smoke
 
 from rddlib.data import ImageDataset
-from rddlib.diffusion.model_file import load_denoiser
+from rddlib.diffusion.model_file import describe, load_denoiser
 from rddlib.diffusion.schedule import DiscreteCosineSchedule
+from rddlib.distillation.extractor import build_extractor
 from rddlib.distillation.objectives import CFD, PD, RCFD, RDD
 from rddlib.study.folder import study_profile
-from rddlib.study.graph import Inputs, conditional_profile, guided_graph, plain_graph
+from rddlib.study.graph import Inputs, check_takes_weight, conditional_profile, guided_graph, plain_graph
 from rddlib.study.stage import Workplace
 from rddlib.study.study import Study, guided_study
 from rddlib.training import RunConfig
+from rddlib.utils.checkpoint import save_checkpoint
 
 METHODS = ("pd", "cfd", "rcfd", "rdd")
 
@@ -217,6 +219,17 @@ def test_images_without_classes_have_no_extractor_and_nothing_to_guide_towards(t
     assert "sort them into a folder for each class" in refused(guided_study, study)
 
 
+def test_guidance_is_not_distilled_into_a_student_of_few_steps(tmp_path):
+    def profile(steps):
+        denoiser, path = conditional_denoiser(), tmp_path / f"{steps}.safetensors"
+        denoiser.steps = steps
+        save_checkpoint(path, denoiser.state_dict(), {"kind": "pd", "model": describe(denoiser), "facts": {}})
+        return study_profile("smoke", {"pretrained.teacher": str(path)})
+
+    check_takes_weight(profile(0))
+    assert "is a student of 8 steps, and stage one learns at all times" in refused(check_takes_weight, profile(8))
+
+
 # networks
 
 
@@ -241,6 +254,15 @@ def test_objectives_have_the_profile_s_numbers(tiny):
     assert made["rdd"].weights["is_p2p"] == 7 and made["rdd"].draws == 33
     assert made["rcfd"].weights["entropy"] == pytest.approx(0.5 * graph.profile.loss.rcfd_gamma)
     assert tiny.objective("pd", 4).schedule == teacher.schedule
+
+
+@pytest.mark.parametrize(("method", "same"), [("rdd", True), ("cfd_is", True), ("pd", False)])
+def test_processes_share_their_noise_where_the_objective_follows_the_released_code(monkeypatch, method, same):
+    monkeypatch.setattr("rddlib.study.graph.distill", lambda teacher, *_, **__: teacher)
+    stage = graph_of({"loss.released": "[same_seed]"}).student(method, 4, 0)
+    trainer = stage.trainer()
+    stage.fit(trainer, tiny_denoiser(), build_extractor("small_resnet", 1, 10))
+    assert trainer.same_noise is same
 
 
 def test_an_extractor_of_another_seed_or_fewer_classes_is_another_one(tiny):

@@ -203,6 +203,7 @@ def test_every_profile_takes_a_step_of_each_kind(name, shrink):
     assert not same(base, student) and all(torch.isfinite(p).all() for p in student.parameters())
 
 
-@pytest.mark.parametrize("word", ["2024", "no", "2024-05-01", "1e3", ""])
+@pytest.mark.parametrize("word", ["2024", "no", "2024-05-01", "1e3", "", "set #2", " a "])
 def test_a_name_that_looks_like_something_else_stays_a_name(word):
-    assert load_profile("smoke", {"data.root": word, "data.name": "folder"}).data.root == word
+    for text in (word, f"'{word}'", f'"{word}"'):  # quoted as YAML has it
+        assert load_profile("smoke", {"data.root": text, "data.name": "folder"}).data.root == word

@@ -272,6 +272,8 @@ def test_the_fresh_noise_is_never_the_first_noise(guided):
         ({"evaluation.baselines": "[pndm-3]"}, "pndm got 3 steps: choose at least 4.*leave it out with --set"),
         ({"evaluation.network": "extractor", "evaluation.samples": "20"}, "the score needs more than"),
         ({"evaluation.metrics": "[fid, is, kit]"}, "unknown metrics kit"),
+        ({"extractor.name": "teacher", "methods": "[pd_stages]"}, "^pd_stages: stages are a trained classifier's"),
+        ({"extractor.name": "teacher", "sums": "x = pd + stages", "methods": "[x]"}, "^x: stages are a trained"),
     ],
 )
 def test_numbers_that_do_not_fit_the_images_or_the_score(tmp_path, changes, words):

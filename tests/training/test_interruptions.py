@@ -21,6 +21,7 @@ from rddlib.distillation.extractor import build_extractor
 from rddlib.distillation.objectives import PD, RDD
 from rddlib.distillation.train import distill, distill_guidance, takes_guidance, train_base, train_classifier
 from rddlib.training import Checkpoints, Epochs, RunConfig, TrainConfig, Trainer
+from rddlib.training.stopping import StopRequests
 from rddlib.utils.checkpoint import digest, save_checkpoint
 from rddlib.utils.errors import Interrupted, UserError
 
@@ -117,6 +118,22 @@ def test_what_was_stopped_goes_on_and_ends_with_the_same_bits(recipe, how, whole
     assert train(recipe, files) == whole(recipe)
     lines = Path(f"{files}.metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(CONFIG.iterations))
+
+
+def test_a_signal_in_the_last_iteration_is_obeyed_too(whole, tmp_path, monkeypatch):
+    files = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped after iteration 12, a checkpoint"):
+        stop_at(patch, 11, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train("base model", files, NEVER)
+    assert Checkpoints(files).steps() == [12] and train("base model", files) == whole("base model")
+
+
+def test_several_processes_agree_now_and_then_and_at_the_last_iteration(monkeypatch):
+    monkeypatch.setattr("rddlib.training.stopping.world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: None)
+    stop = StopRequests(torch.device("cpu"))
+    stop._note(signal.SIGTERM, None)
+    assert [stop.requested(number, number == 12) for number in range(9, 13)] == [0, 15, 0, 15]
 
 
 # kill -9

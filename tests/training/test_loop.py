@@ -73,6 +73,13 @@ def test_the_end_is_kept_until_its_owner_clears_it(tmp_path):
     assert os.listdir(tmp_path) == ["run.metrics.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["student", "run[1]"])
+def test_checkpoints_are_found_by_their_whole_name_taken_literally(tmp_path, name):
+    for files, step in ((name, 5), (f"{name}.v2", 8)):
+        Checkpoints(tmp_path / files).path(step).touch()
+    assert Checkpoints(tmp_path / name).steps() == [5]
+
+
 def test_saving_takes_a_small_share_of_the_time(monkeypatch):
     clock = itertools.count().__next__
     monkeypatch.setattr("rddlib.training.loop.time", types.SimpleNamespace(monotonic=lambda: float(clock())))
