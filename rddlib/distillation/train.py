@@ -22,9 +22,8 @@ from rddlib.losses import loss_weight
 from rddlib.training import Step, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.training.adapters import sharing
 from rddlib.training.graphs import recorded
-from rddlib.utils.checkpoint import save_checkpoint, write_atomically
+from rddlib.utils.checkpoint import digest, save_checkpoint, write_atomically
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import counted
 
 
 def labels_of(dataset: ImageDataset, rows: Tensor, denoiser: Denoiser) -> Tensor | None:
@@ -316,8 +315,14 @@ def distill(
         debug=debug,
         after_step=lambda step: objective.after_step(step.shared),
         preview=_preview(dataset, steps, trainer.seed, stochastic),
-        about=f"{type(objective).__name__}, {counted(steps)}{' stochastic' * stochastic}",
+        about=_identity(teacher, objective, steps, stochastic) if trainer.files else "",
     )
+
+
+def _identity(teacher: Denoiser, objective: Objective, steps: int, stochastic: bool) -> str:
+    """What tells one student's training from another's that has the same configuration and file name."""
+    terms = getattr(objective, "summands", objective.weights)
+    return digest(teacher.state_dict(), f"{type(objective).__name__}, {terms}, {steps}, {stochastic}")
 
 
 @dataclass(frozen=True)

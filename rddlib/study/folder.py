@@ -174,7 +174,9 @@ def fitted(profile: Profile, teacher: Denoiser) -> Profile:
 def _check_heeded(overrides: dict[str, str], fields: tuple[str, ...], reason: str) -> None:
     """Raise UserError where an override of these fields would have no effect, for this reason."""
     if wrong := [name for name in overrides if name.startswith(fields)]:
-        raise UserError(f"--set {wrong[0]} changes nothing, since {reason}: leave it out")
+        raise UserError(
+            f"--set {wrong[0]} changes nothing, since {reason}: leave it out (another --out, where it was set before)"
+        )
 
 
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> Study:

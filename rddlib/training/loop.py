@@ -204,7 +204,7 @@ class Trainer:
             "label": self.label,
             "seed": self.seed,
             "config": repr(self.config),
-            "about": self._about,
+            **({"about": self._about} if self._about else {}),
         }
 
     @property

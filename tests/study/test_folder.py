@@ -122,7 +122,10 @@ def test_how_a_teacher_s_features_are_shown_is_no_setting_of_a_classifier(tiny):
     for field, value in shown.items():
         for changes in ({}, {"extractor.name": "torchvision:resnet18"}, given):
             said = refused(study_profile, "smoke", {**changes, field: value})
-            assert said == f"--set {field} changes nothing, since it is for extractor.name=teacher alone: leave it out"
+            assert (
+                said
+                == f"--set {field} changes nothing, since it is for extractor.name=teacher alone: leave it out (another --out, where it was set before)"
+            )
 
 
 def test_models_that_a_study_cannot_start_from(guided):

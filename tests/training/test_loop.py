@@ -80,6 +80,12 @@ def test_checkpoints_are_found_by_their_whole_name_taken_literally(tmp_path, nam
     assert Checkpoints(tmp_path / name).steps() == [5]
 
 
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    fit = lambda model: Trainer(TrainConfig(2, 8, 1e-2), files=tmp_path / "it").fit(model, regression, ROWS)  # noqa: E731
+    fit(nn.Linear(4, 1))
+    assert "another architecture" in refused(fit, net())
+
+
 def test_saving_takes_a_small_share_of_the_time(monkeypatch):
     clock = itertools.count().__next__
     monkeypatch.setattr("rddlib.training.loop.time", types.SimpleNamespace(monotonic=lambda: float(clock())))
