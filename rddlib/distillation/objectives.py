@@ -671,12 +671,14 @@ def _parse_term(word: str, steps: int) -> Term:
     found = _TERM.fullmatch(word)
     if not found:
         raise ValueError(f"{word.strip()!r} is no term: write it as is_p2p(share=1 tau=0.1)")
-    options: dict = {"tau": None}
+    options: dict = {}
     kinds = {field.name: field.type for field in fields(Term) if field.name != "loss"}
     for option in (found[2] or "").replace(",", " ").split():
         key, _, value = option.partition("=")
         if key not in kinds:
             raise ValueError(f"{found[1]} has no option {key!r}{nearest(key, kinds)}: known are {', '.join(kinds)}")
+        if key in options:
+            raise ValueError(f"{found[1]} has {key} twice: give it once")
         try:
             options[key] = (
                 value if key == "head" else _SWITCH[value] if kinds[key] is bool else _number_at(value, steps)
@@ -686,7 +688,7 @@ def _parse_term(word: str, steps: int) -> Term:
             raise ValueError(f"{found[1]}({option}): {value!r} is {wanted}") from None
     if {"weight", "share"} <= options.keys():
         raise ValueError(f"{found[1]} has a weight and a share, which takes its place: give one of them")
-    return Term(found[1], **options)
+    return Term(found[1], **{"tau": None, **options})
 
 
 def _number_at(text: str, steps: int) -> float:

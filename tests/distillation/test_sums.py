@@ -119,6 +119,7 @@ def test_what_people_write():
         ("x = cfd(tau=a)", "'a' is no number"),
         ("x = cfd(dual=0.5)", r"cfd\(dual=0.5\): '0.5' is neither true nor false"),
         ("x = cfd(tau=inf)", "all of them finite"),
+        ("x = cfd(tau=0.5 tau=0.9)", "cfd has tau twice"),
         ("x = cfd + pd(weight=2 share=1)", "has a weight and a share.*give one of them"),
         ("x = is_p2p(share=1)", "shares need a term with a fixed weight"),
         ("x = cfd + cfd", "stands twice"),
