@@ -228,6 +228,23 @@ def test_evaluate_takes_a_weight_a_checkpoint_and_another_sampler(run, tiny):
     assert "extractor" in run("evaluate --steps 1 --samples 100 --metric-network extractor")
 
 
+def test_a_checkpoint_is_drawn_in_the_steps_it_was_distilled_for(done, tiny, tmp_path):
+    given = ("--checkpoint", tiny.stages.student("pd", 4, 0).path, "--out", tmp_path / "new")
+    done("evaluate", *given, "--samples", "80"), done("sample", *given, "--count", "1")
+    (record,) = (tmp_path / "new/evaluations").glob("pd-4-*-4-noise*.json")
+    assert json.loads(record.read_text())["row"]["steps"] == 4
+    assert len(list((tmp_path / "new/samples").glob("pd-4-*-4steps-*.npz"))) == 1
+
+
+def test_in_a_folder_of_photographs_a_checkpoint_is_scored_on_those(done, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("RDD_DATA", str(tmp_path / "data"))
+    photos = {"data.name": "folder", "data.root": str(gray_images(tmp_path / "photos", 70, 3)), "methods": "[pd]"}
+    continue_study("smoke", TINY | photos, out := tmp_path / "new")
+    done("evaluate", "--checkpoint", tiny.stages.base.path, "--out", out)
+    (record,) = (out / "evaluations").glob("*.json")
+    assert json.loads(record.read_text())["receipt"]["reference"] == "images of folder photos, 70 images"
+
+
 # sweeps
 
 

@@ -3,10 +3,14 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from tiny import gray_images, settings
+
+from rddlib.distillation.extractor import build_extractor
+from rddlib.utils.checkpoint import save_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,15 @@ def test_bad_words_are_one_line_and_leave_nothing(refusal, tmp_path, command, wo
     out = [] if command == "stduy" else ["--out", str(tmp_path / "out")]
     assert words in refusal(*command.split(), *out)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_of_another_shape_than_the_profile_s_want_a_reference(refusal, tmp_path):
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((80, 8, 8, 3), np.uint8))
+    record = {"kind": "extractor", "facts": {"extractor": {"name": "small_resnet"}}}
+    save_checkpoint(tmp_path / "judge", build_extractor("small_resnet", 3, 7).state_dict(), record)
+    given = ["--images", tmp_path / "images.npz", "--metric-network", tmp_path / "judge", "--out", tmp_path / "new"]
+    assert "say with --reference" in refusal("evaluate", *given)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "study", "ablate alpha", "sample"])

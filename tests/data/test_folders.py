@@ -169,6 +169,9 @@ def test_wrong_folders(tmp_path, draw, refuses):
     refuses(r"train/ beside other folders \(a, b\)", config)
     draw(tmp_path / "parts" / "test" / "1.png")
     refuses("holds test/ without train/", DataConfig("folder", str(tmp_path / "parts")))
+    for end in ("", "ing"):
+        draw(tmp_path / f"like{end}" / f"Train{end}" / "1.png"), draw(tmp_path / f"like{end}" / f"Test{end}" / "1.png")
+        refuses("which read as parts and not as classes", DataConfig("folder", str(tmp_path / f"like{end}")))
     draw(tmp_path / "parts" / "train" / "1.png"), draw(tmp_path / "parts" / "2.png")
     refuses(r"images beside train/ \(2.png\)", DataConfig("folder", str(tmp_path / "parts")))
 

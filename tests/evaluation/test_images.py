@@ -184,6 +184,20 @@ def test_all_sources_give_the_same_scores(few, noisy, tmp_path):
     assert floats.values == expected.values
 
 
+def test_a_tensor_in_training_is_scored(few, noisy):
+    halves = (noisy.float() / 127.5 - 1).bfloat16()
+    found, expected = (evaluate(x, few, metrics=("fid",)).values for x in (halves.requires_grad_(), halves.float()))
+    assert found == expected
+
+
+def test_of_a_folder_with_parts_train_is_scored(few, tmp_path, capsys):
+    for part, pixels in (("train", few.images[:5]), ("test", few.images[5:8])):
+        write_pngs(open_images(pixels), tmp_path / part)
+    images = open_images(tmp_path)
+    assert torch.equal(images.batch(0, len(images)), few.images[:5])
+    assert "only the images of train/ are scored" in capsys.readouterr().err
+
+
 def test_an_npz_is_read_a_batch_at_a_time(noisy, tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", arr_0=noisy.permute(0, 2, 3, 1).numpy(), arr_1=np.arange(len(noisy)))
     images = open_images(tmp_path / "a.npz")

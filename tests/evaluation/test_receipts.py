@@ -100,6 +100,14 @@ def test_long_reference_statistics_are_kept_and_used_again(few, noisy, tmp_path,
     assert evaluate(noisy, few).values == first  # made again
 
 
+def test_of_a_long_reference_features_are_kept_and_pixels_are_not(few, noisy, tmp_path, monkeypatch):
+    monkeypatch.setenv("RDD_DATA", str(tmp_path))
+    monkeypatch.setattr("rddlib.evaluation.reference.WORTH_KEEPING", 100)
+    evaluate(noisy, few, metrics=("fid", "kid", "pfd"), kid_subset=100)
+    kept = {name for path in (tmp_path / "cache/features").glob("*/0*.npz") for name in np.load(path)}
+    assert "torch-fidelity.features" in kept and "torch-fidelity.pixels" not in kept
+
+
 @pytest.mark.parametrize(
     "arrays, options, words",
     [

@@ -10,7 +10,7 @@ from tiny import needs_diffusers, quiet, refused, same
 
 from rddlib.interop import from_diffusers, load_model
 from rddlib.interop.cards import model_card
-from rddlib.interop.hub import DESCRIBING, _weights, is_hub_name
+from rddlib.interop.hub import DESCRIBING, _weights, hub_folder, is_hub_name
 
 pytestmark = [needs_diffusers, *quiet]
 REVISION = "a" * 40
@@ -56,6 +56,16 @@ def test_what_the_cache_lacks_is_refused_with_what_to_do(cache, pipeline, tmp_pa
     assert is_hub_name("a/b@v1") and not any(map(is_hub_name, ("a", "/a/b", "a/b/c", "~/b", "./a/b.pt", "runs/mine")))
 
 
+def test_a_cache_that_holds_a_part_of_the_parts_counts_as_absent(cache, pipeline):
+    cache(pipeline / "unet", "me/alone")
+    for name, part in (("me/half", ["transformers", "CLIPTextModel"]), ("me/whole", [None, None])):
+        edit(pipeline / "model_index.json", text_encoder=part)
+        kept = cache(pipeline, name)
+    for name in ("me/alone", "me/half"):
+        assert "the hub's cache lacks a model of that name" in refused(load_model, name)
+    assert hub_folder("me/whole", False, None) == kept
+
+
 def test_a_download_begins_with_what_may_refuse_the_rest(cache, pipeline, monkeypatch):
     asked = []
 
@@ -90,5 +100,7 @@ def test_of_a_text_guided_repository_only_its_parts_whole_weights_are_fetched():
         "safety_checker/model.bin",
     ]
     assert _weights([*others, *wanted, "model_index.json", "tokenizer/vocab.json"]) == wanted
+    classes = [f"transformer/{stem}.safetensors", f"vae/{stem}.safetensors"]
+    assert _weights([*classes, "transformer/config.json", "model_index.json"]) == classes
     assert _weights([f"{stem}.bin", "config.json"]) == [f"{stem}.bin"]
     assert _weights([f"unet/{stem}.fp16.safetensors", "unet/config.json"]) == [f"unet/{stem}.fp16.safetensors"]

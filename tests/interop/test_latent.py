@@ -2,18 +2,21 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_models import SIZES, codec, edit, latent_scheduler
-from tiny import captioned, needs_diffusers, quiet, refused, same, settings
+from tiny import captioned, needs_diffusers, quiet, randomised, refused, same, settings
 
 from examples.text_guided import make_tokenizer
 from rddlib.cli import main
 from rddlib.data import ImageDataset
 from rddlib.data.latents import latents_of, prompted
+from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.sampling import ddim_sample
 from rddlib.diffusion.unet import NO_CLASS
 from rddlib.distillation.extractor import DecodedFeatures, MetricNetwork, build_extractor
@@ -21,7 +24,7 @@ from rddlib.distillation.label_free import TeacherFeatures
 from rddlib.distillation.objectives import CFD, PD
 from rddlib.distillation.train import distill, distill_guidance, reparametrise, takes_guidance
 from rddlib.evaluation import DrawnImages, load_metric_network
-from rddlib.interop import from_diffusers, load_classifier, load_model, to_diffusers
+from rddlib.interop import export_torchscript, from_diffusers, load_classifier, load_model, to_diffusers
 from rddlib.interop.files import given_info
 from rddlib.study.profiles import load_profile
 from rddlib.training import TrainConfig, Trainer
@@ -263,10 +266,29 @@ def test_what_cannot_be_taken_says_so_in_one_line(folder, teacher, student, late
     finally:
         index.write_text(text)
     assert "leave guidance out" in refused(to_diffusers, student, tmp_path / "out", guidance=1.0)
+    assert "export it to diffusers" in refused(export_torchscript, student, tmp_path / "s.ts", 1, guidance=1.0)
     flipped = ImageDataset("images", torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.zeros(8), 0, flip=True)
     assert "data.flip" in refused(latents_of, teacher.space, flipped)
     with pytest.warns(match="outside the range"):
         student(torch.randn(1, 4, 4, 4), 1.0, torch.zeros(1, dtype=torch.long), 9.0)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_part_that_lacks_a_tensor_is_refused(folder, tmp_path, part):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (file,) = (damaged / part).glob("*.safetensors")
+    tensors = load_file(file)
+    tensors.popitem()
+    save_file(tensors, file, {"format": "pt"})
+    assert f"{part} holds other tensors than its configuration says" in refused(from_diffusers, damaged)
+
+
+def test_images_of_other_prompts_or_another_autoencoder_are_told_apart(teacher):
+    space = teacher.space
+    parts = {**space.parts, "vae": randomised(copy.deepcopy(space.vae), 0.1)}
+    repainted = LatentSpace(space.kind, parts, space.latent_shape).with_prompts(PROMPTS)
+    spaces = (space, space.with_prompts(PROMPTS[::-1]), repainted)
+    assert len({DrawnImages(teacher.within(space), 2, 1, seed=0).identity for space in spaces}) == 3
 
 
 def test_a_guided_study_of_captioned_images_scores_and_finds_its_prompts(folder, captions, tmp_path):

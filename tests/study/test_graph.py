@@ -24,9 +24,9 @@ from rddlib.utils.checkpoint import save_checkpoint
 METHODS = ("pd", "cfd", "rcfd", "rdd")
 
 
-def images(values=(0, 0, 0, 0), labels=(0, 0, 1, 1)):
+def images(values=(0, 0, 0, 0), labels=(0, 0, 1, 1), names=()):
     pixels = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
-    return ImageDataset("folder", pixels, torch.tensor(labels), 2)
+    return ImageDataset("folder", pixels, torch.tensor(labels), 2, class_names=names)
 
 
 def graph_of(overrides=None, guided=False, seed=0, data=None):
@@ -124,6 +124,12 @@ def test_keys_follow_seeds_pixels_and_labels():
     assert changed(first, stages_of(graph_of(folder | {"data.root": "elsewhere"}, data=images()))) == set()
     for data in (images(labels=(0, 1, 0, 1)), images(values=(0, 0, 0, 9))):
         assert changed(first, stages_of(graph_of(folder, data=data))) == ALL
+
+
+def test_keys_follow_captions():
+    captions = {"data.name": "captions", "data.root": "anywhere", "unet.num_classes": "2"}
+    one, other = (stages_of(graph_of(captions, data=images(names=("a dog", end)))) for end in ("an ox", "a yak"))
+    assert changed(one, other) == ALL
 
 
 def test_a_given_model_is_known_by_its_content(tiny, tmp_path):
