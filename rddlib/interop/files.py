@@ -38,9 +38,12 @@ def load_model(path: str | Path, image_size: int | None = None, *, download: boo
     if path.suffix == ".safetensors":
         denoiser, info = _whole(path, load_denoiser)
         return denoiser.within(_space_of(path, info)) if "space" in info else denoiser, info
-    denoiser = from_diffusers(path) if path.is_dir() else load_released_unet(path, image_size)
+    if path.is_dir():
+        denoiser = from_diffusers(path)
+        return denoiser, given_info(denoiser, path.resolve(), DIFFUSERS)
+    denoiser = load_released_unet(path, image_size)
     dry_run(denoiser)
-    return denoiser, given_info(denoiser, path.resolve(), DIFFUSERS if path.is_dir() else RELEASED)
+    return denoiser, given_info(denoiser, path.resolve(), RELEASED)
 
 
 def _space_of(path: Path, info: dict) -> LatentSpace:
