@@ -8,9 +8,9 @@ import numpy as np
 
 from rddlib.data.cache import load_cached
 from rddlib.data.dataset import DataConfig, ImageDataset
-from rddlib.data.folder import images_below, recipe_of
+from rddlib.data.folder import images_below, recipe_of, say_once
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import counted, say
+from rddlib.utils.text import counted
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the datasets library's image-folder convention
 CAPTION = ".txt"
@@ -46,8 +46,9 @@ def _captions(folder: Path) -> dict[Path, str]:
     else:
         beside = {file: file.with_suffix(CAPTION) for file in files}
         texts = {file: _text(text) for file, text in beside.items() if text.is_file()}
-        if alone := sorted({*folder.rglob(f"*{CAPTION}")} - {*beside.values()}):
-            say(f"{folder}: {counted(len(alone), 'text')} without an image passed over, the first {alone[0].name}")
+        texts_there = {path for path in folder.rglob(f"*{CAPTION}") if not path.name.startswith(".")}
+        if alone := sorted(texts_there - {*beside.values()}):
+            say_once(f"{folder}: {counted(len(alone), 'text')} without an image passed over, the first {alone[0].name}")
     if lost := sorted(set(texts) - set(files)):
         raise UserError(
             f"{folder / there[0]} names {lost[0].name}, which is no image there: correct or remove its line"

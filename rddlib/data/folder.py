@@ -45,15 +45,20 @@ def load_folder(config: DataConfig, split: str, shape=None, name: str = "") -> I
     return load_cached(recipe_of(config, train, name, shape, hold_out=test is None))[split]
 
 
+def check_parts(root: Path, folders: Collection[str]) -> None:
+    """Raise UserError where its folders read as parts of a data set, and not as classes, and are not called as such."""
+    if folders and all(name.lower() in LIKE_PARTS for name in folders) and not set(folders) & set(PARTS):
+        raise UserError(
+            f"{root} holds {joined(folders)}, which read as parts and not as classes: name them train/ and test/"
+        )
+
+
 def _parts(root: Path) -> tuple[Path, Path | None]:
     """(the folder of training images, the folder of test images or None)."""
     if not root.is_dir():
         raise UserError(f"no folder {root}: name the one that holds the images with --set data.root=FOLDER")
     folders = [folder.name for folder in _folders(root)]
-    if folders and all(name.lower() in LIKE_PARTS for name in folders) and not set(folders) & set(PARTS):
-        raise UserError(
-            f"{root} holds {joined(folders)}, which read as parts and not as classes: name them train/ and test/"
-        )
+    check_parts(root, folders)
     if "train" not in folders:
         if lone := [part for part in PARTS[1:] if part in folders]:
             raise UserError(
@@ -67,7 +72,7 @@ def _parts(root: Path) -> tuple[Path, Path | None]:
         )
     tests = [part for part in PARTS[1:] if part in folders]
     if len(tests) == 2:
-        _say_once(f"{root}: val/ is passed over, the test images are those of test/")
+        say_once(f"{root}: val/ is passed over, the test images are those of test/")
     if loose := [path for path in root.iterdir() if path.is_file() and _is_image(path.name)]:
         raise UserError(f"{root} holds images beside train/ ({loose[0].name}): move them into train/ or elsewhere")
     return root / "train", root / tests[0] if tests else None
@@ -89,7 +94,7 @@ def images_below(folder: Path, beside: Collection[str] = ()) -> list[Path]:
             others[file.suffix.lower() or "no suffix"] += 1
     if others:
         kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(others.items()))
-        _say_once(f"{folder}: {counted(sum(others.values()), 'file')} passed over, no images by name ({kinds})")
+        say_once(f"{folder}: {counted(sum(others.values()), 'file')} passed over, no images by name ({kinds})")
     return sorted(files)
 
 
@@ -109,7 +114,7 @@ def _files_below(folder: Path, hidden: Counter, above: tuple[Path, ...] = ()) ->
 
 
 @lru_cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
     say(line)
 
 

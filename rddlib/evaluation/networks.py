@@ -132,7 +132,9 @@ def network_of_checkpoint(path: Path) -> Network:
         features, shape = network.features, network.shape
     elif info.get("kind") == "extractor":
         kind = info["facts"]["extractor"]["name"]
-        if kind not in EXTRACTORS or "space" in info:  # which knows latents
+        if "space" in info:
+            raise UserError(f"{path} holds a classifier of latents, and images are scored: name one of images")
+        if kind not in EXTRACTORS:
             raise UserError(f"{path} holds {kind}, which scores nothing: use a classifier made by `rdd extractor`")
         name = f"extractor {kind}" + (f", {info['test_accuracy']:.1%} right" if "test_accuracy" in info else "")
         network = extractor_of(kind, tensors)

@@ -63,9 +63,9 @@ def _cached(snapshot_download, repository: str, options: dict) -> Path | None:
     weighed = {name.rpartition("/")[0] for name in _weights(names)}
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        wanted = {part for part in PARTS if any(index.get(part) or ())}  # [null, null]: it has none
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
-    wanted = {part for part in PARTS if any(index.get(part) or ())}  # [null, null]: it has none
     return folder if weighed and (weighed == {""} or wanted <= weighed) else None
 
 

@@ -181,7 +181,7 @@ def test_other_checkpoints_are_no_metric_network(tmp_path):
     assert "no network that scores" in refused(find_network, str(tmp_path / "x"), (1, 8, 8))
     latents = {"kind": "extractor", "facts": {"extractor": {"name": "small_resnet"}}, "space": {}}
     save_checkpoint(tmp_path / "x", build_extractor("small_resnet", 3, 7).state_dict(), latents)
-    assert "which scores nothing" in refused(find_network, str(tmp_path / "x"), (3, 8, 8))
+    assert "classifier of latents" in refused(find_network, str(tmp_path / "x"), (3, 8, 8))
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-10])
     said = refused(find_network, str(tmp_path / "x"), (3, 8, 8))
     assert "x is damaged" in said and said.endswith("name another --metric-network")
