@@ -36,7 +36,7 @@ def load_folder(config: DataConfig, split: str, shape=None, name: str = "") -> I
     """
     root = config.folder
     name = name or f"images of folder {root.resolve().name}"
-    train, test = _parts(root)
+    train, test = parts_of(root)
     if split == "test" and test is not None:
         if (classes := _listing(test)[2]) != (expected := _listing(train)[2]):
             differing = ", ".join(sorted(set(classes) ^ set(expected)))
@@ -53,7 +53,7 @@ def check_parts(root: Path, folders: Collection[str]) -> None:
         )
 
 
-def _parts(root: Path) -> tuple[Path, Path | None]:
+def parts_of(root: Path) -> tuple[Path, Path | None]:
     """(the folder of training images, the folder of test images or None)."""
     if not root.is_dir():
         raise UserError(f"no folder {root}: name the one that holds the images with --set data.root=FOLDER")
@@ -80,7 +80,7 @@ def _parts(root: Path) -> tuple[Path, Path | None]:
 
 def class_names(root: Path) -> list[str]:
     """The classes of a folder's training images, from names alone: no image is read. Raises UserError as `load_folder` does."""
-    return _listing(_parts(root)[0])[2]
+    return _listing(parts_of(root)[0])[2]
 
 
 def images_below(folder: Path, beside: Collection[str] = ()) -> list[Path]:

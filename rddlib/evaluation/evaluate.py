@@ -128,7 +128,8 @@ def evaluate_all(
 def which_is_better(names: Iterable[str] = SCORES) -> str:
     """In a sentence, of the scores of these names."""
     lower, higher = ([SCORES[name].label for name in names if SCORES[name].higher == way] for way in (False, True))
-    return f"Lower is better for {joined(lower)}" + (f"; higher for {joined(higher)}." if higher else ".")
+    said = [f"{way} is better for {joined(found)}" for way, found in (("Lower", lower), ("Higher", higher)) if found]
+    return f"{'. '.join(said)}."
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from rddlib.data import ImageDataset, to_uint8
-from rddlib.data.folder import check_parts, images_below, open_image
+from rddlib.data.folder import check_parts, images_below, open_image, parts_of
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say
@@ -87,8 +87,8 @@ class FolderImages(Images):
         self.name = f"images of folder {folder.resolve().name}"
         check_parts(folder, [path.name for path in folder.iterdir() if path.is_dir()])
         if (folder / "train").is_dir():  # as a data set reads it
-            say(f"{folder}: only the images of train/ are scored")
-            folder = folder / "train"
+            folder, whole = parts_of(folder)[0], folder
+            say(f"{whole}: only the images of train/ are scored")
         self.files = images_below(folder)
         if not self.files:
             raise UserError(f"{folder} holds no images: name a folder of .png or other image files")

@@ -61,11 +61,14 @@ def _cached(snapshot_download, repository: str, options: dict) -> Path | None:
         return None
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
     weighed = {name.rpartition("/")[0] for name in _weights(names)}
+    index = folder / "model_index.json"
+    if not index.is_file():  # a network alone, which needs its scheduler
+        return folder if weighed == {""} and "scheduler_config.json" in names else None
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        wanted = {part for part in PARTS if any(index.get(part) or ())}  # [null, null]: it has none
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
+        parts = json.loads(index.read_text(encoding="utf-8"))
+        wanted = {part for part in PARTS if any(parts.get(part) or ())}  # [null, null]: it has none
+    except (ValueError, AttributeError, TypeError):  # said where it is read
+        wanted = set()
     return folder if weighed and (weighed == {""} or wanted <= weighed) else None
 
 

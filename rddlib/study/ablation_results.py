@@ -54,7 +54,9 @@ def measured(study: Study, name: str) -> Measured:
 
 def _records(study: Study, name: str, seeds: Sequence[int]) -> set[str]:
     """The records that a whole table of this ablation has."""
-    points = Sweep(study, [ABLATIONS[name]], [int(seed) for seed in seeds], known_costs(study.out)).points
+    points = Sweep(
+        study, [ABLATIONS[name]], [int(seed) for seed in seeds], known_costs(study.profile, study.out)
+    ).points
     return {path.stem for point in points for path in point.run.paths}
 
 

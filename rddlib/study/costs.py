@@ -61,7 +61,6 @@ from rddlib.utils.installation import git_commit, hardware
 from rddlib.utils.text import aligned, counted, human_size, human_time, number
 
 SAMPLING = "sampling"  # the kind of a step of DDIM on a batch, beside the stages' kinds
-COSTS_FILE = "costs.json"
 FIRST, FIRST_TIMED = 2, 3  # images of the first batch, and how many iterations of it are timed
 WARM_UP = 1  # iterations that are not timed
 
@@ -446,30 +445,27 @@ def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
 def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of an iteration by kind of stage, and of a sampling step ("sampling"), at the profile's own numbers.
 
-    Measured once for a study's folder, with one thread (again where the file lacks a method of NEEDED, or the networks or
-    batches have changed), and kept there: a sweep that depends on them then does not change when it goes on. On a GPU, of
-    that GPU.
+    Measured once for a study's folder and these networks and this batch, with one thread (again where the file lacks a method
+    of NEEDED), and kept there: a sweep that depends on them then does not change when it goes on. On a GPU, of that GPU.
     """
     if not (out / STUDY_FILE).exists():
         return _measure(profile, say)["seconds"]
-    path = out / ABLATIONS_FOLDER / COSTS_FILE
-    sizes = [
-        as_dict(profile.unet),
-        profile.extractor.name,
-        profile.distill.train.batch_size,
-        profile.evaluation.batch_size,
-    ]
-    own = key_of(sizes)
+    path = costs_file(profile, out)
     with locked(path):  # shards that start together share one measurement
-        known = known_costs(out) or {}
-        if not known.keys() >= NEEDED or read_json(path, lambda found: found.get("of", own), MEASURED_AGAIN) != own:
-            write_atomically(path, json.dumps({"of": own, **_measure(profile, say)}, indent=1) + "\n")
-    return known_costs(out)
+        if not (known_costs(profile, out) or {}).keys() >= NEEDED:
+            write_atomically(path, json.dumps(_measure(profile, say), indent=1) + "\n")
+    return known_costs(profile, out)
 
 
-def known_costs(out: Path) -> dict[str, float] | None:
+def costs_file(profile: Profile, out: Path) -> Path:
+    """Where they are kept."""
+    sizes = [as_dict(profile.unet), profile.extractor.name, profile.distill.train.batch_size]
+    return out / ABLATIONS_FOLDER / f"costs-{key_of(sizes)}.json"
+
+
+def known_costs(profile: Profile, out: Path) -> dict[str, float] | None:
     """What was measured for a folder, None where nothing was. Raises UserError where the file is damaged."""
-    path = out / ABLATIONS_FOLDER / COSTS_FILE
+    path = costs_file(profile, out)
     if not path.exists():
         return None
     return read_json(

@@ -40,7 +40,7 @@ from rddlib.distillation.train import (
 from rddlib.interop import load_classifier, load_model
 from rddlib.methods import build_objective
 from rddlib.study.profiles import PretrainedConfig, Profile, as_dict
-from rddlib.study.stage import Stage, Workplace
+from rddlib.study.stage import Stage, Workplace, key_of
 from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.training.adapters import adapted, sharing
 from rddlib.utils.errors import UserError
@@ -76,7 +76,7 @@ class Inputs:
             return facts
         images = self.split("train")
         if data.name == "captions":
-            facts["captions"] = list(images.class_names)
+            facts["captions"] = key_of(list(images.class_names))
         return {**facts, "sha256": images.sha256, "labels": images.labels_sha256}
 
     def stage(self, name, kind, label, parents, config, seed, facts, fit, load=None, student=False) -> Stage:

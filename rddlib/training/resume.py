@@ -97,6 +97,7 @@ class Checkpoints:
     def load(self, step: int, identity: dict) -> dict[str, Tensor]:
         """The tensors of one checkpoint."""
         tensors, info = load_checkpoint(self.path(step))
+        info = {"about": identity.get("about")} | info  # which an earlier version did not write
         if {name: info.get(name) for name in identity} != identity:
             raise UserError(f"{self.path(step)} belongs to another run: delete it or choose another --out")
         return tensors

@@ -314,7 +314,7 @@ def test_all_that_was_measured_is_in_the_tables_and_the_page(done, tmp_path):
     few = TINY | {"methods": "[pd]", "unet.num_classes": "10", "evaluation.metrics": "[fid, is, agree, pr]"}
     done("study", "--profile", "smoke", "--no-notebooks", "--out", tmp_path / "run", *settings(few))
     page = (tmp_path / "run/index.html").read_text()
-    assert "<th>agreement*</th>" in page and "higher for IS, precision, recall, agreement." in page
+    assert "<th>agreement*</th>" in page and "Higher is better for IS, precision, recall, agreement." in page
     for name, column in (("results", "recall"), ("summary", "agree_mean")):
         assert column in (tmp_path / f"run/{name}.csv").read_text().splitlines()[0].split(",")
     assert "agreement" in done("report", tmp_path / "run")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import refused
+from tiny import gray_images, refused
 
 from rddlib.diffusion.denoiser import Denoiser, as_denoiser
 from rddlib.diffusion.schedule import CosineSchedule
@@ -196,6 +196,9 @@ def test_of_a_folder_with_parts_train_is_scored(few, tmp_path, capsys):
     images = open_images(tmp_path)
     assert torch.equal(images.batch(0, len(images)), few.images[:5])
     assert "only the images of train/ are scored" in capsys.readouterr().err
+    (tmp_path / "bus").mkdir()
+    assert "holds train/ beside other folders (bus)" in refused(open_images, tmp_path)
+    assert "read as parts" in refused(open_images, gray_images(tmp_path / "bus/Testing", 1, 0).parent)
 
 
 def test_an_npz_is_read_a_batch_at_a_time(noisy, tmp_path, monkeypatch):

@@ -64,6 +64,8 @@ def test_a_cache_that_holds_a_part_of_the_parts_counts_as_absent(cache, pipeline
     for name in ("me/alone", "me/half"):
         assert "the hub's cache lacks a model of that name" in refused(load_model, name)
     assert hub_folder("me/whole", False, None) == kept
+    shutil.copy(pipeline / "scheduler/scheduler_config.json", pipeline / "unet")
+    assert cache(pipeline / "unet", "me/flat") == hub_folder("me/flat", False, None)
 
 
 def test_a_download_begins_with_what_may_refuse_the_rest(cache, pipeline, monkeypatch):

@@ -428,5 +428,5 @@ def test_every_score_has_its_place(tmp_path):
     write(tmp_path / "run", "rdd", 1, 0, 3.0, row=row, dataset="digits")
     for said in (as_text(tables := comparison(read_measurements([tmp_path / "run"]))), as_markdown(tables)):
         assert all(score.label in said for score in SCORES.values())
-    assert which_is_better(["fid", "agree"]) == "Lower is better for FID; higher for agreement."
-    assert which_is_better(["pfd"]) == "Lower is better for pFD."
+    assert which_is_better(["fid", "agree"]) == "Lower is better for FID. Higher is better for agreement."
+    assert which_is_better(["is"]) == "Higher is better for IS."

@@ -21,6 +21,7 @@ from rddlib.study.costs import (
     Prober,
     Row,
     catalogue,
+    costs_file,
     extrapolated,
     format_plan,
     known_costs,
@@ -347,12 +348,13 @@ def test_costs_are_measured_once_for_a_folder(tiny, monkeypatch, tmp_path):
     expected = {**dict.fromkeys([*KINDS[:-1], "cfd_is_pd"], 0.25), SAMPLING: 1.0}  # of three rounds the least disturbed
     nowhere = tmp_path / "nowhere"
     assert measured_costs(profile, nowhere, print) == expected
-    assert not nowhere.exists() and known_costs(nowhere) is None  # no study's folder: a look leaves nothing
+    assert not nowhere.exists() and known_costs(profile, nowhere) is None  # no study's folder: a look leaves nothing
     turns.clear()
     assert measured_costs(profile, tiny.out, print) == measured_costs(profile, tiny.out, print) == expected
     assert len(turns) == 3 * 8
-    (tiny.out / "ablations/costs.json").write_text("{}")
-    assert re.search("costs.json is damaged: delete it", refused(measured_costs, profile, tiny.out, print))
+    assert known_costs(changed(profile, {"unet.channels": "8"}), tiny.out) is None
+    costs_file(profile, tiny.out).write_text("{}")
+    assert re.search("costs-.*.json is damaged: delete it", refused(measured_costs, profile, tiny.out, print))
 
 
 def test_the_catalogue_names_every_ablation_with_its_paper_and_its_costs():
