@@ -27,7 +27,6 @@ from rddlib.utils.errors import UserError
 TOP = Path(__file__).resolve().parents[1]
 PACKAGES = ("losses", "diffusion", "distillation", "evaluation", "interop")
 PROJECT = ["CONTRIBUTING.md", "CHANGELOG.md", "data/models/README.md"]
-LINKED = ["data", "LICENSE", "CITATION.cff"]  # what pages link to without being pages
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```\n"
 
 

@@ -60,6 +60,15 @@ def check_same(name: str, x: Tensor, other_name: str, other: Tensor, dims: tuple
         )
 
 
+def check_pair(
+    name: str, x: Tensor, other_name: str, other: Tensor, shape: str, dims: tuple[int, ...] | None = None
+) -> None:
+    """Raise unless both are tensors of that `shape` on one device and agree in the given dimensions (by default in all)."""
+    check_tensor(name, x, shape)
+    check_tensor(other_name, other, shape)
+    check_same(name, x, other_name, other, dims)
+
+
 def check_temperature(temperature: float) -> None:
     """Raise unless temperature > 0 (and not NaN or infinite)."""
     if not 0 < temperature < float("inf"):
@@ -68,9 +77,8 @@ def check_temperature(temperature: float) -> None:
 
 def check_maps(map_student: Tensor, map_teacher: Tensor, temperature: float, same_channels: bool = False) -> None:
     """Raise unless both are feature maps [N, C, H, W] of one batch, with equal channel counts if `same_channels`."""
-    check_tensor("map_student", map_student, "[N, C, H, W]")
-    check_tensor("map_teacher", map_teacher, "[N, C, H, W]")
-    check_same("map_student", map_student, "map_teacher", map_teacher, None if same_channels else (0, 2, 3))
+    dims = None if same_channels else (0, 2, 3)
+    check_pair("map_student", map_student, "map_teacher", map_teacher, "[N, C, H, W]", dims)
     check_temperature(temperature)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rddlib.losses.checks import at_least_float32, check_same, check_temperature, check_tensor, no_autocast
+from rddlib.losses.checks import at_least_float32, check_pair, check_temperature, no_autocast
 
 
 def frechet_loss(
@@ -21,9 +21,7 @@ def frechet_loss(
 
     Raises ValueError for shapes that differ and for fewer than 2 rows in all.
     """
-    check_tensor("student", student, "[N, C]")
-    check_tensor("teacher", teacher, "[N, C]")
-    check_same("student", student, "teacher", teacher)
+    check_pair("student", student, "teacher", teacher, "[N, C]")
     with no_autocast(student):
         mu_S, C_S = _moments(student, memory_student)
         mu_T, C_T = _moments(teacher.detach(), memory_teacher)
@@ -61,9 +59,7 @@ def kernel_loss(student: Tensor, teacher: Tensor, bandwidth: float = 1.0) -> Ten
 
     In [0, 2]. Raises ValueError for shapes that differ and a bandwidth of 0 or less.
     """
-    check_tensor("student", student, "[N, C]")
-    check_tensor("teacher", teacher, "[N, C]")
-    check_same("student", student, "teacher", teacher)
+    check_pair("student", student, "teacher", teacher, "[N, C]")
     check_temperature(bandwidth)
     S, T = at_least_float32(student), at_least_float32(teacher.detach())
     with no_autocast(student):

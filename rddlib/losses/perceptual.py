@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rddlib.losses.checks import at_least_float32, check_same, check_tensor, unit
+from rddlib.losses.checks import at_least_float32, check_pair, unit
 from rddlib.utils.download import fetch
 from rddlib.utils.errors import UserError
 
@@ -27,9 +27,7 @@ def perceptual_loss(x_student: Tensor, x_teacher: Tensor, network: Callable[[Ten
     256 px are resized bilinearly to 224 first, as the consistency-model code does. network: `load_lpips()`, or any
     callable of two image batches. Raises TypeError for integer tensors, ValueError for shapes that differ.
     """
-    check_tensor("x_student", x_student, "[N, 3, H, W]")
-    check_tensor("x_teacher", x_teacher, "[N, 3, H, W]")
-    check_same("x_student", x_student, "x_teacher", x_teacher)
+    check_pair("x_student", x_student, "x_teacher", x_teacher, "[N, 3, H, W]")
     if x_student.shape[1] not in (1, 3):
         raise ValueError(f"x_student has shape {list(x_student.shape)}, expected 3 channels (or 1, for grey images)")
     return at_least_float32(network(_for_vgg(x_student), _for_vgg(x_teacher.detach()))).mean()
@@ -50,9 +48,7 @@ def stage_perceptual_loss(stages_student: Sequence[Tensor], stages_teacher: Sequ
     distances = []
     for stage, (map_student, map_teacher) in enumerate(zip(stages_student, stages_teacher, strict=True)):
         names = f"stages_student[{stage}]", f"stages_teacher[{stage}]"
-        check_tensor(names[0], map_student, "[N, C, H, W]")
-        check_tensor(names[1], map_teacher, "[N, C, H, W]")
-        check_same(names[0], map_student, names[1], map_teacher)
+        check_pair(names[0], map_student, names[1], map_teacher, "[N, C, H, W]")
         difference = unit(map_student, dim=1) - unit(map_teacher.detach(), dim=1)
         distances.append(difference.square().sum(dim=1).mean())
     return torch.stack(distances).mean()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rddlib.diffusion.schedule import Schedule
-from rddlib.losses.checks import at_least_float32, check_same, check_temperature, check_tensor, kl
+from rddlib.losses.checks import at_least_float32, check_pair, check_same, check_temperature, check_tensor, kl
 
 LOSS_WEIGHTS = ("truncated", "x", "eps", "v")
 
@@ -44,10 +44,8 @@ def pd_loss(
     `truncated_snr_weight(t, schedule, maximum)`; at t = 0 it is infinite unless a maximum is given, and so is the loss.
     Raises TypeError for integer tensors, ValueError for shapes or devices that differ.
     """
-    check_tensor("x_student", x_student, "[N, ...]")
-    check_tensor("x_teacher", x_teacher, "[N, ...]")
+    check_pair("x_student", x_student, "x_teacher", x_teacher, "[N, ...]")
     check_tensor("t", t, "[N]")
-    check_same("x_student", x_student, "x_teacher", x_teacher)
     check_same("t", t, "x_student", x_student, (0,))
     squared = (at_least_float32(x_student) - at_least_float32(x_teacher.detach())).square()
     per_image = squared.reshape(len(t), -1).mean(dim=1)  # [N]
@@ -62,9 +60,7 @@ def cfd_loss(pooled_student: Tensor, pooled_teacher: Tensor, temperature: float 
     by tau^2 (Eq. 8, Sun et al. 2023, with the arguments in Eq. 4's order).
     Raises TypeError for integer tensors, ValueError for shapes or devices that differ and for tau <= 0.
     """
-    check_tensor("pooled_student", pooled_student, "[N, C]")
-    check_tensor("pooled_teacher", pooled_teacher, "[N, C]")
-    check_same("pooled_student", pooled_student, "pooled_teacher", pooled_teacher)
+    check_pair("pooled_student", pooled_student, "pooled_teacher", pooled_teacher, "[N, C]")
     check_temperature(temperature)
     F_S, F_T = at_least_float32(pooled_student), at_least_float32(pooled_teacher)
     if dual:
