@@ -53,10 +53,17 @@ math[display=block] { margin: 0.6em 0 } :not(pre) > code { white-space: normal !
 """
 
 
-def same_noise_grid(study: Study, count: int = 6) -> Figure:
-    """Images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps, side by side."""
+def same_noise_grid(study: Study, trained: bool = True, count: int = 6) -> Figure:
+    """Images drawn from the same noise by the teacher and by each method's students at 4, 2 and 1 steps, side by side.
+
+    trained: whether students that are missing are trained first; else they are left out.
+    """
     draw, profile = partial(study.images, noise=study.noise(count)), study.profile
-    methods = "ddim", *profile.methods
+
+    def there(method: str) -> bool:
+        return all(study.stages.student(method, n, profile.seeds[0]).at_hand for n in profile.student_steps)
+
+    methods = ["ddim", *(method for method in profile.methods if trained or there(method))]
     return same_noise_blocks(draw, profile.progressive.teacher_steps, methods, profile.student_steps)
 
 
