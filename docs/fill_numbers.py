@@ -297,7 +297,6 @@ TABLES = {
     "photos_balance": lambda: photos_ablation_table("balance"),
     "photos_tau_is": lambda: photos_ablation_table("tau_is"),
     "guidance": lambda: guided_table(guidance.published()[0]),
-    "guidance_photos": lambda: guided_table(pd.read_csv(RESULTS / "photos_guided.csv")),
     "networks": networks_table,
     "pipeline": diffusers_table,
     "export": export_table,
