@@ -297,6 +297,7 @@ TABLES = {
     "photos_balance": lambda: photos_ablation_table("balance"),
     "photos_tau_is": lambda: photos_ablation_table("tau_is"),
     "guidance": lambda: guided_table(guidance.published()[0]),
+    "guidance_photos": lambda: guided_table(pd.read_csv(RESULTS / "photos_guided.csv")),
     "networks": networks_table,
     "pipeline": diffusers_table,
     "export": export_table,
@@ -473,6 +474,27 @@ def guided_sums_sentences() -> list[str]:
     ]
 
 
+def guided_photos_sentences() -> list[str]:
+    table = pd.read_csv(RESULTS / "photos_guided.csv").set_index(["method", "steps", "sampler", "guidance"])["fid"]
+
+    def fids(w: float, *arms: tuple) -> str:
+        *most, last = (f"{table[*arm, 'ddim', w]:.1f}" for arm in arms)
+        return f"{', '.join(most)} and {last}"
+
+    def lower(one: tuple, other: tuple) -> str:
+        pairs = pd.DataFrame({"one": table.xs(one, level=(0, 2)), "other": table.xs(other, level=(0, 2))}).dropna()
+        return f"{(pairs['one'] < pairs['other']).sum()} of {len(pairs)}"
+
+    pd_ = "pd", "ddim"
+    return [
+        f"{fids(0.5, ('stage_one', 16), ('teacher', 16))} at w = 0.5",
+        f"{fids(1.0, ('stage_one', 16), ('teacher', 16))} at w = 1",
+        f"At w = 0.5 PD has {fids(0.5, *(('pd', n) for n in (8, 4, 2, 1)))} at 8, 4, 2 and 1 steps",
+        f"has the lower FID in {lower(('pd', 'stochastic'), pd_)} arms",
+        f"RDD's FID is lower than PD's in {lower(('rdd', 'ddim'), pd_)} arms",
+    ]
+
+
 def share_sentences() -> list[str]:
     said = []
     for report in _json("bench_shares"):
@@ -585,6 +607,7 @@ SENTENCES = (
     evidence_sentences,
     guided_sentences,
     guided_sums_sentences,
+    guided_photos_sentences,
     label_free_sentences,
     instructions_sentences,
     photos_sentences,
