@@ -497,7 +497,7 @@ class Study:
                     objective = build_objective(method, p.loss, temperature_of(p, steps), schedule, seen, steps)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
-        if objective.queue is None:
+        if getattr(objective, "queue", None) is None:
             return
         height, width = map_of(seen, self.drawn_shape).shape[2:]
         candidates = height * width * (p.distill.train.batch_size if "queue_per_batch" in p.loss.released else 1)
