@@ -23,9 +23,8 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.instructions import CHOICE, CHOICES
 from rddlib.utils.text import counted, say
 
-KINDS_OF_BLOCKS = (
-    128  # that torch.compile may keep: imagenet64 has 18, each with and without gradients, at each batch size
-)
+# That torch.compile may keep: imagenet64 has 18 kinds, each with and without gradients, at each batch size.
+KINDS_OF_BLOCKS = 128
 
 # What `accelerate launch` and its configuration tell a training, what of it changes nothing, and who says it here instead.
 LAUNCHED = {
