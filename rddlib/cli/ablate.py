@@ -134,7 +134,7 @@ def _run(sweep: "Sweep", engine: "Engine", shard: str) -> None:
     failed = run_sweep(sweep, engine, shard)
     for outcome in failed:
         say(f"rdd: {outcome.task.label} failed: {outcome.said}")
-    only = f"{sweep.ablations[0].name}.csv and .png in " if len(sweep.ablations) == 1 else ""
+    only = f"{sweep.ablations[0].files}.csv and .png in " if len(sweep.ablations) == 1 else ""
     print(f"Tables and figures: {only}{sweep.folder}")
     if failed:
         say(f"rdd: {len(failed)} failed, the others are done; the same command tries them again")

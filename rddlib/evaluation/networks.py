@@ -127,9 +127,9 @@ def network_of_checkpoint(path: Path) -> Network:
     """A network from a checkpoint of `rdd extractor` (its pooled features count) or `rdd metric-network`."""
     tensors, info = load_checkpoint(path)
     if info.get("kind") == "metric network":
-        # float64, so that scores do not depend on how images are split into batches
-        name, network = "metric network", metric_network_of(tensors).double()
-        features, shape = network.features, network.shape
+        # float64, so that scores do not depend on how images are split into batches; in this layout it is faster on a CPU
+        network = metric_network_of(tensors).to(torch.float64, memory_format=torch.channels_last)
+        name, features, shape = "metric network", network.features, network.shape
     elif info.get("kind") == "extractor":
         kind = info["facts"]["extractor"]["name"]
         if "space" in info:

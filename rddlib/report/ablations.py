@@ -447,6 +447,6 @@ def write_results(sweep: Sweep) -> None:
         table = sweep.table(ablation.name)
         if len(table):
             figure = ablation_figure(ablation, table, sweep.base.profile, sweep.base.metric)
-            write_atomically(sweep.write(ablation.name, ablation.name).with_suffix(".png"), to_png(figure))
+            write_atomically(sweep.write(ablation.files, ablation.name).with_suffix(".png"), to_png(figure))
     if {ablation.name for ablation in sweep.ablations} == set(ABLATIONS):
         sweep.write("all")

@@ -77,6 +77,15 @@ class Ablation:
     measures: str = "scores"
     timed: bool = False
 
+    @property
+    def files(self) -> str:
+        """How its files begin: with its name, and where its grid is not ABLATIONS' with a hash of it, so that no table takes
+        another's place."""
+        if self == ABLATIONS.get(self.name):
+            return self.name
+        values = [(axis.field, None if callable(axis.values) else axis.values) for axis in self.axes]
+        return f"{self.name}-{key_of({'axes': values, 'method': self.method, 'whole': self.whole})[:6]}"
+
     def settings(self, profile: Profile, costs: Mapping[str, float] | None = None) -> list[Setting]:
         """All of them for a profile. costs: seconds of an iteration by method, where known.
 
@@ -131,7 +140,7 @@ def _values(name: str, text: str, profile: Profile) -> list:
 
 
 def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whole: bool = True) -> Ablation:
-    """A grid over any profile fields, for questions that no paper asked; its name tells it apart from other grids.
+    """A grid over any profile fields, for questions that no paper asked.
 
     Raises UserError for an unknown method or field, a value of the wrong type and an empty grid.
     """
@@ -139,9 +148,7 @@ def custom(given: Mapping[str, str], profile: Profile, method: str = "rdd", whol
     if not given:
         raise UserError("custom has an empty grid: give it at least one --axis FIELD=VALUE,VALUE")
     axes = tuple(Axis(name, name, _values(name, text, profile)) for name, text in given.items())
-    facts = {"axes": [(axis.field, axis.values) for axis in axes], "method": method, "whole": whole}
-    name = f"custom-{key_of(facts)[:6]}"
-    return Ablation(name, "", "A grid of your own", "", method=method, axes=axes, whole=whole)
+    return Ablation("custom", "", "A grid of your own", "", method=method, axes=axes, whole=whole)
 
 
 # settings that stand beside grids

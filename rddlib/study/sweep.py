@@ -139,8 +139,7 @@ class Sweep:
         ]
 
     def _point(self, ablation: Ablation, setting: Setting, seed: int) -> Point:
-        name = "custom" if ablation.name.startswith("custom-") else ablation.name  # its hash names its files
-        study, label = self._study(setting), f"{name}: {setting.name}, seed {seed}"
+        study, label = self._study(setting), f"{ablation.name}: {setting.name}, seed {seed}"
         self._check(study, ablation, setting)
         if study.profile.evaluation.network == "extractor" and study.judge.key != self.base.judge.key:
             raise UserError(
@@ -231,7 +230,7 @@ class Sweep:
         rows = []
         for steps, path in zip(run.steps, run.paths, strict=True):
             row = {
-                "ablation": point.ablation.name,
+                "ablation": point.ablation.files,
                 "setting": setting.name,
                 "series": setting.series,
                 "x": setting.x,

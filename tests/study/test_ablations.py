@@ -133,8 +133,16 @@ def test_a_grid_of_one_s_own_spans_any_fields():
     assert [(point.alpha, point.tau_is) for point in points] == [(1, 0.1), (1, 1), (100, 0.1), (100, 1)]
     assert [setting.series for setting in settings] == ["0.1", "1", "0.1", "1"]
     grids = [(axes, method) for axes in ({"loss.alpha": "1,2"}, {"loss.alpha": "1,3"}) for method in ("rdd", "cfd")]
-    names = [custom(axes, profile, method).name for axes, method in grids]
-    assert len(set(names)) == 4 and all(re.fullmatch("custom-[0-9a-f]{6}", name) for name in names)  # one table each
+    files = [custom(axes, profile, method).files for axes, method in grids]
+    assert len(set(files)) == 4 and all(re.fullmatch("custom-[0-9a-f]{6}", name) for name in files)  # one table each
+
+
+def test_a_grid_of_other_values_takes_no_table_s_place():
+    alpha, profile = ABLATIONS["alpha"], load_profile("digits")
+    others = [alpha.with_axes({"loss.alpha": values}, profile) for values in ("1,2", "1,3")]
+    files = [ablation.files for ablation in (*ABLATIONS.values(), *others, replace(alpha, whole=not alpha.whole))]
+    assert files[: len(ABLATIONS)] == list(ABLATIONS) and len(set(files)) == len(files)
+    assert all(re.fullmatch("alpha-[0-9a-f]{6}", name) for name in files[len(ABLATIONS) :])
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def test_failures_leave_the_others(tmp_path, jobs):
     found = outcomes(on_this_machine(jobs), tasks)
     assert noted(tmp_path) == dict.fromkeys(range(5), 1)
     assert [number for number, outcome in found.items() if outcome.failed] == [1]
-    assert len({outcome.said for outcome in found.values() if not outcome.failed}) == jobs  # processes that did them
+    processes = {outcome.said for outcome in found.values() if not outcome.failed}
+    assert len(processes) <= jobs and (f"done by {os.getpid()}" in processes) == (jobs == 1)
 
 
 @pytest.mark.ci
@@ -121,7 +122,8 @@ def trained_once(folder) -> None:
 
 
 def whole_table(folder) -> pd.DataFrame:
-    table = pd.read_csv(folder / "ablations/alpha.csv")
+    (path,) = (folder / "ablations").glob("alpha-*.csv")  # of values other than the ablation's own
+    table = pd.read_csv(path)
     assert len(table) == RUNS and table["fid"].notna().all()
     return table
 
