@@ -10,7 +10,7 @@ import typer
 
 from rddlib.cli.options import OutOption, SeedOption, SetOption, StudyProfileOption, parse_overrides, study_of
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import counted, say
+from rddlib.utils.text import counted, joined, say
 
 if TYPE_CHECKING:
     from rddlib.data import ImageDataset
@@ -125,6 +125,15 @@ def _model_of(
     return guided, Arm(method, steps, guided.seed, guidance, sampler)
 
 
+def _say_seed(study: "Study", method: str) -> None:
+    """Where a study has students of several seeds: say whose is taken."""
+    from rddlib.utils.distributed import rank
+
+    first, *others = study.profile.seeds
+    if others and rank() == 0 and method in study.profile.objectives:
+        say(f"the student of seed {first} is taken; for seed {joined(others)} name its file with --checkpoint")
+
+
 def _say_new(study: "Study", stage: "Stage") -> None:
     """Where the study's folder is new, perhaps mistyped: say that a study begins there, and what is trained for this stage."""
     from rddlib.utils.distributed import rank
@@ -211,6 +220,7 @@ def sample(
 
         study = study_of(profile, out, settings, seed, check=check)
         owner, arm = _model_of(study, *asked)
+        _say_seed(study, method)
         chosen, names = study.dataset.class_numbers(words), study.dataset.class_names
         images, folder = owner.drawn(arm, samples=count, noise=noise, classes=chosen), study.out
         model = method if guidance is None else f"guided-{method}-{sampler}"
@@ -323,6 +333,7 @@ def evaluate(
         model = (method, steps, guidance, sampler, [])
         if images is None and checkpoint is None:
             study = study_of(profile, out, settings, seed, check=check)
+            _say_seed(study, method)
             config, folder = study.profile.evaluation, study.out
         else:
             classifier = lambda study: _say_new(study, study.stages.extractor)  # noqa: E731

@@ -46,17 +46,23 @@ UpdateOption = Annotated[bool, typer.Option(help="Let a folder take a changed co
 PLACES = ("data.root", "pretrained.teacher", "pretrained.extractor")  # fields that name a file or folder
 
 
-def parse_overrides(settings: list[str] | None) -> dict[str, str]:
-    """["a.b=1"] -> {"a.b": "1"}; UserError for one without "="."""
+def _is_place(field: str, value: str) -> bool:
     from rddlib.interop.hub import is_hub_name
 
+    if field == "evaluation.network":  # a name, such as digits or extractor, or a file
+        return bool(Path(value).suffix)
+    return field in PLACES and bool(value) and not (field == "pretrained.teacher" and is_hub_name(value))
+
+
+def parse_overrides(settings: list[str] | None) -> dict[str, str]:
+    """["a.b=1"] -> {"a.b": "1"}; UserError for one without "="."""
     overrides = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {setting}: write it as section.field=value")
         key, value = key.strip(), value.strip()
-        if key in PLACES and value and not (key == "pretrained.teacher" and is_hub_name(value)):
+        if _is_place(key, value):
             value = str(Path(value).expanduser().resolve())  # the same place wherever it is read
         overrides[key] = value
     return overrides

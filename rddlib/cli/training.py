@@ -106,8 +106,8 @@ def guide(
     \b
     Examples:
       rdd guide
-      rdd guide --set guidance.weights=[0,8] --out runs/wide
-      rdd guide --results --set seeds=[0,1,2]
+      rdd guide --set "guidance.weights=[0,8]" --out runs/wide
+      rdd guide --results --set "seeds=[0,1,2]"
       rdd guide --profile text --teacher stable-diffusion-folder --set data.root=captioned-images
     """
     from rddlib.study.guidance import GUIDED_FILE, guided_results

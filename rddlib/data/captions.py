@@ -8,9 +8,9 @@ import numpy as np
 
 from rddlib.data.cache import load_cached
 from rddlib.data.dataset import DataConfig, ImageDataset
-from rddlib.data.folder import images_below, recipe_of, say_once
+from rddlib.data.folder import PARTS, images_below, recipe_of, say_once
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import counted
+from rddlib.utils.text import counted, joined
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the datasets library's image-folder convention
 CAPTION = ".txt"
@@ -20,11 +20,16 @@ def load_captions(config: DataConfig, split: str, shape=None) -> ImageDataset:
     """Load the images of config.root with their captions: the different captions, sorted, are the classes.
 
     Without a metadata file each image's caption is the text file of its name. A seeded tenth is "test", the rest "extractor".
-    Raises UserError as `load_folder` does, and for images without captions or captions without images.
+    Raises UserError as `load_folder` does, for parts such as train/ in it, and for images without captions or captions without
+    images.
     """
     root = config.folder
     if not root.is_dir():
         raise UserError(f"no folder {root}: name the one that holds images and captions with --set data.root=FOLDER")
+    if parts := [part for part in PARTS if (root / part).is_dir()]:
+        raise UserError(
+            f"{root} holds {joined(parts)}, which would be mixed: name one, as --set data.root={root / parts[0]}"
+        )
     name = f"captioned images of folder {root.resolve().name}"
 
     def listing(folder: Path) -> tuple[list[Path], np.ndarray, list[str]]:

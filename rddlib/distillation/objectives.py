@@ -309,24 +309,25 @@ def _kernel(view: View, term: Term) -> Tensor:
 
 class Kind(NamedTuple):
     """make(view, term) -> the loss, a scalar, or None where there is nothing to compare with yet; sees: "pixels", the
-    extractor's "features", or its class "predictions" too."""
+    extractor's "features", or its class "predictions" too; heeds: the options that it reads, beside weight and share."""
 
     make: Callable[[View, Term], Tensor | None]
     sees: str
+    heeds: tuple[str, ...] = ()
 
 
 TERMS = {
     "pd": Kind(_pd, "pixels"),
     "lpips": Kind(_lpips, "pixels"),
     "stages": Kind(_stages, "features"),
-    "cfd": Kind(_cfd, "features"),
-    "is_p2p": Kind(_is_p2p, "features"),
-    "ii_p2p": Kind(_ii_p2p, "features"),
+    "cfd": Kind(_cfd, "features", ("tau", "dual", "predictions")),
+    "is_p2p": Kind(_is_p2p, "features", ("tau",)),
+    "ii_p2p": Kind(_ii_p2p, "features", ("tau",)),
     "entropy": Kind(_entropy, "predictions"),
     "diversity": Kind(_diversity, "predictions"),
-    "m_p2p": Kind(_m_p2p, "features"),
+    "m_p2p": Kind(_m_p2p, "features", ("tau", "head")),
     "frechet": Kind(_frechet, "features"),
-    "kernel": Kind(_kernel, "features"),
+    "kernel": Kind(_kernel, "features", ("tau",)),
 }
 
 
@@ -662,7 +663,7 @@ def parse_sum(text: str, steps: int = 1) -> tuple[str, tuple[Term, ...]]:
     name = name.strip()
     if not equals or not re.fullmatch(r"[a-z]\w*", name):
         raise ValueError(f"{text!r} is no sum: write it as name = cfd + is_p2p(share=1 tau=0.1)")
-    terms = tuple(_parse_term(word, steps) for word in right.split("+"))
+    terms = tuple(_parse_term(word, steps) for word in re.split(r"\+(?![^()]*\))", right))  # 1e+2 is a number
     check_terms([term if term.tau is not None else replace(term, tau=1.0) for term in terms])
     return name, terms
 
@@ -679,6 +680,8 @@ def _parse_term(word: str, steps: int) -> Term:
             raise ValueError(f"{found[1]} has no option {key!r}{nearest(key, kinds)}: known are {', '.join(kinds)}")
         if key in options:
             raise ValueError(f"{found[1]} has {key} twice: give it once")
+        if found[1] in TERMS and key not in ("weight", "share", *TERMS[found[1]].heeds):
+            raise ValueError(f"{found[1]} has no use for {key}: leave it out")
         try:
             options[key] = (
                 value if key == "head" else _SWITCH[value] if kinds[key] is bool else _number_at(value, steps)

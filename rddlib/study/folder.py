@@ -113,7 +113,7 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
         if differences and not update:
             raise UserError(
                 f"{out} was made by another configuration (it differs in {', '.join(differences[:5])}): choose another "
-                "--out, or add --update to rerun here what depends on the change"
+                "--out, or rerun here what depends on the change: rdd study with --update"
             )
     elif others:
         raise UserError(f"{out} is not empty and no study made it: choose another --out")

@@ -359,7 +359,7 @@ def cifar10() -> Profile:
         pretrained=PretrainedConfig(
             TrainConfig(50_000, 128, 1e-4, lr_schedule="cosine", warmup=1000, ema=0.9999)
         ),  # ours
-        evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # RDD 5.1
+        evaluation=EvaluationConfig(samples=50_000, batch_size=500),  # the released code
         run=RunConfig(save_every=300, log_every=100, sample_every=5000),
     )
 
@@ -405,7 +405,7 @@ def imagenet64() -> Profile:
         distill=dict(
             train=dict(batch_size=256, learning_rate=1e-4),  # RDD A.2
             iterations=(50_000, 50_000, 100_000),  # RDD A.2
-            temperatures=(0.85, 0.85, 0.85),  # RDD 5.2
+            temperatures=(0.85, 0.85, 0.85),  # RDD 5.1
         ),
         guidance=dict(  # sources as for CIFAR-10
             base=dict(iterations=1_000_000, batch_size=512, learning_rate=1e-4),
@@ -413,7 +413,7 @@ def imagenet64() -> Profile:
             stochastic=50_000,
         ),
         pretrained=dict(convert=dict(batch_size=256)),  # ours
-        loss=dict(alpha=100.0),  # RDD 5.2
+        loss=dict(alpha=100.0),  # RDD 5.1
     )
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from PIL import Image
 from tiny import conditional_denoiser, gray_images, settings, without
 from tiny_study import TINY
 
+from rddlib.cli.images import _say_seed
+from rddlib.cli.options import parse_overrides
 from rddlib.data.dataset import HEADING
 from rddlib.diffusion.model_file import describe
 from rddlib.interop import load_model
@@ -103,6 +106,16 @@ def test_a_folder_knows_its_profile_and_seed(done, refusal, tiny):
     assert "80 samples" in done("evaluate", *given, "--out", out)  # as the folder was set; smoke has 200, digits 5000
 
 
+def test_a_file_that_is_set_is_the_same_wherever_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {"data.root": "images", "pretrained.teacher": "model", "evaluation.network": "metric.safetensors"}
+    assert parse_overrides([f"{field}={file}" for field, file in files.items()]) == {
+        field: str(tmp_path / file) for field, file in files.items()
+    }
+    names = {"evaluation.network": "extractor", "pretrained.teacher": "google/ddpm-cifar10-32", "data.root": ""}
+    assert parse_overrides([f"{field}={name}" for field, name in names.items()]) == names
+
+
 def test_methods_are_chosen_by_a_setting(run, tiny):
     run("train --set methods=[cfd,pd]")
     study = open_study("smoke", tiny.out)
@@ -116,6 +129,17 @@ def test_a_study_ends_with_what_came_out_and_how_long_it_took(run, tiny):
 
 
 # drawing
+
+
+def test_of_several_seeds_it_says_whose_student_draws(tiny, capsys):
+    for seeds, method, said in (
+        ((0,), "pd", ""),
+        ((3, 0, 1), "ddim", ""),
+        ((3, 0, 1), "pd", "seed 3 is taken; for seed 0, 1"),
+    ):
+        _say_seed(tiny.varied(replace(tiny.profile, seeds=seeds), "scores"), method)
+        told = capsys.readouterr().err
+        assert said in told and bool(said) == bool(told)
 
 
 def test_sample_draws_the_classes_asked_for_in_turn(run, tiny):

@@ -108,6 +108,7 @@ def test_what_people_write():
     assert (terms[2].weight, terms[2].head, terms[3].share) == (0.1, "identity", 0.3)
     assert parse_sum("x = cfd(dual=true predictions=true)")[1] == (Term("cfd", tau=None, dual=True, predictions=True),)
     assert parse_sum("x = cfd(dual=false)")[1] == parse_sum("x = cfd")[1]
+    assert [term.weight for term in parse_sum("x = cfd(weight=1e+2)+pd(weight=5e-1)")[1]] == [100, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,8 @@ def test_what_people_write():
         ("x = cfd(dual=0.5)", r"cfd\(dual=0.5\): '0.5' is neither true nor false"),
         ("x = cfd(tau=inf)", "all of them finite"),
         ("x = cfd(tau=0.5 tau=0.9)", "cfd has tau twice"),
+        ("x = cfd + pd(share=1 tau=0.1)", "pd has no use for tau"),
+        ("x = cfd + is_p2p(share=1 head=none)", "is_p2p has no use for head"),
         ("x = cfd + pd(weight=2 share=1)", "has a weight and a share.*give one of them"),
         ("x = is_p2p(share=1)", "shares need a term with a fixed weight"),
         ("x = cfd + cfd", "stands twice"),
