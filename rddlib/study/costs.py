@@ -365,7 +365,8 @@ def make_plan(
         say(f"[{len(kinds) + 1}] samples to score: measuring, about {seconds:g} s")
         sampling = prober.sampling_cost(seconds)
     rows = [_row(p, name, stages, times, kinds, maps) for name, stages, times in groups]
-    rows += _sampling_rows(p, sampling)
+    measured = [arm for arm in plain_arms(p) if not _score_ships(p, prober.plain, arm)]
+    rows += _sampling_rows(p, measured, sampling)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     shown = [row for row in rows if row.iterations or row.cost is SHIPS]
     return Plan(shown, shutil.disk_usage(existing).free, memory)
@@ -426,7 +427,14 @@ def _row(p: Profile, name: str, stages: list[Stage], times: int, kinds: Mapping[
     return Row(name, kind, iterations, batch, len(stages) * times, at_once, cost, maps * batch * looks)
 
 
-def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
+def _score_ships(p: Profile, graph: Graph, arm: Arm) -> bool:
+    """Whether the package has it; graph: of the study's own models."""
+    ships = graph.drawer(arm.method, arm.steps, arm.seed, arm.sampler).ships
+    return ships and Study(p, Path("nowhere")).shipped_score_file(arm) is not None
+
+
+def _sampling_rows(p: Profile, plain: list[Arm], cost: Cost) -> list[Row]:
+    """Rows for the samples of these arms and of all guided ones."""
     classes = 0 if p.pretrained.teacher else classes_of(p)
     guided = guided_arms(conditional_profile(p, classes), 0) if classes else []
 
@@ -435,8 +443,8 @@ def _sampling_rows(p: Profile, cost: Cost) -> list[Row]:
         evaluations = sum(arm.steps * (2 if arm.method == "teacher" else 1) for arm in arms)
         return Row(name, SAMPLING, evaluations * -(-samples // batch), batch, 0, 1, cost)
 
-    plain = row("samples to score", plain_arms(p), p.evaluation.samples)
-    return [plain, row("guided: samples to score", guided * len(p.seeds), p.guidance.samples)]
+    own = row("samples to score", plain, p.evaluation.samples)
+    return [own, row("guided: samples to score", guided * len(p.seeds), p.guidance.samples)]
 
 
 # the plan of a sweep

@@ -374,14 +374,10 @@ class Study:
 
     def _shipped_score(self, arm: Arm) -> dict | None:
         """The record of this score from the package, where its model was taken from there and the run still takes such."""
-        stage = self.stage_of(arm)
+        stage, file = self.stage_of(arm), self.shipped_score_file(arm)
         stage.get()
-        if self.profile.run.shipped == "none" or not stage.noted().get("shipped"):
+        if self.profile.run.shipped == "none" or not stage.noted().get("shipped") or file is None:
             return None
-        try:
-            file = shipped(f"{MODELS}/scores/{self.score_path(arm).name}")
-        except UserError:
-            return None  # none of this key
         try:
             record = read_record(file)
         except UserError:
@@ -389,6 +385,13 @@ class Study:
             return None
         say(f"{arm.label}: the score that comes with rddlib (--set run.shipped=none measures it)")
         return record
+
+    def shipped_score_file(self, arm: Arm) -> Path | None:
+        """Where the package has this score, of the same key; None where it has none."""
+        try:
+            return shipped(f"{MODELS}/scores/{self.score_path(arm).name}")
+        except UserError:
+            return None
 
     # all of it
 

@@ -1,5 +1,6 @@
 """A study's arms, results and images: made when asked for, found again, and the same in every process."""
 
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ from rddlib.methods import METHODS
 from rddlib.study.folder import open_study, study_profile
 from rddlib.study.guidance import guided_done, guided_results
 from rddlib.study.profiles import load_profile
+from rddlib.study.stage import MODELS, Stage
 from rddlib.study.study import COLUMNS, GUIDED_COLUMNS, Arm, Cascade, Study, _told, guided_study
+from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 
 PACKAGE = Path(rddlib.__file__).parent
@@ -222,6 +225,57 @@ study.results(), write_report(study, [])"""
     rows = table[table["method"] == "both"]
     assert set(rows["steps"]) == {4, 2, 1} and rows.notna().all().all() and "rdd" not in set(table["method"])
     assert "<td>PD + CFD</td>" in (out / "index.html").read_text()
+
+
+# scores that come with the package
+
+
+@pytest.mark.parametrize(
+    ("taken", "wanted", "text", "fid"),
+    [
+        (True, "start", None, 42.0),
+        (True, "none", None, None),  # none is asked for
+        (False, "start", None, None),  # the model was trained here, and has a score of its own
+        (True, "start", "{", None),  # damaged
+    ],
+)
+def test_a_score_of_the_package_is_taken_with_its_model(tiny, tmp_path, monkeypatch, capfd, taken, wanted, text, fid):
+    arm, profile = Arm("ddim", 1, 0), replace(tiny.profile, run=replace(tiny.profile.run, shipped=wanted))
+    study = tiny.varied(profile, f"scores-{tmp_path.name}")
+    box = tmp_path / "data/models/scores" / study.score_path(arm).name
+    record = {"row": {"method": "ddim", "steps": 1, "seed": 0, "fid": 42.0}, "receipt": {"hardware": "another"}}
+    write_atomically(box, text or json.dumps(record))
+    noted = Stage.noted
+    monkeypatch.setattr("rddlib.study.study.shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr(Stage, "noted", lambda stage: {**noted(stage), "shipped": taken})
+    found, said = study.measured(arm), capfd.readouterr().err
+    own = tiny.measured(arm)["row"]["fid"]
+    assert found["row"]["fid"] == (fid or pytest.approx(own)) and own != 42
+    assert ("ddim, 1 step: the score that comes with rddlib" in said) == bool(fid)
+    assert ("is damaged, so it is measured" in said) == bool(text)
+
+
+def _digits(tmp_path) -> Study:
+    profile = load_profile("digits")
+    return Study(replace(profile, run=replace(profile.run, shipped="all")), tmp_path)
+
+
+def test_scores_that_ship_are_those_of_the_models_that_ship(tmp_path):
+    """As of models: a changed number gives a score another key."""
+    study = _digits(tmp_path)
+    expected = {study.score_path(arm).name for arm in study.arms() if study.stage_of(arm).ships}
+    assert {file.name for file in (PACKAGE.parent / MODELS / "scores").iterdir()} == expected and len(expected) == 20
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("arm", [Arm("ddim", 2, 0), Arm("pndm", 10, 0), Arm("rdd", 1, 0)], ids=lambda arm: arm.method)
+def test_scores_that_ship_are_measured_again(tmp_path, arm):
+    """To the last digits where PyTorch uses the same instructions; on any machine to 1e-3."""
+    study = _digits(tmp_path)
+    stored, found = study.measured(arm)["row"], study._measure(arm)["row"]
+    assert [found[score] for score in ("fid", "pfd", "is")] == pytest.approx(
+        [stored[s] for s in ("fid", "pfd", "is")], rel=1e-3
+    )
 
 
 # images
