@@ -20,13 +20,14 @@ def load_captions(config: DataConfig, split: str, shape=None) -> ImageDataset:
     """Load the images of config.root with their captions: the different captions, sorted, are the classes.
 
     Without a metadata file each image's caption is the text file of its name. A seeded tenth is "test", the rest "extractor".
-    Raises UserError as `load_folder` does, for parts such as train/ in it, and for images without captions or captions without
-    images.
+    Raises UserError as `load_folder` does, for images without captions, captions without images, and parts such as train/
+    where no metadata file says that all are meant.
     """
     root = config.folder
     if not root.is_dir():
         raise UserError(f"no folder {root}: name the one that holds images and captions with --set data.root=FOLDER")
-    if parts := [part for part in PARTS if (root / part).is_dir()]:
+    parts = [part for part in PARTS if (root / part).is_dir()]
+    if parts and not any((root / name).is_file() for name in METADATA):  # which say whose captions are meant
         raise UserError(
             f"{root} holds {joined(parts)}, which would be mixed: name one, as --set data.root={root / parts[0]}"
         )

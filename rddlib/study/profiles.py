@@ -272,7 +272,7 @@ def _but(config, **changes):
 
 
 def digits() -> Profile:
-    """Real 8x8 digits on a laptop, 10 to 20 minutes on 2 cores."""
+    """Real 8x8 digits on a laptop, 10 to 25 minutes on 2 cores."""
     return Profile(
         name="digits",
         data=DataConfig("digits"),

@@ -373,15 +373,16 @@ class Study:
         return read_record(path)
 
     def _shipped_score(self, arm: Arm) -> dict | None:
-        """The record of this score from the package, where its model was taken from there and the run still takes such."""
-        stage, file = self.stage_of(arm), self.shipped_score_file(arm)
-        stage.get()
-        if self.profile.run.shipped == "none" or not stage.noted().get("shipped") or file is None:
+        """The record of this score from the package, where it has one of the very weights and the run takes such."""
+        file = self.shipped_score_file(arm)
+        if self.profile.run.shipped == "none" or file is None:
             return None
         try:
             record = read_record(file)
         except UserError:
             say(f"{arm.label}: {file} is damaged, so it is measured")
+            return None
+        if record["receipt"].get("weights_sha256") != self.drawn(arm).provenance["weights_sha256"]:
             return None
         say(f"{arm.label}: the score that comes with rddlib (--set run.shipped=none measures it)")
         return record

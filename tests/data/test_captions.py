@@ -65,7 +65,7 @@ def only(root, name, content):
         (lambda root: (root / "metadata.csv").write_text("file_name,text\n0.png,\n"), "have no caption"),
         (lambda root: only(root, "0.txt", "café".encode("latin-1")), "0.txt is no UTF-8 .*: convert it"),
         (
-            lambda root: (root / "train").mkdir(),
+            lambda root: [only(root, "0.txt", b"a cat"), (root / "train").mkdir()],
             "holds train, which would be mixed: name one, as --set data.root=.*/train",
         ),
         (

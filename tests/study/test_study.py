@@ -19,11 +19,12 @@ import rddlib
 from rddlib.data import load_dataset
 from rddlib.diffusion.denoiser import as_denoiser
 from rddlib.diffusion.samplers import TRAINING_FREE
+from rddlib.evaluation import read_record
 from rddlib.methods import METHODS
 from rddlib.study.folder import open_study, study_profile
 from rddlib.study.guidance import guided_done, guided_results
 from rddlib.study.profiles import load_profile
-from rddlib.study.stage import MODELS, Stage
+from rddlib.study.stage import MODELS
 from rddlib.study.study import COLUMNS, GUIDED_COLUMNS, Arm, Cascade, Study, _told, guided_study
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
@@ -231,23 +232,24 @@ study.results(), write_report(study, [])"""
 
 
 @pytest.mark.parametrize(
-    ("taken", "wanted", "text", "fid"),
+    ("weights", "wanted", "text", "fid"),
     [
-        (True, "start", None, 42.0),
-        (True, "none", None, None),  # none is asked for
-        (False, "start", None, None),  # the model was trained here, and has a score of its own
-        (True, "start", "{", None),  # damaged
+        ("", "start", None, 42.0),
+        ("", "none", None, None),  # none is asked for
+        ("others", "start", None, None),  # of the same numbers, but trained elsewhere
+        ("", "start", "{", None),  # damaged
     ],
 )
-def test_a_score_of_the_package_is_taken_with_its_model(tiny, tmp_path, monkeypatch, capfd, taken, wanted, text, fid):
+def test_a_score_of_the_package_is_taken_for_the_very_weights(
+    tiny, tmp_path, monkeypatch, capfd, weights, wanted, text, fid
+):
     arm, profile = Arm("ddim", 1, 0), replace(tiny.profile, run=replace(tiny.profile.run, shipped=wanted))
     study = tiny.varied(profile, f"scores-{tmp_path.name}")
     box = tmp_path / "data/models/scores" / study.score_path(arm).name
-    record = {"row": {"method": "ddim", "steps": 1, "seed": 0, "fid": 42.0}, "receipt": {"hardware": "another"}}
-    write_atomically(box, text or json.dumps(record))
-    noted = Stage.noted
+    receipt = {"weights_sha256": weights or study.drawn(arm).provenance["weights_sha256"]}
+    row = {"method": "ddim", "steps": 1, "seed": 0, "fid": 42.0}
+    write_atomically(box, text or json.dumps({"row": row, "receipt": receipt}))
     monkeypatch.setattr("rddlib.study.study.shipped", lambda name: tmp_path / name)
-    monkeypatch.setattr(Stage, "noted", lambda stage: {**noted(stage), "shipped": taken})
     found, said = study.measured(arm), capfd.readouterr().err
     own = tiny.measured(arm)["row"]["fid"]
     assert found["row"]["fid"] == (fid or pytest.approx(own)) and own != 42
@@ -263,8 +265,11 @@ def _digits(tmp_path) -> Study:
 def test_scores_that_ship_are_those_of_the_models_that_ship(tmp_path):
     """As of models: a changed number gives a score another key."""
     study = _digits(tmp_path)
-    expected = {study.score_path(arm).name for arm in study.arms() if study.stage_of(arm).ships}
-    assert {file.name for file in (PACKAGE.parent / MODELS / "scores").iterdir()} == expected and len(expected) == 20
+    files = {study.score_path(arm).name: arm for arm in study.arms() if study.stage_of(arm).ships}
+    assert {file.name for file in (PACKAGE.parent / MODELS / "scores").iterdir()} == set(files) and len(files) == 20
+    for name, arm in files.items():
+        scored = read_record(PACKAGE.parent / MODELS / "scores" / name)["receipt"]
+        assert scored["weights_sha256"] == study.drawn(arm).provenance["weights_sha256"]
 
 
 @pytest.mark.ci
