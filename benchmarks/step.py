@@ -31,6 +31,7 @@ from rddlib.utils.errors import UserError
 CUDA = torch.autograd.DeviceType.CUDA
 PARTS = ("data", "teacher", "student", "extractor", "losses", "optimiser")
 STEP = "step"  # the mark at the end of an optimiser's step
+LONGEST = 30  # kernels that are named
 FEW = 2  # images a step whose FLOPs are counted
 NONE = {"channels_last": "never", "compile": "never", "graphs": "never"}
 ALL = {"precision": "auto", "channels_last": "auto", "compile": "auto", "graphs": "auto"}
@@ -41,9 +42,9 @@ CUDA_SETTINGS = {  # what "auto" is made of there, and the losses that it does n
     "bf16 eager": NONE | {"precision": "bf16"},
     "bf16 channels_last": NONE | {"precision": "bf16", "channels_last": "always"},
     "bf16 graphs": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "auto"},
+    "fused losses": NONE | {"precision": "bf16", "channels_last": "always", "graphs": "auto", "impl": "fused"},
     "bf16 blocks": ALL | {"precision": "bf16", "compile": "blocks"},
     "auto": ALL,
-    "fused losses": ALL | {"impl": "fused"},
 }
 
 COLUMNS = (
@@ -178,7 +179,7 @@ class Subject:
     """A stage to train for a few iterations on random images; what: "base", or a method for its first student."""
 
     def __init__(self, profile: Profile, what: str):
-        prober = Prober(profile)
+        prober = Prober(replace(profile, run=replace(profile.run, compile="never", graphs="never")))
         graph, first = prober.plain, (profile.student_steps[0], profile.seeds[0])
         self.run = replace(profile.run, sample_every=0, tracker="none")
         self.stage = graph.base if what == "base" else graph.student(what, *first)
@@ -228,7 +229,7 @@ def bench_step(
     A row holds seconds of a step, kernels (seconds that a GPU worked in one), images_per_second, flops of a step (convolutions
     and matrix products, counted at 2 images and scaled), of_peak (a share of the fastest large matrix product in the same
     precision), peak_mib, ratio (images_per_second over float32 eager's), parts (seconds by PARTS), their sum parts_seconds,
-    and note, which says why figures are missing.
+    top_kernels (name, seconds, calls) of the longest, and note, which says why figures are missing.
 
     Args:
         what: "base" and the profile's methods, its own sums among them.
@@ -315,13 +316,13 @@ def measure_step(job: dict) -> dict:
     clock, trainer = PartClock(lambda: now(device)), subject.trainer(warm_up + steps, batch, precision)
     with clock.watching(trainer):
         subject.fit(trainer)
-    busy = None
+    kernels: list = []
     if "trace" in job or device == "cuda":
         when = torch.profiler.schedule(wait=warm_up - 1, warmup=1, active=1, repeat=1)
         ready = lambda profiler: "trace" in job and profiler.export_chrome_trace(job["trace"])  # noqa: E731
         with torch.profiler.profile(schedule=when, on_trace_ready=ready) as profiler, each_step(profiler.step):
             subject.fit(subject.trainer(warm_up + 1, batch, precision))
-        busy = kernel_seconds(profiler.key_averages())
+        kernels = kernels_of(profiler.key_averages())
     chosen = str(chosen_precision(precision, training_device())).removeprefix("torch.")
     return {
         "seconds": (ends[1] - ends[0]) / steps,
@@ -329,18 +330,16 @@ def measure_step(job: dict) -> dict:
         "parts": seconds_per_part(clock.marks, steps),
         "precision": precision if precision == "tf32" else chosen,
         "flops": flops * batch,
-        "kernels": busy,
+        "kernels": sum(seconds for _, seconds, _ in kernels) or None,
+        "top_kernels": kernels[:LONGEST],
         **clock.found,
     }
 
 
-def kernel_seconds(averages: Iterable) -> float | None:
-    """How long a GPU's kernels ran; averages: what PyTorch's profiler saw, None where there was no GPU in it."""
-    return (
-        sum(one.self_device_time_total for one in averages if one.device_type == CUDA and not one.is_user_annotation)
-        / 1e6
-        or None
-    )
+def kernels_of(averages: Iterable) -> list[tuple[str, float, int]]:
+    """(name, seconds, calls) of a GPU's kernels, the longest first; averages: what PyTorch's profiler saw."""
+    seen = [one for one in averages if one.device_type == CUDA and not one.is_user_annotation]
+    return sorted(((one.key[:100], one.self_device_time_total / 1e6, one.count) for one in seen), key=lambda k: -k[1])
 
 
 # reading it

@@ -8,8 +8,8 @@ Each step has a time limit, and what it left is kept whatever becomes of the oth
 steps.json, which says what ran, when, on what and how it ended. Run again, it goes on with the steps that are not done.
 Those of QUICK end within nine minutes together: no training in them is compiled, which takes minutes. The study goes on where
 it was stopped, so that --limit does it in pieces.
-Nothing is fetched: what a machine with PyTorch lacks can be brought along. Where there is a network, and with that machine's
-Python version, python docs/gpu_day.py --fetch FOLDER fills the folder for --wheels.
+Nothing is fetched: what a machine with PyTorch and typer lacks can be brought along. Where there is a network, python
+docs/gpu_day.py --fetch FOLDER fills the folder for --wheels, whatever that machine's Python.
 """
 
 import argparse
@@ -27,8 +27,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[1]
 KEPT = (".json", ".jsonl", ".csv", ".png", ".txt", ".xml", ".html")
 LARGEST = 16 * 2**20  # bytes of what is taken home, all together
-WHEELS = ("papermill", "typer")  # brought along with what they need
-BARE = ("torch-fidelity", "diffusers", "importlib-metadata", "zipp")  # what these need comes with PyTorch
+WHEELS = ("torch-fidelity", "diffusers", "importlib-metadata", "zipp")  # what else they need comes with PyTorch
 FAREWELL = 20  # seconds between asking a step to stop, and so to save, and stopping it
 GPU_TESTS = (
     "tests/test_on_device.py",
@@ -38,14 +37,14 @@ GPU_TESTS = (
 QUICK = {  # and their limits in seconds: 540 together
     "smoke": 60,
     "test_gpu": 120,
-    "bench_losses_is_p2p": 60,
-    "bench_losses_m_p2p": 60,
     "bench_step_cifar10": 120,
     "bench_step_imagenet64": 120,
+    "bench_losses_is_p2p": 60,
+    "bench_losses_m_p2p": 60,
 }
 LIMITS = QUICK | {"metric_network": 300, "study": 4 * 3600}  # of all others: LONGEST
 LONGEST = 900
-EAGER, COMPILED = "float32 eager,tf32,bf16 channels_last,bf16 graphs", "float32 eager,bf16 blocks,auto,fused losses"
+EAGER, COMPILED = "float32 eager,bf16 graphs", "float32 eager,tf32,bf16 channels_last,fused losses,bf16 blocks,auto"
 STEPS = {  # a float32 step of imagenet64's whole batch of 256 takes eight seconds
     "cifar10": ("--what", "rdd", "--steps", "10"),
     "imagenet64": ("--what", "rdd", "--steps", "3", "--batch", "32"),
@@ -97,14 +96,14 @@ def steps_of(out: Path, images: str, tiny: bool, settings: Sequence[str] = (), l
     report = work / "test_gpu.xml"
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, f"--junitxml={report}")
     step("test_gpu", pytest, report)
-    quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32")
-    quick = quick if tiny else ("--size", "cifar10,imagenet64", "--dtype", "bfloat16")
-    for loss in ("is_p2p",) if tiny else ("is_p2p", "m_p2p"):
-        bench(f"losses_{loss}", "losses", "--device", device, "--loss", loss, *quick)
     quick = {"smoke": ("--what", "pd", "--batch", "2", "--steps", "1")} if tiny else STEPS
     how = () if tiny else ("--how", EAGER)
     for profile, few in quick.items():
         bench(f"step_{profile}", "step", "--profile", profile, *few, *how)
+    quick = ("--size", "cifar10", "--repetitions", "1", "--dtype", "float32")
+    quick = quick if tiny else ("--size", "cifar10,imagenet64", "--dtype", "bfloat16")
+    for loss in ("is_p2p",) if tiny else ("is_p2p", "m_p2p"):
+        bench(f"losses_{loss}", "losses", "--device", device, "--loss", loss, *quick)
     if tiny:
         study("study", "smoke", "methods=[pd,rdd]", *TINY)
     else:
@@ -220,13 +219,9 @@ def _write(path: Path, text: str) -> None:
 
 def bring(folder: Path, *, fetch: bool) -> None:
     """Fetch wheels into the folder, or install those that it holds."""
+    how = ("download", "-c", TOP / "constraints.txt", "--dest") if fetch else ("install", "--no-index", "--find-links")
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    if fetch:
-        pip += ("download", "-c", str(TOP / "constraints.txt"), "--dest", str(folder))
-    else:
-        pip += ("install", "--no-index", "--find-links", str(folder))
-    for words in (WHEELS, ("--no-deps", *BARE)):
-        subprocess.run([*pip, *words], check=True)
+    subprocess.run([*pip, *how, folder, "--no-deps", *WHEELS], check=True)
 
 
 def main() -> int:
@@ -235,7 +230,7 @@ def main() -> int:
     parser.add_argument("--images", help="CIFAR-10 in a folder: torchvision's files, or images in folders")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to install what is missing from")
-    parser.add_argument("--fetch", type=Path, help="only fill such a folder, for this Python and system")
+    parser.add_argument("--fetch", type=Path, help="only fill such a folder")
     parser.add_argument("--tiny", action="store_true", help="try it on a CPU, in minutes")
     parser.add_argument("--only", help="some of the steps, with commas between them")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a number of the last study")

@@ -14,7 +14,7 @@ from tiny import QUEUE, conditional_denoiser, tiny_denoiser
 from rddlib.data import load_dataset
 from rddlib.diffusion.sampling import ddim_sample, stochastic_sample, two_step_target
 from rddlib.distillation.extractor import build_extractor
-from rddlib.distillation.objectives import PD, TERMS, Sum, Term
+from rddlib.distillation.objectives import TERMS, Sum, Term
 from rddlib.distillation.pixel_queue import PixelQueue
 from rddlib.distillation.train import distill, train_base
 from rddlib.evaluation import evaluate
@@ -144,17 +144,22 @@ def test_a_group_of_one_process_trains_as_a_process_alone(device, tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_graphs_change_nothing(device, precision):
-    """Student and teacher recorded, dropout and averaged weights among it: the losses of eight steps are those without."""
+    """Student, teacher and extractor recorded, their blocks compiled or not, dropout and averaged weights among it: the losses
+    of eight steps are those without."""
     if device.type != "cuda":
         pytest.skip("CUDA graphs need CUDA")
-    losses = {}
-    for graphs in ("never", "auto"):
-        run = RunConfig(log_every=1, compile="never", graphs=graphs)
+    profile, losses = load_profile("smoke"), {}
+    for graphs, compile in (("never", "never"), ("auto", "never"), ("auto", "blocks")):
+        run = RunConfig(log_every=1, compile=compile, graphs=graphs)
         trained = [Trainer(TrainConfig(8, 16, 1e-3, ema=0.9, precision=precision), seed=k, run=run) for k in (3, 4)]
         train_base(conditional_denoiser(dropout=0.3), DIGITS, trained[0])
-        distill(conditional_denoiser(), DIGITS, 2, PD(tiny_denoiser().schedule), trained[1])
-        losses[graphs] = [record["loss"] for trainer in trained for record in trainer.history]
-    assert losses["auto"] == pytest.approx(losses["never"], rel={"float32": 1e-3, "bf16": 3e-2}[precision])
+        torch.manual_seed(1)
+        teacher, extractor = conditional_denoiser(), build_extractor("small_resnet", 1, 10).eval()
+        objective = build_objective(profile.method("cfd_is_pd"), profile.loss, 0.9, teacher.schedule, extractor, 2)
+        distill(teacher, DIGITS, 2, objective, trained[1])
+        losses[graphs, compile] = [record["loss"] for trainer in trained for record in trainer.history]
+    expected = pytest.approx(losses.pop(("never", "never")), rel={"float32": 1e-3, "bf16": 3e-2}[precision])
+    assert list(losses.values()) == [expected, expected]
 
 
 class Cut(Exception):

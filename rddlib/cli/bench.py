@@ -236,12 +236,13 @@ def metric_network(
     from rddlib.evaluation import shipped_network_file
     from rddlib.evaluation.networks import SHIPPED
     from rddlib.study.profiles import load_profile
+    from rddlib.utils.installation import top_folder
 
     if name not in METRIC_RECIPES:
         raise UserError(f"there is no metric network {name!r}: choose one of {', '.join(METRIC_RECIPES)}")
     if out is None and name not in SHIPPED.values():
         raise UserError(f"no metric network of {name} ships: name the checkpoint to write with --out")
-    out = out or Path(shipped_network_file(name))
+    out = out or top_folder() / shipped_network_file(name)
     if out.exists() or out.with_suffix(".json").exists():
         raise UserError(
             f"{out} (or its .json) exists and scores made with it would no longer compare: choose another --out"

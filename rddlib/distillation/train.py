@@ -16,12 +16,12 @@ from rddlib.diffusion.denoiser import Denoiser, add_noise
 from rddlib.diffusion.sampling import ddim_sample, stochastic_sample, stochastic_target, two_step_target
 from rddlib.diffusion.schedule import expand_to
 from rddlib.diffusion.unet import NO_CLASS
-from rddlib.distillation.extractor import MetricNetwork, accuracy
+from rddlib.distillation.extractor import FeatureExtractor, MetricNetwork, accuracy
 from rddlib.distillation.objectives import Objective, gradient_report
 from rddlib.losses import loss_weight
 from rddlib.training import Step, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.training.adapters import sharing
-from rddlib.training.graphs import recorded
+from rddlib.training.graphs import recorded, recording
 from rddlib.utils.checkpoint import digest, save_checkpoint, write_atomically
 from rddlib.utils.errors import UserError
 
@@ -306,17 +306,18 @@ def distill(
         gradients = gradient_report(terms, x_student) if watch and step.logged else {}
         return total, {**terms, **objective.status(), **gradients}
 
-    return trainer.fit(
-        student,
-        loss,
-        len(dataset),
-        auxiliary=objective,
-        auxiliary_free="head_free" in objective.released,
-        debug=debug,
-        after_step=lambda step: objective.after_step(step.shared),
-        preview=_preview(dataset, steps, trainer.seed, stochastic),
-        about=_identity(teacher, objective, steps, stochastic) if trainer.files else "",
-    )
+    with recording([network for network in objective.frozen() if isinstance(network, FeatureExtractor)], trainer.run):
+        return trainer.fit(
+            student,
+            loss,
+            len(dataset),
+            auxiliary=objective,
+            auxiliary_free="head_free" in objective.released,
+            debug=debug,
+            after_step=lambda step: objective.after_step(step.shared),
+            preview=_preview(dataset, steps, trainer.seed, stochastic),
+            about=_identity(teacher, objective, steps, stochastic) if trainer.files else "",
+        )
 
 
 def _identity(teacher: Denoiser, objective: Objective, steps: int, stochastic: bool) -> str:

@@ -173,7 +173,7 @@ def _judged(objective: Objective, image: Tensor, target: Tensor, bound: float, t
 
 @torch.no_grad()
 def _channels(objective: nn.Module, target: Tensor) -> float | None:
-    cfd = objective.summands.get("cfd")
+    cfd = getattr(objective, "summands", {}).get("cfd")
     if cfd is None:
         return None
     features = objective.extractor(target)

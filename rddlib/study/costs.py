@@ -127,7 +127,7 @@ class Prober:
         images = images or random_images(profile, latent=space is not None)
         run = replace(profile.run, log_every=1, sample_every=0, tracker="none")
         # torch.compile would take longer than a measurement may
-        run = replace(run, compile="never") if run.compile == "auto" else run
+        run = replace(run, compile="never") if run.compile in ("auto", "blocks") else run
         place = Workplace(Path("nowhere"), run)
         self.profile, self.images = profile, images
         self.plain = plain_graph(Inputs(profile, 0, lambda split: images, place, space))

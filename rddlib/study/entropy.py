@@ -8,21 +8,16 @@ import torch
 from rddlib.evaluation import common_noise, read_record, write_record
 from rddlib.evaluation.entropy import entropy_by_step
 from rddlib.evaluation.receipt import made_here
-from rddlib.study.stage import Stage, key_of
+from rddlib.study.stage import key_of
 from rddlib.study.study import Arm, Study
 from rddlib.utils.distributed import locked
 
 
-def drawer_of(study: Study, arm: Arm) -> Stage:
-    """Whose network draws: "teacher" draws with the teacher whatever the steps, the others with their own of that many."""
-    return study.stages.teacher() if arm.method == "teacher" else study.stage_of(arm)
-
-
 def entropy_path(study: Study, arm: Arm) -> Path:
     """Where the entropies of an arm lie, once measured."""
-    evaluation = study.profile.evaluation
+    evaluation, stage = study.profile.evaluation, study.stage_of(arm)
     facts = {
-        "model": drawer_of(study, arm).key,
+        "model": f"{stage.key}{stage.mark}",
         "steps": arm.steps,
         "clip": evaluation.clip,
         "samples": evaluation.samples,
@@ -43,7 +38,7 @@ def entropy_record(study: Study, arm: Arm) -> dict:
 
 
 def _measured(study: Study, arm: Arm) -> dict:
-    evaluation, stage, began = study.profile.evaluation, drawer_of(study, arm), time.perf_counter()
+    evaluation, stage, began = study.profile.evaluation, study.stage_of(arm), time.perf_counter()
     extractor, denoiser = study.extractor(), stage.get()
     noise = common_noise(study.image_shape, 0, evaluation.samples, evaluation.seed).to(study.device)
     classes = study.profile.unet.num_classes

@@ -486,13 +486,14 @@ class Graph:
     def drawer(self, method: str, steps: int, seed: int, sampler: str = "") -> Stage:
         """Whose network draws `method`'s images in `steps` steps.
 
-        Samplers (of TRAINING_FREE) draw with the base model; "pd" at teacher_steps is the teacher; in a guided graph
-        "teacher" is the conditional base model and "stage_one" the base. Raises UserError where there is none.
+        Samplers (of TRAINING_FREE) draw with the base model; "pd" at teacher_steps is the teacher, "teacher" is it
+        whatever the steps; in a guided graph "teacher" is the conditional base model and "stage_one" the base. Raises
+        UserError where there is none.
         """
         if method in TRAINING_FREE or method == "stage_one":
             return self.base
-        if method == "teacher" and self.conditional is not None:
-            return self.conditional
+        if method == "teacher":
+            return self.conditional or self.teacher()
         if sampler == STOCHASTIC and steps > 1:
             return self.stochastic(method, steps, seed)
         if method == "pd" and steps == self.profile.progressive.teacher_steps:

@@ -141,7 +141,7 @@ class Study:
     def varied(self, profile: Profile, scores: str) -> "Study":
         """The study of other numbers in the same folder, sharing what does not depend on them; its scores lie apart."""
         other = Study(profile, self.out, self.seed, scores)
-        if profile.data == self.profile.data and profile.unet.image_size == self.profile.unet.image_size:
+        if profile.data == self.profile.data and profile.unet.image_shape == self.profile.unet.image_shape:
             other.dataset = self.dataset
             if profile.evaluation.network == self.profile.evaluation.network != "extractor":
                 other.metric_network = self.metric_network

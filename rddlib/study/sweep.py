@@ -16,7 +16,7 @@ import rddlib
 from rddlib.distillation.label_free import TEACHER
 from rddlib.evaluation import read_record
 from rddlib.study.ablations import Ablation, Setting
-from rddlib.study.entropy import drawer_of, entropy_path, entropy_record
+from rddlib.study.entropy import entropy_path, entropy_record
 from rddlib.study.profiles import changed
 from rddlib.study.stage import Stage, key_of
 from rddlib.study.study import Arm, Study, fids_by_steps
@@ -69,7 +69,7 @@ class Run:
 
     def missing(self) -> list[Stage]:
         """The stages that it needs and that are not there, ancestors first."""
-        stages = [stage for arm in self.arms for stage in drawer_of(self.study, arm).missing()]
+        stages = [stage for arm in self.arms for stage in self.study.stage_of(arm).missing()]
         extractor = self.study.stages.extractor.missing() if self.measures == "entropy" else []
         return list(dict.fromkeys(stages + extractor))
 
@@ -268,7 +268,7 @@ def _training(run: Run, steps: int) -> dict:
     if run.method not in study.profile.objectives:
         return {}
     shared = {*study.stages.teacher().lineage(), study.stages.extractor}
-    lineage = drawer_of(study, Arm(run.method, steps, run.seed)).lineage()
+    lineage = study.stage_of(Arm(run.method, steps, run.seed)).lineage()
     if not (stages := [stage for stage in lineage if stage not in shared]):
         return {}
     facts = [stage.noted() for stage in stages]

@@ -59,7 +59,7 @@ class RunConfig:
     # torch.compile of denoisers, on CUDA where a training is long enough for it; "always": of all; "blocks": of our U-Nets'
     # blocks, each kind once, which takes less time than the whole; or "never"
     compile: str = "auto"
-    graphs: str = "auto"  # U-Nets of ours as CUDA graphs, where one process trains, its batch in one part; or "never"
+    graphs: str = "auto"  # U-Nets and extractors as CUDA graphs, where one process trains, a batch at once; or "never"
     threads: int = 0  # of a training on the CPU, 0: all it may take; another number of them rounds otherwise
     save_every: float = 30.0  # seconds between checkpoints, or twenty times what writing one takes where that is more
     keep: int = 2  # checkpoints

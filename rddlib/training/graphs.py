@@ -1,38 +1,38 @@
-"""U-Nets as CUDA graphs: small ones keep a GPU waiting for Python to launch kernel after kernel; a recorded call is launched
+"""Networks as CUDA graphs: small ones keep a GPU waiting for Python to launch kernel after kernel; a recorded call is launched
 as one."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from rddlib.diffusion.unet import UNet
 from rddlib.training.config import RunConfig
-from rddlib.utils.distributed import world_size
 
 MOST = 4  # kinds of input of one network that are recorded, each with memory of its own; others run as they are
 
 
 class Recorded:
     """network(*inputs) by a graph for each kind of input (shapes, types, with gradients or without), recorded when it first
-    comes. What it returns is the caller's own."""
+    comes. What it returns, a tensor or several, is the caller's own."""
 
     def __init__(self, network: nn.Module):
         self.compiled = network._compiled_call_impl is not None
         self._network, self._call = network, network._compiled_call_impl or network._call_impl
         self._graphs: dict[tuple, Callable] = {}
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        if any(tensor.requires_grad for tensor in inputs):  # nobody asks for these gradients while training
-            return self._call(*inputs)
+    def __call__(self, *inputs: Tensor):
         kind = self._kind(inputs)
         if kind not in self._graphs and len(self._graphs) < MOST:
             self._graphs[kind] = self._record(inputs)
-        return self._graphs[kind](*inputs).clone() if kind in self._graphs else self._call(*inputs)
+        return tree_map(torch.clone, self._graphs[kind](*inputs)) if kind in self._graphs else self._call(*inputs)
 
     def _kind(self, inputs: tuple[Tensor, ...]) -> tuple:
-        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
+        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad) for tensor in inputs)
         modes = (self._network.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
         return shapes, modes, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
@@ -45,7 +45,7 @@ class Recorded:
             with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
                 return torch.cuda.make_graphed_callables(
                     _Call(self._network, self._call),
-                    tuple(tensor.clone() for tensor in inputs),
+                    tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs),
                     allow_unused_input=True,
                 )
         finally:
@@ -59,19 +59,37 @@ class _Call(nn.Module):
         super().__init__()
         self.network, self.call, self.training = network, call, network.training
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor):
         return self.call(*inputs)
 
 
 def recorded(module: nn.Module, run: RunConfig) -> nn.Module:
-    """The module, in place, its U-Nets `Recorded` on CUDA where `run` says so and one process trains; after `compiled`, undone
-    by `plain`.
+    """The module, in place, its U-Nets `Recorded` on CUDA where `run` says so and no group of processes trains; after
+    `compiled`, undone by `plain`.
 
     Not for a module whose gradients are added up over several backward passes, nor for a loss that calls it twice with
     gradients: a graph writes them, and what it needs for them, to the same place.
     """
-    if run.graphs == "auto" and world_size() == 1:  # others' collectives would disturb a recording
-        for network in module.modules():
-            if isinstance(network, UNet) and next(network.parameters()).is_cuda:
-                network._compiled_call_impl = Recorded(network)
+    for network in module.modules():
+        if isinstance(network, UNet) and _records(network, run):
+            network._compiled_call_impl = Recorded(network)
     return module
+
+
+@contextmanager
+def recording(networks: Iterable[nn.Module], run: RunConfig) -> Iterator[None]:
+    """Inside, these frozen networks are `Recorded` where `recorded` would record U-Nets, gradients at their inputs too."""
+    before = {network: network._compiled_call_impl for network in networks if _records(network, run)}
+    for network in before:
+        network._compiled_call_impl = Recorded(network)
+    try:
+        yield
+    finally:
+        for network, call in before.items():
+            network._compiled_call_impl = call
+
+
+def _records(network: nn.Module, run: RunConfig) -> bool:
+    """In a group, others' collectives would disturb a recording."""
+    grouped = dist.is_available() and dist.is_initialized()
+    return run.graphs == "auto" and not grouped and next(network.parameters()).is_cuda

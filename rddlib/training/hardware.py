@@ -157,6 +157,8 @@ def compiled(module: nn.Module, run: RunConfig) -> nn.Module:
         kind = ResidualBlock if blocks else UNet
         for network in [part for part in module.modules() if isinstance(part, kind)] or [module] * (not blocks):
             network.compile(dynamic=False if blocks else None)
+        for network in [part for part in module.modules() if isinstance(part, UNet)] * blocks:
+            network.tail.compile(dynamic=False)
     return module
 
 

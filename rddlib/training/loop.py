@@ -303,11 +303,9 @@ class Trainer:
     @staticmethod
     def _preview(preview: Callable[[nn.Module], Tensor], state: State) -> Tensor:
         model = state.average.module if state.average is not None else state.model
-        model.eval()
+        model = copy.deepcopy(model).eval()  # which is not compiled: a few calls are not worth that
         with torch.no_grad():
-            images = preview(model).cpu()
-        model.train()
-        return images
+            return preview(model).cpu()
 
     def _save(self, state: State, step: int) -> None:
         self._checkpoints.save(state.tensors(), self._identity(), step)

@@ -99,10 +99,13 @@ def test_a_folder_that_cannot_be_written(refusal, tmp_path, monkeypatch):
     assert "Permission denied" in refusal("study", "--profile", "smoke", "--out", tmp_path / "a")
 
 
-def test_the_metric_network_is_never_overwritten(refusal, tmp_path):
+def test_the_metric_network_is_never_overwritten(refusal, tmp_path, monkeypatch):
     (tmp_path / "net").write_text("old")
     assert "exists" in refusal("metric-network", "--out", tmp_path / "net")
     assert (tmp_path / "net").read_text() == "old"
+    monkeypatch.chdir(tmp_path)
+    assert "data/digits_metric_network" in refusal("metric-network", "digits")  # where it lies, wherever one stands
+    assert not (tmp_path / "data").exists()
 
 
 def test_another_version_s_sweep_and_a_damaged_record_of_it(refusal, tmp_path):

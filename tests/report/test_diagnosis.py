@@ -9,8 +9,10 @@ from tiny_study import TINY
 
 from rddlib.diffusion.sampling import two_step_target
 from rddlib.distillation import train
+from rddlib.distillation.objectives import Objective
 from rddlib.report.diagnosis import causes, look
 from rddlib.study.folder import continue_study
+from rddlib.study.graph import Graph
 from rddlib.study.profiles import load_profile
 from rddlib.training import Checkpoints
 
@@ -114,6 +116,22 @@ def test_a_sum_s_own_numbers_are_what_is_to_change(tiny, monkeypatch):
         }
         told = found["temperature too sharp"], found["relations too weak"]
         assert all(one.startswith(words) for one, words in zip(told, remedies, strict=True)), told
+
+
+class Squares(Objective):
+    """An objective that is no sum of the library's terms."""
+
+    weights = {"squares": 1.0}
+
+    def terms(self, x_student, x_teacher, t, generator):
+        return {"squares": ((x_student - x_teacher) ** 2).mean()}
+
+
+def test_an_objective_of_one_s_own_is_looked_at(tiny, monkeypatch):
+    monkeypatch.setattr(Graph, "objective", lambda *_: Squares())
+    found = look(tiny)
+    assert set(found.shares[1]) == {"squares"} and found.channels is None
+    assert "relations too weak" not in {cause.name for cause in causes(found)}
 
 
 def test_a_stopped_training_of_adapters_is_looked_at(tmp_path, monkeypatch):

@@ -158,6 +158,13 @@ def test_every_sampler_of_the_base_model_is_in_the_table(tmp_path):
         smoke(tmp_path).check_arm(name, 12)
 
 
+def test_other_channels_are_other_images(tmp_path):
+    study, gray = smoke(tmp_path), load_profile("smoke")
+    assert study.varied(gray, "x").dataset is study.dataset
+    coloured = study.varied(load_profile("smoke", {"unet.image_channels": "3"}), "x")
+    assert "images (1, 8, 8), wanted are (3, 8, 8)" in refused(lambda: coloured.dataset)
+
+
 def test_the_methods_that_compete_are_the_profile_s(tmp_path):
     arms = smoke(tmp_path, methods="[rdd]", seeds="[0, 3]", evaluation__baselines="[]").arms()
     assert [(arm.method, arm.steps, arm.seed) for arm in arms if arm.method not in ("ddim", "pd")] == [

@@ -208,6 +208,12 @@ def test_entropies_are_those_of_the_sampler_s_predictions(tiny, monkeypatch):
     assert receipt["checkpoint_sha256"] == student["sha256"] and receipt["samples"] == 80
 
 
+def test_entropies_of_a_rounded_student_pass_for_no_trained_ones(tmp_path, monkeypatch):
+    trained = entropy.entropy_path(smoke(tmp_path), Arm("cfd", 4, 0))
+    monkeypatch.setattr(Stage, "_shipped", ({}, {}))
+    assert entropy.entropy_path(smoke(tmp_path), Arm("cfd", 4, 0)) != trained
+
+
 def test_an_extractor_that_scores_must_not_vary(tmp_path):
     study = smoke(tmp_path, evaluation__network="extractor")
     varied = Sweep(study, [ABLATIONS["evidence"]], [0])

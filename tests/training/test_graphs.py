@@ -6,15 +6,23 @@ import pytest
 import torch
 from tiny import conditional_denoiser, tiny_denoiser
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from rddlib.training import RunConfig
+from rddlib.data import DataConfig, load_dataset
+from rddlib.distillation.extractor import build_extractor
+from rddlib.distillation.train import distill
+from rddlib.methods import build_objective
+from rddlib.study.profiles import load_profile
+from rddlib.training import RunConfig, TrainConfig, Trainer
+from rddlib.training import graphs as graphs_module
 from rddlib.training.graphs import MOST, Recorded, recorded
 from rddlib.training.hardware import plain
 
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """The inputs of each recording, where a graph is played by the call itself, and writes to one place as graphs do."""
+    """The inputs of each recording, where a graph is played by the call itself, and overwrites what it returned before, as
+    graphs do."""
     made, place = [], {}
 
     def record(call, inputs, allow_unused_input):
@@ -22,7 +30,10 @@ def recordings(monkeypatch):
 
         def replay(*inputs):
             found = call(*inputs)
-            return place.setdefault(call, torch.empty_like(found)).copy_(found)
+            for old, new in zip(place.get(call, ()), tree_leaves(found), strict=False):
+                old.data.copy_(new.data)
+            place[call] = tree_leaves(found)
+            return found
 
         return replay
 
@@ -68,10 +79,31 @@ def test_what_was_returned_stays(recordings):
     assert not torch.equal(call(z + 1, t, y), before) and torch.equal(first, before)
 
 
-def test_a_gradient_at_the_input_is_not_recorded(recordings):
-    z, t, y = inputs_of(2)
-    Recorded(network_of(trained=True))(z.requires_grad_(), t, y).sum().backward()
-    assert not recordings and z.grad is not None
+def test_a_gradient_at_the_input_is_a_kind_of_its_own(recordings):
+    network, (z, t, y) = network_of(trained=False), inputs_of(2)
+    call, seen = Recorded(network), z.clone().requires_grad_()
+    call(z, t, y)
+    (found,) = torch.autograd.grad(call(seen, t, y).sum(), seen)
+    assert torch.equal(found, torch.autograd.grad(network(seen, t, y).sum(), seen)[0])
+    assert [inputs[0].requires_grad for inputs in recordings] == [False, True]
+
+
+@pytest.mark.parametrize("method", ["rdd", "cfd_is_pd"])
+def test_a_student_learns_through_recorded_networks_as_through_others(recordings, monkeypatch, method):
+    """Student, teacher and extractor; the sum takes several gradients of one look."""
+    profile, losses = load_profile("smoke"), {}
+    for graphs in ("never", "auto"):
+        monkeypatch.setattr(graphs_module, "_records", lambda network, run: run.graphs == "auto")
+        torch.manual_seed(1)
+        teacher, extractor = tiny_denoiser(), build_extractor("small_resnet", 1, 10).eval()
+        objective = build_objective(profile.method(method), profile.loss, 0.9, teacher.schedule, extractor, 2)
+        trainer = Trainer(TrainConfig(3, 8, 1e-3), seed=3, run=RunConfig(log_every=1, graphs=graphs))
+        distill(teacher, load_dataset(DataConfig("digits"), "train"), 2, objective, trainer)
+        losses[graphs] = [record["loss"] for record in trainer.history]
+        assert extractor._compiled_call_impl is None
+    assert losses["auto"] == losses["never"]
+    looks = [inputs[0].requires_grad for inputs in recordings if len(inputs) == 1]
+    assert sorted(looks) == [False, True] and len(recordings) > len(looks)
 
 
 def test_nothing_is_recorded_on_a_cpu_and_plain_and_copies_undo_it():
