@@ -3,7 +3,7 @@
 A new method is an objective in rddlib/distillation/objectives.py and an entry in METHODS.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 
@@ -26,10 +26,9 @@ from rddlib.distillation.objectives import (
     looks,
     parse_sum,
 )
+from rddlib.distillation.pixel_queue import check_released
 from rddlib.losses import IMPLEMENTATIONS, load_lpips
 from rddlib.utils.checks import above, at_least, check, one_of
-from rddlib.utils.errors import UserError, nearest
-from rddlib.utils.text import joined
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ class LossConfig:
             self.cfd > 0 or (self.alpha > 0 and self.rcfd_beta > 0),
             "cfd is 0: alpha (for rdd) and rcfd_beta (for rcfd) must be above 0, or nothing would be learnt",
         )
-        unknown = set(self.released) - RELEASED_SWITCHES.keys()
-        check(not unknown, f"released names {joined(sorted(unknown))}, known are {', '.join(RELEASED_SWITCHES)}")
+        check_released(self.released, RELEASED_SWITCHES)
         check(0 <= self.rcfd_gamma <= 1, f"rcfd_gamma is {self.rcfd_gamma}, expected 0..1")
 
 
@@ -218,13 +216,6 @@ _OWN_COLORS = ("#B5651D", "#1B7F79", "#4C72B0", "#8C564B")  # none of the table'
 _OWN_MARKERS = "HX8Pdp"
 LABELS = _Labels({name: method.label for name, method in METHODS.items()})
 STYLES = _Styles({name: dict(method.style) for name, method in METHODS.items()})
-
-
-def find_method(name: str, option: str = "method", known: Iterable[str] = OBJECTIVES) -> Method:
-    """The method of that name, one of `known`. Raises UserError for another, naming option and what is known."""
-    if name not in (known := tuple(known)):
-        raise UserError(f"unknown {option} {name!r}{nearest(name, known)}: known are {', '.join(known)}")
-    return METHODS[name]
 
 
 @lru_cache

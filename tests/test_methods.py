@@ -13,7 +13,8 @@ from rddlib.diffusion.schedule import CosineSchedule
 from rddlib.distillation.extractor import build_extractor
 from rddlib.distillation.train import distill
 from rddlib.losses import pd_loss
-from rddlib.methods import COMPETING, METHODS, OBJECTIVES, SUMS, LossConfig, build_objective, find_method, own_methods
+from rddlib.methods import COMPETING, METHODS, OBJECTIVES, SUMS, LossConfig, build_objective, own_methods
+from rddlib.study.profiles import load_profile
 from rddlib.training import RunConfig, TrainConfig, Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips calls it in its old way
@@ -99,4 +100,6 @@ def test_the_table_is_whole():
     # those that share a figure are told apart without colour
     markers = [METHODS[method].style["marker"] for method in (*COMPETING, *SUMS, "ddim", "pndm", "dpm-solver")]
     assert len(set(markers)) == len(markers)
-    assert re.search("unknown method 'rdf'.*did you mean 'rdd'.*: known are pd, ", refused(find_method, "rdf"))
+    assert re.search(
+        "unknown method 'rdf'.*did you mean 'rdd'.*: known are pd, ", refused(load_profile("smoke").method, "rdf")
+    )

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from rddlib.cli.options import ProfileOption, SetOption, parse_overrides
-from rddlib.utils.errors import UserError
+from rddlib.cli.options import ProfileOption, SetOption, listed, parse_overrides, whole
+from rddlib.utils.errors import UserError, check_known
 from rddlib.utils.text import say
 
 bench = typer.Typer(help="Measure speed and memory, as ratios within one run.")
@@ -76,11 +76,11 @@ def bench_losses_command(
     from rddlib.utils.progress import make_bar
 
     losses = benchmark("losses")
-    known, chosen = dict.fromkeys(one.name for one in losses.SIZES), size.split(",")
+    known, chosen = dict.fromkeys(one.name for one in losses.SIZES), listed("--size", size)
     if unknown := [name for name in chosen if name not in ("all", *known)]:
         raise UserError(f"unknown --size {unknown[0]!r}: known are all, {', '.join(known)}")
     sizes = [one for one in losses.SIZES if one.name in chosen or "all" in chosen]
-    dtypes = dtype.split(",")
+    dtypes = listed("--dtype", dtype)
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"--device {device}: this machine has cpu{' and cuda' * torch.cuda.is_available()}")
     _make_folder(out)
@@ -174,10 +174,7 @@ def bench_export_command(
       rdd bench export --profile cifar10 --batch 1,16 --out export.json
     """
     export = benchmark("export")
-    try:
-        batches = [int(word) for word in batch.split(",")]
-    except ValueError:
-        raise UserError(f"--batch {batch}: expected whole numbers, e.g. --batch 1,64") from None
+    batches = [whole("--batch", word) for word in listed("--batch", batch)]
     _make_folder(out)
     options = {"batches": batches, "repetitions": repetitions, "progress": say}
     report = export.bench_export(profile, parse_overrides(settings), **options)
@@ -238,8 +235,7 @@ def metric_network(
     from rddlib.study.profiles import load_profile
     from rddlib.utils.installation import top_folder
 
-    if name not in METRIC_RECIPES:
-        raise UserError(f"there is no metric network {name!r}: choose one of {', '.join(METRIC_RECIPES)}")
+    check_known("metric network", name, METRIC_RECIPES)
     if out is None and name not in SHIPPED.values():
         raise UserError(f"no metric network of {name} ships: name the checkpoint to write with --out")
     out = out or top_folder() / shipped_network_file(name)

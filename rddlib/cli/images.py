@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rddlib.cli.options import OutOption, SeedOption, SetOption, StudyProfileOption, parse_overrides, study_of
+from rddlib.cli.options import (
+    OutOption,
+    SeedOption,
+    SetOption,
+    StudyProfileOption,
+    listed,
+    parse_overrides,
+    study_of,
+    whole,
+)
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import counted, joined, say
 
@@ -200,7 +209,7 @@ def sample(
     from rddlib.utils.distributed import rank
 
     _check_sampler(checkpoint, sampler, guidance)
-    words = _listed("--classes", classes) if classes else []
+    words = listed("--classes", classes) if classes else []
     if prompt and (checkpoint is None or words):
         raise UserError("--prompt is for a --checkpoint, and in the place of --classes: give one of them")
     if checkpoint is not None:
@@ -296,13 +305,13 @@ def evaluate(
     if images is not None and (checkpoint is not None or samples or noise or guidance is not None):
         raise UserError("--images are given as they are: leave out --checkpoint, --samples, --noise and --guidance")
     asked = {
-        "metrics": _listed("--metrics", metrics),
-        "protocols": [find_protocol(name).name for name in _listed("--protocol", protocol)],
+        "metrics": listed("--metrics", metrics),
+        "protocols": [find_protocol(name).name for name in listed("--protocol", protocol)],
         "batch_size": batch,
         "kid_subset": kid_subset,
         "device": training_device(),
     }
-    seeds = [_whole("--noise", number) for number in _listed("--noise", noise)] if noise else []
+    seeds = [whole("--noise", number) for number in listed("--noise", noise)] if noise else []
     with contextlib.ExitStack() as stack:
 
         def profile_images(shape: tuple[int, int, int]) -> "ImageDataset":
@@ -374,19 +383,6 @@ def evaluate(
             )
             rows += recorded(folder / "evaluations", name, columns, scored, *scoring(study, scored.shape), **asked)
     _show(rows)
-
-
-def _listed(option: str, words: str) -> list[str]:
-    if not (listed := [word.strip() for word in words.split(",") if word.strip()]):
-        raise UserError(f"{option} names nothing: see rdd evaluate --help")
-    return listed
-
-
-def _whole(option: str, word: str) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise UserError(f"{option} {word}: expected whole numbers, e.g. {option} 0,1,2") from None
 
 
 def _network(choice: str, study: "Study | None", shape: tuple[int, int, int]) -> "Network":

@@ -96,3 +96,18 @@ def study_of(
 
     profile, folder, seed = as_recorded(profile, out, seed)
     return continue_study(profile, parse_overrides(settings), folder, seed, update, check)
+
+
+def listed(option: str, words: str) -> list[str]:
+    """What an option names with commas between. Raises UserError where that is nothing."""
+    if not (found := [word.strip() for word in words.split(",") if word.strip()]):
+        raise UserError(f"{option} names nothing: see --help")
+    return found
+
+
+def whole(option: str, word: str) -> int:
+    """An option's whole number. Raises UserError for another word."""
+    try:
+        return int(word)
+    except ValueError:
+        raise UserError(f"{option} {word}: expected whole numbers, e.g. {option} 0,1,2") from None

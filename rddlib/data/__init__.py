@@ -1,6 +1,6 @@
 """Image data sets behind one function, `load_dataset`: one file per source and one line per source in SOURCES."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from rddlib.data.dataset import DataConfig, ImageDataset, WrongShape, check_shap
 from rddlib.data.digits import DIGITS_SPLITS, load_digits
 from rddlib.data.folder import load_folder
 from rddlib.data.imagenet64 import load_imagenet64
-from rddlib.utils.errors import UserError, nearest
+from rddlib.utils.errors import UserError, check_known
 
 __all__ = ["DataConfig", "ImageDataset", "WrongShape", "data_folder", "grid_png", "load_dataset", "to_uint8"]
 
@@ -48,8 +48,8 @@ def load_dataset(
     Raises UserError for unknown names, missing or damaged data, and images of another shape.
     """
     config = DataConfig(config) if isinstance(config, str) else config
-    _check_known("data set", config.name, SOURCES)
-    _check_known("split", split, ["train", *(DIGITS_SPLITS if config.name == "digits" else ("extractor", "test"))])
+    check_known("data set", config.name, SOURCES)
+    check_known("split", split, ["train", *(DIGITS_SPLITS if config.name == "digits" else ("extractor", "test"))])
     whole = shape and (shape[0], *(size << config.halve for size in shape[1:]))  # before it is halved
     try:
         dataset = SOURCES[config.name].load(config, split, whole)
@@ -67,8 +67,3 @@ def load_dataset(
         dataset = replace(dataset, name=f"{dataset.name}, {dataset.images.shape[3]}x{dataset.images.shape[2]}")
     check_shape(dataset.name, dataset.images.shape[1:], shape)
     return replace(dataset, flip=config.flip)
-
-
-def _check_known(what: str, word: str, known: Iterable[str]) -> None:
-    if word not in known:
-        raise UserError(f"unknown {what} {word!r}{nearest(word, known)}: known are {', '.join(known)}")

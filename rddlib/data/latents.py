@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from rddlib.data.cache import mapped_array
 from rddlib.data.dataset import ImageDataset, data_folder
+from rddlib.utils.checkpoint import whole_or_absent
 from rddlib.utils.errors import UserError
 from rddlib.utils.progress import Progress
 
@@ -71,12 +71,8 @@ def _computed(key: str, shape: tuple[int, ...], block: Callable[[int, int], Tens
 
 
 def _write(path: Path, shape: tuple[int, ...], block: Callable[[int, int], Tensor], what: str) -> None:
-    part = path.with_suffix(".part")
     starts = range(0, shape[0], BLOCK)
-    with open(part, "wb") as file:
+    with whole_or_absent(path) as file:
         for k in Progress(f"computing {what}", len(starts), unit="block", quiet=True):
             rows = block(starts[k], min(starts[k] + BLOCK, shape[0]))
             file.write(rows.float().cpu().contiguous().numpy())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -16,7 +16,7 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.diffusers_unet import diffusers_class
 from rddlib.diffusion.sampling import ddim_sample, stochastic_sample
 from rddlib.diffusion.schedule import DiscreteCosineSchedule, Schedule
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import UserError, check_known
 from rddlib.utils.text import counted
 
 Sampler = Callable[..., Tensor]  # (denoiser, noise, steps, *, y=None, clip=True, guidance=None) -> images [N, C, H, W]
@@ -190,8 +190,7 @@ TRAINING_FREE = tuple(name for name, entry in SAMPLERS.items() if entry.training
 
 
 def _check(name: str, steps: int | None) -> None:
-    if name not in SAMPLERS:
-        raise UserError(f"there is no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    check_known("sampler", name, SAMPLERS)
     if steps is not None and steps < SAMPLERS[name].least:
         raise UserError(f"{name} got {counted(steps)}: choose at least {SAMPLERS[name].least}")
 

@@ -13,7 +13,7 @@ from rddlib.diffusion.unet import NO_CLASS
 from rddlib.distillation.extractor import Extractor, Features
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.download import fetch
-from rddlib.utils.errors import UserError, nearest
+from rddlib.utils.errors import UserError, check_known
 
 TEACHER, TORCHVISION = "teacher", "torchvision:"  # values of extractor.name; a model's name follows the second
 FAMILIES = ("alexnet", "convnext", "densenet", "efficientnet", "mobilenet", "regnet", "resne", "vgg", "wide_resnet")
@@ -171,10 +171,7 @@ def _untrained(name: str):
     from torchvision import models
 
     known = [kind for kind in models.list_models(module=models) if kind.startswith(FAMILIES)]
-    if name not in known:
-        raise UserError(
-            f"torchvision has no such classifier {name!r}{nearest(name, known)}: known are {', '.join(known)}"
-        )
+    check_known("classifier of torchvision", name, known)
     return models.get_model(name, weights=None), models.get_model_weights(name).DEFAULT
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rddlib.diffusion.schedule import Schedule
 from rddlib.distillation.extractor import Extractor, FeatureExtractor, Features
-from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue, check_released
+from rddlib.distillation.pixel_queue import RELEASED_RULES, PixelQueue, Ring, check_released
 from rddlib.losses import (
     cfd_loss,
     diversity_loss,
@@ -69,15 +69,11 @@ class Objective(nn.Module, ABC):
 
     weights: dict[str, float]
     released: Collection[str] = frozenset()
-    _frozen: tuple[nn.Module, ...] = ()
+    _frozen: tuple[nn.Module, ...] = ()  # networks to compare images through; in a tuple nn.Module does not see them
 
     def __init__(self):
         super().__init__()
         self.balance: Balance | None = None
-
-    def look_through(self, network: nn.Module) -> None:
-        """Freeze a network to compare images through: it moves along with the objective and is no part of its state."""
-        self._frozen = (network.eval().requires_grad_(False),)  # in a tuple nn.Module does not see it
 
     @abstractmethod
     def terms(self, x_student: Tensor, x_teacher: Tensor, t: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -227,7 +223,9 @@ class View:
     @cached_property
     def features(self) -> tuple[Features, Features]:
         """The student's, differentiable, and the teacher's."""
-        return self.owner.features(self.x_student, self.x_teacher)
+        with torch.no_grad():
+            teacher = self.owner.extractor(self.x_teacher)
+        return self.owner.extractor(self.x_student), teacher
 
     @cached_property
     def maps(self) -> tuple[Tensor, Tensor]:
@@ -289,7 +287,7 @@ def _m_p2p(view: View, term: Term) -> Tensor | None:
     owner = view.owner
     map_student, owner.map_teacher = view.maps
     if "queue_push" in owner.released:
-        owner.push(view.generator)
+        owner.after_step(view.generator)
     if not len(owner.queue):
         return None
     embeddings = owner.queue.sample(owner.draws, view.generator)  # [V, C]
@@ -297,9 +295,9 @@ def _m_p2p(view: View, term: Term) -> Tensor | None:
 
 
 def _frechet(view: View, term: Term) -> Tensor:
-    student, teacher = view.pooled
-    loss = frechet_loss(student, teacher, *view.owner.memory.held())
-    view.owner.memory.push(student, teacher)
+    pair, memory = view.pooled, view.owner.memory
+    loss = frechet_loss(*pair, *memory.rows[: len(memory)].unbind(1))
+    memory.append(torch.stack(pair, dim=1))
     return loss
 
 
@@ -366,33 +364,6 @@ def check_terms(terms: Sequence[Term]) -> None:
         )
 
 
-class FeatureMemory(nn.Module):
-    """The pooled features [C] of the last `size` images of student and teacher, first in, first out."""
-
-    def __init__(self, size: int, channels: int):
-        super().__init__()
-        self.size, self.pushed = size, 0
-        self.register_buffer("rows", torch.zeros(2, size, channels))
-
-    def held(self) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's [M, C]."""
-        student, teacher = self.rows[:, : min(self.pushed, self.size)]
-        return student, teacher
-
-    @torch.no_grad()
-    def push(self, student: Tensor, teacher: Tensor) -> None:
-        """Remember [N, C] of each."""
-        new = torch.stack([student, teacher]).to(self.rows.dtype)[:, -self.size :]
-        self.rows[:, (self.pushed + torch.arange(new.shape[1], device=new.device)) % self.size] = new
-        self.pushed += new.shape[1]
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor([self.pushed])
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.pushed = int(state[0])
-
-
 class Sum(Objective):
     """A sum of terms, each with a fixed weight or a share of the first fixed term's gradient.
 
@@ -444,7 +415,9 @@ class Sum(Objective):
         if m_p2p := self.summands.get("m_p2p"):
             self.head = projection_head(extractor.channels, m_p2p.head)
             self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
-        self.memory = FeatureMemory(draws, extractor.channels) if "frechet" in self.summands else None
+        self.memory = (
+            Ring(draws, 2, extractor.channels) if "frechet" in self.summands else None
+        )  # student's and teacher's
 
     def _check_network(self, extractor: nn.Module | None) -> None:
         """Look through the network, once it is one that can give the terms what they need."""
@@ -463,51 +436,33 @@ class Sum(Objective):
             raise ValueError(
                 "the extractor is a bare module: make it one with rddlib.as_extractor(module, image_shape)"
             )
-        predicting = [
-            name for name in self.weights if TERMS[name].sees == "predictions" or self._term(name).predictions
-        ]
-        if predicting:
-            check_predicts(extractor)
-        self.look_through(extractor)
-
-    def _term(self, name: str) -> Term:
-        return self.summands.get(name, Term(name))
+        predicting = any(TERMS[name].sees == "predictions" for name in self.weights)
+        predicting = predicting or any(term.predictions for term in self.summands.values())
+        if predicting and not getattr(extractor, "predicts", True):
+            raise ValueError(
+                "this extractor shows a map alone, no class predictions: use CFD or RDD, without predictions"
+            )
+        self._frozen = (extractor.eval().requires_grad_(False),)
 
     @property
     def extractor(self) -> nn.Module:
         """The network that it looks through."""
         return self._frozen[0]
 
-    def features(self, x_student: Tensor, x_teacher: Tensor) -> tuple[Features, Features]:
-        """The student's features, differentiable, and the teacher's."""
-        with torch.no_grad():
-            teacher = self.extractor(x_teacher)
-        return self.extractor(x_student), teacher
-
     def terms(self, x_student, x_teacher, t, generator):
         view = View(self, x_student, x_teacher, t, generator)
         made = {name: TERMS[name].make(view, term) for name, term in self.summands.items()}
         return {name: value for name, value in made.items() if value is not None}
 
-    def push(self, generator: torch.Generator) -> None:
-        """Push pixels of the teacher's map of this iteration, once."""
+    def after_step(self, generator: torch.Generator) -> None:
+        """Push pixels of the teacher's map of this iteration, once: the queue is filled after it was used (Section 4.2)."""
         if self.map_teacher is not None:
             self.queue.push(self.map_teacher, self.per_image, generator)
             self.map_teacher = None
 
-    def after_step(self, generator: torch.Generator) -> None:
-        """Push the teacher's pixels of the iteration just done: the queue is filled after it was used (Section 4.2)."""
-        self.push(generator)
-
     def status(self) -> dict[str, Tensor]:
         """Rows in the queue when the terms were made: 0 says why they lack M_P2P."""
         return {} if self.queue is None else {"queue_rows": torch.tensor(float(len(self.queue)))}
-
-
-def check_predicts(extractor: nn.Module) -> None:
-    """Raise ValueError where the extractor predicts no classes."""
-    if not getattr(extractor, "predicts", True):
-        raise ValueError("this extractor shows a map alone, no class predictions: use CFD or RDD, without predictions")
 
 
 class Residual(nn.Module):

@@ -1,4 +1,4 @@
-"""The teacher's pixels, first in, first out: the memory of M_P2P (Section 4.2, Feng et al. 2024)."""
+"""What is remembered first in, first out: the teacher's pixels for M_P2P (Section 4.2, Feng et al. 2024), and others."""
 
 from collections.abc import Collection
 
@@ -25,11 +25,41 @@ def check_released(names: Collection[str], known: Collection[str]) -> frozenset[
     return frozenset(names)
 
 
-class PixelQueue(nn.Module):
+class Ring(nn.Module):
+    """The last `size` rows [*shape]: new ones overwrite the oldest.
+
+    They live in a buffer `rows`, so they move with `.to(device)` and travel with `state_dict()`.
+    """
+
+    def __init__(self, size: int, *shape: int):
+        super().__init__()
+        self.size, self.pushed = size, 0  # rows ever pushed: a plain number, so len() never waits for a GPU
+        self.register_buffer("rows", torch.zeros(size, *shape))
+
+    def __len__(self) -> int:
+        """Rows held."""
+        return min(self.pushed, self.size)
+
+    @torch.no_grad()
+    def append(self, rows: Tensor) -> None:
+        """Remember rows [N, *shape], of more than `size` the last."""
+        self.pushed += max(len(rows) - self.size, 0)  # rows overwritten within this very push still count
+        rows = rows[-self.size :]
+        slots = (self.pushed + torch.arange(len(rows), device=rows.device)) % self.size
+        self.rows[slots] = rows.to(self.rows.dtype)
+        self.pushed += len(rows)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.pushed])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.pushed = int(state[0])
+
+
+class PixelQueue(Ring):
     """Q in R^{size x channels}: rows are l2-normalised pixels of the teacher's feature maps.
 
-    A new queue is empty; once full, a push overwrites the oldest rows. Rows live in a buffer, so they move with
-    `.to(device)` and travel with `state_dict()`.
+    A new queue is empty; once full, a push overwrites the oldest rows.
 
     Args:
         size: N_q, rows held at most.
@@ -40,24 +70,12 @@ class PixelQueue(nn.Module):
     """
 
     def __init__(self, size: int, channels: int, released: Collection[str] = ()):
-        super().__init__()
         if size < 1 or channels < 1:
             raise ValueError(f"PixelQueue needs size >= 1 and channels >= 1, got {size} and {channels}")
-        self.size, self.channels, self.released = size, channels, check_released(released, RELEASED_RULES)
-        full_of_noise = "queue_start" in self.released
-        rows = F.normalize(torch.randn(size, channels), dim=1) if full_of_noise else torch.zeros(size, channels)
-        self.register_buffer("rows", rows)
-        self.pushed = size if full_of_noise else 0  # rows ever pushed: a plain number, so len() never waits for a GPU
-
-    def __len__(self) -> int:
-        """Rows held."""
-        return min(self.pushed, self.size)
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor([self.pushed])
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.pushed = int(state[0])
+        super().__init__(size, channels)
+        self.channels, self.released = channels, check_released(released, RELEASED_RULES)
+        if "queue_start" in self.released:
+            self.append(F.normalize(torch.randn(size, channels), dim=1))
 
     @torch.no_grad()
     def push(self, map_teacher: Tensor, per_image: int, generator: torch.Generator | None = None) -> None:
@@ -82,7 +100,7 @@ class PixelQueue(nn.Module):
         scores = torch.rand(count, area, generator=generator, device=device)
         chosen = scores.topk(per_image, dim=1).indices.to(candidates.device)  # a random subset of each image
         rows = candidates.gather(1, chosen[:, :, None].expand(-1, -1, self.channels)).flatten(0, 1)
-        self._append_released(rows) if "queue_wrap" in self.released else self._append(rows)
+        self._append_released(rows) if "queue_wrap" in self.released else self.append(rows)
 
     def _candidates(self, maps: Tensor) -> Tensor:
         if "queue_rows" in self.released:
@@ -90,13 +108,6 @@ class PixelQueue(nn.Module):
         else:
             pixels = maps.flatten(2).transpose(1, 2)  # [N, A, C]
         return pixels.flatten(0, 1)[None] if "queue_per_batch" in self.released else pixels
-
-    def _append(self, rows: Tensor) -> None:
-        self.pushed += max(len(rows) - self.size, 0)  # rows overwritten within this very push still count
-        rows = rows[-self.size :]
-        slots = (self.pushed + torch.arange(len(rows), device=rows.device)) % self.size
-        self.rows[slots] = rows.to(self.rows.dtype)
-        self.pushed += len(rows)
 
     def _append_released(self, rows: Tensor) -> None:
         rows = rows[-self.size :]

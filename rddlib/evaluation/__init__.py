@@ -5,7 +5,15 @@ samples)", never plain FID; beside it stands pFD, the Fréchet distance on raw p
 """
 
 # ruff: noqa: F401 (the names that other packages use)
-from rddlib.evaluation.drawing import DrawnImages, check_classes, check_weight, common_noise, draw_to_file, fresh_noise
+from rddlib.evaluation.drawing import (
+    DrawnImages,
+    check_classes,
+    check_guidance,
+    check_weight,
+    common_noise,
+    draw_to_file,
+    fresh_noise,
+)
 from rddlib.evaluation.entropy import entropy_by_step
 from rddlib.evaluation.evaluate import (
     METRICS,

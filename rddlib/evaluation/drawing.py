@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rddlib.data import grid_png, to_uint8
-from rddlib.diffusion.denoiser import Denoiser
+from rddlib.diffusion.denoiser import Denoiser, warn_beyond
 from rddlib.diffusion.samplers import evaluations, find_sampler
 from rddlib.diffusion.schedule import schedule_facts
 from rddlib.evaluation.images import GIVEN, UNKNOWN, Images, write_npz
@@ -63,13 +63,15 @@ def check_weight(guidance: float) -> None:
         raise UserError(f"guidance {guidance}: expected a number, 0 for the conditional model")
 
 
-def _check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
+def check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
+    """Raise UserError if the denoiser cannot draw with this weight, or without one; warn of one it was not trained for."""
     if guidance is not None:
         check_weight(guidance)
         try:
             denoiser.check_guidable()
         except ValueError as error:
-            raise UserError(str(error)) from None
+            raise UserError(f"{error}; or leave guidance out") from None
+        warn_beyond(denoiser.guidance, guidance)
     elif denoiser.guidance:
         low, high = denoiser.guidance
         raise UserError(f"this model takes a guidance weight: give one of {low:g} to {high:g}")
@@ -109,7 +111,7 @@ class DrawnImages(Images):
         classes: Sequence[int] = (),
     ):
         check_classes(classes, denoiser.num_classes)
-        _check_guidance(denoiser, guidance)
+        check_guidance(denoiser, guidance)
         shape = shape or denoiser.network.config.image_shape
         clip = clip and denoiser.space is None  # latents have no bounds
         self.denoiser, self.count, self.steps, self.seed, self.clip = denoiser, count, steps, seed, clip

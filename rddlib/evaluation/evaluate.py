@@ -28,14 +28,7 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.text import counted, joined
 
 KID_SUBSETS, KID_SUBSET, NEIGHBOURS = 100, 1000, 3  # torch-fidelity's defaults
-METRICS = {
-    "fid": "Fréchet distance between the network's features; lower is better",
-    "is": f"inception score, mean over {SPLITS} splits; higher is better",
-    "kid": f"kernel distance, {KID_SUBSETS} subsets, polynomial kernel of degree 3; lower is better",
-    "pr": f"precision and recall, {NEIGHBOURS} nearest neighbours; higher is better",
-    "pfd": "Fréchet distance between raw pixels in [-1, 1]; lower is better",
-    "agree": "share of images that the network takes for the class or prompt they were drawn of; higher is better",
-}
+METRICS = ("fid", "is", "kid", "pr", "pfd", "agree")
 
 
 class Score(NamedTuple):
@@ -134,8 +127,8 @@ def which_is_better(names: Iterable[str] = SCORES) -> str:
 
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raise UserError for none, or one that is not of METRICS."""
-    if not metrics or set(metrics) - METRICS.keys():
-        unknown = ", ".join(sorted(set(metrics) - METRICS.keys())) or "(none given)"
+    if not metrics or set(metrics) - set(METRICS):
+        unknown = ", ".join(sorted(set(metrics) - set(METRICS))) or "(none given)"
         raise UserError(f"unknown metrics {unknown}: known are {', '.join(METRICS)}")
 
 

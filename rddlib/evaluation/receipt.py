@@ -17,7 +17,7 @@ from rddlib.evaluation.images import Images
 from rddlib.evaluation.networks import Network
 from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.distributed import rank, wait, world_size
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import check_known
 from rddlib.utils.installation import git_commit, hardware
 
 # Scores that differ in one of these fields are not comparable.
@@ -64,8 +64,7 @@ PROTOCOLS = {
 
 def find_protocol(name: str) -> Protocol:
     """The protocol of this name; UserError if there is none."""
-    if name not in PROTOCOLS:
-        raise UserError(f"unknown protocol {name!r}: known are {', '.join(PROTOCOLS)}")
+    check_known("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 

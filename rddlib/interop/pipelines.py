@@ -18,9 +18,10 @@ from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class, vari
 from rddlib.diffusion.samplers import alpha_bars
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
 from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, sinusoids
+from rddlib.evaluation import check_guidance
 from rddlib.interop.latent_pipelines import KINDS, latent_network, latent_usage, save_latent
 from rddlib.interop.released import one_line, tensor_faults
-from rddlib.interop.torchscript import check_guidance, scripted, shape_of
+from rddlib.interop.torchscript import scripted, shape_of
 from rddlib.utils.checkpoint import cannot_write
 from rddlib.utils.errors import UserError
 from rddlib.utils.text import say

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rddlib.diffusion.denoiser import Denoiser, warn_beyond
+from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.sampling import ddim_sample
-from rddlib.evaluation import check_weight
+from rddlib.evaluation import check_guidance
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
 
@@ -103,22 +103,6 @@ def shape_of(denoiser: Denoiser, image_shape: tuple[int, int, int] | None) -> tu
     if image_shape is None and not hasattr(config, "image_shape"):
         raise UserError("this network does not say its images' shape: pass image_shape, (C, H, W)")
     return image_shape or config.image_shape
-
-
-def check_guidance(denoiser: Denoiser, guidance: float | None) -> None:
-    """Raise UserError if no sampler with this fixed w, or without one, can be made."""
-    if denoiser.guidance and guidance is None:
-        low, high = denoiser.guidance
-        raise UserError(
-            f"this model takes a guidance weight, and an export has one: pass guidance, {low:g} to {high:g}"
-        )
-    if guidance is not None:
-        check_weight(guidance)
-        try:
-            denoiser.check_guidable()
-        except ValueError as error:
-            raise UserError(f"{error}; or leave guidance out") from error
-        warn_beyond(denoiser.guidance, guidance)
 
 
 def script_usage(denoiser: Denoiser, name: str, clip: bool = True) -> str:

@@ -21,6 +21,7 @@ from rddlib.training import Checkpoints
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import human_time
 
 GOES_ON = "goes on where this stopped"  # how the command's last line ends after a signal
 IDLE = "not trained yet, nor being trained in the background; a cell that asks for it trains it"
@@ -228,12 +229,6 @@ def _last_record(path: Path) -> dict:
 # shown
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
 def _line(name: str, now: dict) -> str:
     """Progress in one line."""
     if now["state"] == "done":
@@ -244,7 +239,7 @@ def _line(name: str, now: dict) -> str:
     if now["loss"] is not None:
         parts.append(f"loss {now['loss']:.4g}")
     if now["state"] == "running" and now["images_per_second"]:
-        parts += [f"{now['images_per_second']:.0f} images/s", f"{_clock(now['seconds_left'])} left"]
+        parts += [f"{now['images_per_second']:.0f} images/s", f"{human_time(now['seconds_left'])} left"]
     return f"{name}: {now['state']}, " + ", ".join(parts) + (f"; {now['message']}" if now["message"] else "")
 
 

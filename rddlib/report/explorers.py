@@ -411,12 +411,8 @@ def between(first: Tensor, second: Tensor, count: int) -> Tensor:
 def at_hand(study: Study) -> tuple[list[str], list[int]]:
     """Methods, and numbers of steps, whose images can be drawn without training; all of them where there is none yet."""
     profile = study.profile
-
-    def there(method: str, steps: int) -> bool:
-        return study.stages.student(method, steps, profile.seeds[0]).at_hand
-
-    methods = [name for name in profile.methods if there(name, 1)]
-    steps = [n for n in profile.student_steps if all(there(name, n) for name in methods)]
+    methods = [name for name in profile.methods if study.at_hand(name, 1)]
+    steps = [n for n in profile.student_steps if all(study.at_hand(name, n) for name in methods)]
     return ["ddim", *(methods or profile.methods)], steps
 
 

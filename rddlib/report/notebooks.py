@@ -95,7 +95,7 @@ def executed_notebooks(out: Path) -> list[Executed]:
 
 def _done_before(notebook: Path, out: Path) -> tuple[str, Executed | None]:
     """(key of the notebook and its inputs, its earlier run where that had the same)."""
-    study = json.loads((out / "study.json").read_text(encoding="utf-8"))
+    study = json.loads((out / STUDY_FILE).read_text(encoding="utf-8"))
     config = {name: value for name, value in study["config"].items() if name not in ("jobs", "run")}
     key = key_of({"source": notebook.read_text(encoding="utf-8"), "config": config, "version": rddlib.__version__})
     earlier, run = _last_run(notebook, out)
@@ -395,19 +395,18 @@ def run_study(
         overrides = {"run.shipped": "start", **overrides}  # what a study is about it trains, whoever opened it first
     latent = [notebook.name[:2] for notebook in notebooks] == [LATENT]
     check = _check_latent if latent else _check_notebooks if with_notebooks else _check_scoring
-    begun = (out / STUDY_FILE).exists()
+    lock = FileLock(out / ".running")  # which may be taken twice
     with contextlib.ExitStack() as running:
 
         def checked(study: Study) -> None:
             """Refuse before anything is written: what another process runs must not be changed."""
             check(study)
             _check_own(study)
-            if begun:
-                running.enter_context(_only_here(out))
+            if (out / STUDY_FILE).exists():
+                running.enter_context(_only_here(lock, out))
 
         study = continue_study(profile_name, overrides, out, seed, update, check=checked)
-        if not begun:
-            running.enter_context(_only_here(out))
+        running.enter_context(_only_here(lock, out))
         say_if_busy()
         began = time.monotonic()
         if latent:
@@ -437,10 +436,10 @@ def _reported(study: Study, began: float) -> Path:
     return page
 
 
-def _only_here(out: Path) -> AbstractContextManager:
-    """A lock on the folder, which goes with the process, however that ends. Raises UserError where another holds it."""
+def _only_here(lock: FileLock, out: Path) -> AbstractContextManager:
+    """The folder's lock, which goes with the process, however that ends. Raises UserError where another holds it."""
     try:
-        return FileLock(out / ".running").acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
             f"another process is running the study in {out}: wait for it or choose another --out"

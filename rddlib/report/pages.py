@@ -59,12 +59,9 @@ def same_noise_grid(study: Study, trained: bool = True, count: int = 6) -> Figur
     trained: whether students that are missing are trained first; else they are left out.
     """
     draw, profile = partial(study.images, noise=study.noise(count)), study.profile
-
-    def there(method: str) -> bool:
-        return all(study.stages.student(method, n, profile.seeds[0]).at_hand for n in profile.student_steps)
-
-    methods = ["ddim", *(method for method in profile.methods if trained or there(method))]
-    return same_noise_blocks(draw, profile.progressive.teacher_steps, methods, profile.student_steps)
+    steps = profile.student_steps
+    methods = [name for name in profile.methods if trained or all(study.at_hand(name, n) for n in steps)]
+    return same_noise_blocks(draw, profile.progressive.teacher_steps, ["ddim", *methods], steps)
 
 
 def demo_view(name: str = "photos", count: int = 12) -> Callable[..., Figure]:

@@ -6,7 +6,7 @@ and fid as printed, NaN where a table has none; the rest is text, empty where no
 
 import pandas as pd
 
-from rddlib.utils.errors import UserError
+from rddlib.utils.errors import check_known
 from rddlib.utils.installation import shipped
 
 DATASETS = ("cifar10", "imagenet64")
@@ -24,8 +24,7 @@ def paper_table(name: str) -> pd.DataFrame:
     classifier_data: what the classifier was trained on; loss: the terms that a student minimised. UserError for an
     unknown name.
     """
-    if name not in TABLES:
-        raise UserError(f"no table {name!r} of the papers: known are {', '.join(TABLES)}")
+    check_known("table", name, TABLES)
     return _read(f"data/papers/{name}.csv")
 
 
@@ -34,8 +33,7 @@ def figure_values(paper: str) -> pd.DataFrame:
 
     value is text: a number, or a word where the text gives none. UserError for an unknown paper.
     """
-    if paper not in PAPERS:
-        raise UserError(f"no paper {paper!r}: known are {', '.join(PAPERS)}")
+    check_known("paper", paper, PAPERS)
     return _read(f"data/papers/{paper}_figures.csv")
 
 
@@ -44,7 +42,7 @@ def paper_rows(dataset: str) -> pd.DataFrame:
 
     RDD's Table 1 or 2; on CIFAR-10 then RCFD with ResNet18, which RDD's table does not repeat.
     """
-    _check(dataset)
+    check_known("published data set", dataset, DATASETS)
     if dataset == "imagenet64":
         return paper_table("rdd_table2")
     other = paper_table("rcfd_table1").query("classifier == 'ResNet18'")
@@ -57,13 +55,8 @@ def peer_rows(dataset: str) -> pd.DataFrame:
     They are of other networks at other budgets. network, parameters_millions (NaN), conditioning and gan_loss ("yes",
     "no") are empty where they could not be verified; note says how they were.
     """
-    _check(dataset)
+    check_known("published data set", dataset, DATASETS)
     return _read("data/peers.csv").query("dataset == @dataset").reset_index(drop=True)
-
-
-def _check(dataset: str) -> None:
-    if dataset not in DATASETS:
-        raise UserError(f"nothing is published here on {dataset!r}: choose one of {', '.join(DATASETS)}")
 
 
 def _read(file: str) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from rddlib.distillation.objectives import RELEASED_SWITCHES
 from rddlib.methods import COMPETING, LABELS, METHODS, OUR_CFD, OUR_PD, SUMS, WINNER
 from rddlib.study.profiles import Profile, classes_of, overrides_of, parse_value
 from rddlib.study.stage import key_of
-from rddlib.utils.errors import UserError, nearest
+from rddlib.utils.errors import UserError, check_known, nearest
 
 RDD_PAPER, RCFD_PAPER = "Feng et al. 2024", "Sun et al. 2023"
 OVER_PROCESSES = ("local_batch", "same_seed")  # switches that change nothing in a training of one process
@@ -456,7 +456,5 @@ ABLATIONS = {
 def find_ablation(name: str) -> Ablation:
     """One of ABLATIONS. Raises UserError for an unknown name, naming the nearest."""
     if name not in ABLATIONS:
-        raise UserError(
-            f"unknown ablation {name!r}{nearest(name, ABLATIONS)}: known are {', '.join(ABLATIONS)}, custom, all"
-        )
+        check_known("ablation", name, (*ABLATIONS, "custom", "all"))
     return ABLATIONS[name]

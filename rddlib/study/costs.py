@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ from rddlib.study.graph import (
     map_of,
     plain_graph,
 )
-from rddlib.study.profiles import PROFILES, Profile, as_dict, changed, classes_of
+from rddlib.study.profiles import PROFILES, Profile, changed, classes_of
 from rddlib.study.stage import Stage, Workplace, key_of
 from rddlib.study.study import Arm, Study, guided_arms, plain_arms
 from rddlib.study.sweep import ABLATIONS_FOLDER, Sweep
@@ -467,7 +467,7 @@ def measured_costs(profile: Profile, out: Path, say: Callable[[str], None]) -> d
 
 def costs_file(profile: Profile, out: Path) -> Path:
     """Where they are kept."""
-    sizes = [as_dict(profile.unet), profile.extractor.name, profile.distill.train.batch_size]
+    sizes = [asdict(profile.unet), profile.extractor.name, profile.distill.train.batch_size]
     return out / ABLATIONS_FOLDER / f"costs-{key_of(sizes)}.json"
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rddlib.diffusion.denoiser import Denoiser
@@ -12,7 +12,7 @@ from rddlib.diffusion.unet import UNetConfig
 from rddlib.distillation.label_free import TEACHER, TORCHVISION
 from rddlib.interop import load_classifier
 from rddlib.study.graph import given_model
-from rddlib.study.profiles import Profile, as_dict, load_profile
+from rddlib.study.profiles import Profile, flat, load_profile
 from rddlib.study.study import Study
 from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.distributed import join, rank, wait
@@ -42,16 +42,8 @@ def default_out(profile: str) -> Path:
     return top_folder() / "runs" / profile
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
-    """{"section.field": value}."""
-    found = {}
-    for name, value in config.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
 def _plain(profile: Profile, seed: int) -> dict:
-    return json.loads(json.dumps({**as_dict(profile), "seed": seed}))
+    return json.loads(json.dumps({**asdict(profile), "seed": seed}))
 
 
 def _read_record(record: Path) -> dict:
@@ -64,10 +56,15 @@ def _read_record(record: Path) -> dict:
     return read_json(record, whole, "choose another --out, or delete the folder")
 
 
+def _recorded(out: Path) -> dict:
+    """The record of the study in a folder; {} where there is none. Raises UserError where it is damaged."""
+    record = out / STUDY_FILE
+    return _read_record(record) if record.exists() else {}
+
+
 def recorded_overrides(out: Path) -> dict[str, str]:
     """What was set for the study in a folder; {} where there is none. Raises UserError where the record is damaged."""
-    record = out / STUDY_FILE
-    return _read_record(record)["overrides"] if record.exists() else {}
+    return _recorded(out).get("overrides", {})
 
 
 def as_recorded(profile: str | None, out: Path | None, seed: int | None = None) -> tuple[str, Path, int]:
@@ -75,8 +72,7 @@ def as_recorded(profile: str | None, out: Path | None, seed: int | None = None) 
 
     Raises UserError where the record is damaged."""
     folder = out or default_out(profile or "digits")
-    record = folder / STUDY_FILE
-    found = _read_record(record) if record.exists() else {"profile": "digits", "seed": 0}
+    found = {"profile": "digits", "seed": 0} | _recorded(folder)
     return profile or found["profile"], folder, found["seed"] if seed is None else seed
 
 
@@ -104,7 +100,7 @@ def _prepare(out: Path, profile: Profile, overrides: dict[str, str], seed: int, 
         if found["config"] == config and found["overrides"] == overrides:
             return
         # fields that an earlier version did not have yet stood at what is their default now
-        before, now = _flat(_plain(load_profile(profile.name), seed)) | _flat(found["config"]), _flat(config)
+        before, now = flat(_plain(load_profile(profile.name), seed)) | flat(found["config"]), flat(config)
         # seeds come and go but for the first, which records name and guided models take
         before["seeds"], now["seeds"] = before["seeds"][0], now["seeds"][0]
         differences = [
@@ -188,8 +184,7 @@ def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> 
     """
     show_figures()
     folder = Path(out) if out else default_out(profile)
-    record = folder / STUDY_FILE
-    overrides = recorded_overrides(folder) if record.exists() else {"run.shipped": "all"}
+    overrides = _recorded(folder).get("overrides", {"run.shipped": "all"})
     loaded = study_profile(profile, overrides)
     prepare_folder(folder, loaded, overrides, seed)
     return Study(loaded, folder, seed)
@@ -225,8 +220,7 @@ def continue_study(
     check(study) may raise UserError too, before anything is written; look_only: nothing is written at all. Raises UserError
     where the folder holds something else, or something set now would change its numbers (unless update).
     """
-    record = out / STUDY_FILE
-    before = _read_record(record) if record.exists() else {"profile": profile, "overrides": {}}
+    before = {"profile": profile, "overrides": {}} | _recorded(out)
     if before["profile"] != profile:
         raise UserError(f"{out} holds a study of the profile {before['profile']}: choose another --out")
     overrides = {**before["overrides"], **overrides}

@@ -5,7 +5,7 @@ everything below is the same code. Nothing is trained or read before a stage is 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from rddlib.distillation.train import (
 )
 from rddlib.interop import load_classifier, load_model
 from rddlib.methods import build_objective
-from rddlib.study.profiles import PretrainedConfig, Profile, as_dict
+from rddlib.study.profiles import PretrainedConfig, Profile
 from rddlib.study.stage import Stage, Workplace, key_of
 from rddlib.training import RunConfig, TrainConfig, Trainer, derive_seed, prepared, training_device
 from rddlib.training.adapters import adapted, sharing
@@ -196,9 +196,9 @@ def base_stage(inputs: Inputs) -> Stage:
     p, config = inputs.profile, inputs.profile.base
 
     def facts() -> dict:
-        base = {name: value for name, value in as_dict(config).items() if name != "steps"}
+        base = {name: value for name, value in asdict(config).items() if name != "steps"}
         made_by = {"seed": inputs.seed, "version": rddlib.__version__}
-        return {"data": inputs.data_facts(), "unet": as_dict(p.unet), "base": base, **made_by}
+        return {"data": inputs.data_facts(), "unet": asdict(p.unet), "base": base, **made_by}
 
     def fit(trainer: Trainer) -> Denoiser:
         untrained = inputs.seeded(lambda: ready(build_denoiser(p), p.run), 1)
@@ -221,7 +221,7 @@ def pretrained_stage(inputs: Inputs) -> Stage:
 
     def facts() -> dict:
         given = {"pretrained": info["sha256"], "data": inputs.data_facts()}
-        how = {"train": as_dict(p.pretrained.convert), "snr_max": p.base.snr_max, "seed": inputs.seed}
+        how = {"train": asdict(p.pretrained.convert), "snr_max": p.base.snr_max, "seed": inputs.seed}
         return {**given, **how, "version": rddlib.__version__} if converts else given
 
     def fit(trainer: Trainer | None) -> tuple[Denoiser, dict]:
@@ -265,7 +265,7 @@ def stage_one(inputs: Inputs, conditional: Stage) -> Stage:
     p, g = inputs.profile, inputs.profile.guidance
 
     def facts() -> dict:
-        train = as_dict(g.train)
+        train = asdict(g.train)
         return {"parent": conditional.key, "guidance": list(g.weights), "train": train, "seed": inputs.seed}
 
     def fit(trainer: Trainer, teacher: Denoiser) -> Denoiser:
@@ -334,7 +334,7 @@ def extractor_stage(inputs: Inputs, base: Stage) -> Stage:
             decoded = {"decoded": space.sha256} if space else {}
             return {"pretrained": given[1]["sha256"], "extractor": {"name": given[1]["name"]}, **decoded}
         no_weight = ("map_at", "level", "time", "download")  # fields that change none
-        trained = {name: value for name, value in as_dict(config).items() if name not in no_weight}
+        trained = {name: value for name, value in asdict(config).items() if name not in no_weight}
         made_by = {"seed": inputs.seed, "version": rddlib.__version__}
         return {"data": inputs.data_facts(), "extractor": trained, **made_by}
 
@@ -406,7 +406,7 @@ class Graph:
         parent, config, seed = self.teacher(2 * steps), self.profile.progressive.train, self.inputs.seed
 
         def facts() -> dict:
-            return {"parent": parent.key, "steps": steps, "train": as_dict(config), "seed": seed}
+            return {"parent": parent.key, "steps": steps, "train": asdict(config), "seed": seed}
 
         def fit(trainer: Trainer, teacher: Denoiser) -> Denoiser:
             return distill(teacher, self.inputs.split("train"), steps, PD(teacher.schedule), trainer)
@@ -442,7 +442,7 @@ class Graph:
     def _stochastic(self, method: str, steps: int, seed: int) -> Stage:
         p, parent = self.profile, self.drawer(method, steps, seed)
         config = replace(p.distill.train, iterations=p.guidance.stochastic)
-        facts = {"method": method, "steps": steps, "seed": seed, "stochastic": True, "train": as_dict(config)}
+        facts = {"method": method, "steps": steps, "seed": seed, "stochastic": True, "train": asdict(config)}
         label, seeded = f"{p.method(method).label} {counted(steps, 'stochastic step')}", derive_seed(seed, 11, steps)
         return self._distilled(f"{method}-{steps}-{STOCHASTIC}", label, parent, config, seeded, facts)
 
@@ -457,7 +457,7 @@ class Graph:
         def facts() -> dict:
             numbers = {"numbers": method.arguments(loss, temperature_of(p, steps), steps)}
             seen = {"extractor": self.extractor.key, "map_at": p.extractor.map_at} if method.looks else {}
-            train = {"train": as_dict(replace(p.distill.train, iterations=1))}
+            train = {"train": asdict(replace(p.distill.train, iterations=1))}
             train |= {"lora": p.distill.lora} if p.distill.lora else {}
             return {"parent": parent.key, **train, **own, **numbers, **seen}
 

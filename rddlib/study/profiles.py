@@ -21,7 +21,7 @@ from rddlib.losses import LOSS_WEIGHTS
 from rddlib.methods import COMPETING, METHODS, OBJECTIVES, WINNER, LossConfig, Method, own_methods
 from rddlib.training import RunConfig, TrainConfig
 from rddlib.utils.checks import above, at_least, check, different, one_of
-from rddlib.utils.errors import UserError, nearest
+from rddlib.utils.errors import UserError, check_known, nearest
 from rddlib.utils.installation import cores
 from rddlib.utils.text import counted, joined
 
@@ -246,9 +246,7 @@ class Profile:
     def method(self, name: str, option: str = "method", others: Collection[str] = ()) -> Method:
         """One of `objectives`, or of `others` in the table. Raises UserError for another name, naming the option that it was
         given as."""
-        known = [*others, *self.objectives]
-        if name not in known:
-            raise UserError(f"unknown {option} {name!r}{nearest(name, known)}: known are {', '.join(known)}")
+        check_known(option, name, [*others, *self.objectives])
         return self.objectives.get(name) or METHODS[name]
 
     @property
@@ -493,8 +491,7 @@ def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
 
     Raises UserError for an unknown profile or field (naming the nearest), a value of the wrong type or out of range.
     """
-    if name not in PROFILES:
-        raise UserError(f"unknown profile {name!r}{nearest(name, PROFILES)}: known are {', '.join(PROFILES)}")
+    check_known("profile", name, PROFILES)
     return changed(PROFILES[name](), overrides or {})
 
 
@@ -518,7 +515,7 @@ def parse_value(profile: Profile, key: str, text: str):
     for depth, head in enumerate(path, 1):
         known = [f.name for f in fields(config) if f.name != "name" or config is not profile]
         if head not in known:
-            if meant := [path for path in _paths(profile) if path.endswith(f".{key}")]:
+            if meant := [path for path in flat(dataclasses.asdict(profile)) if path.endswith(f".{key}")]:
                 raise UserError(f"--set {key}: no field {key!r} by itself; did you mean {joined(meant)}?")
             raise UserError(f"--set {key}: no field {head!r}{nearest(head, known)}; known are {', '.join(known)}")
         kind, config = typing.get_type_hints(type(config))[head], getattr(config, head)
@@ -530,12 +527,11 @@ def parse_value(profile: Profile, key: str, text: str):
     return _parsed(text, kind, key)
 
 
-def _paths(config, prefix: str = "") -> list[str]:
-    """Every field as it is written after --set: "distill.train.batch_size"."""
-    found = []
-    for field_ in fields(config):
-        value, path = getattr(config, field_.name), prefix + field_.name
-        found += _paths(value, f"{path}.") if is_dataclass(value) else [path]
+def flat(config: dict, prefix: str = "") -> dict:
+    """Every field as it is written after --set: {"distill.train.batch_size": value}."""
+    found = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
 
@@ -577,8 +573,3 @@ def _typed(value, kind: type, key: str):
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"--set {key}: {value!r} is no {KINDS.get(kind, kind.__name__)}")
     return value
-
-
-def as_dict(config) -> dict:
-    """A profile or section as plain data, for hashing and for receipts."""
-    return dataclasses.asdict(config)

@@ -15,8 +15,7 @@ from rddlib.training import Checkpoints, RunConfig, TrainConfig, Trainer, chosen
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
 from rddlib.utils.checkpoint import DamagedFile, load_checkpoint, save_checkpoint, write_atomically
 from rddlib.utils.distributed import agreed, locked, rank, wait
-from rddlib.utils.errors import UserError
-from rddlib.utils.installation import shipped
+from rddlib.utils.installation import find_shipped
 from rddlib.utils.text import say
 
 MODELS = "data/models"  # that come with the package, named as in a study's folder
@@ -166,13 +165,12 @@ class Stage:
         wanted = self.place.run.shipped
         if wanted == "none" or (wanted == "start" and self.student):
             return None
+        file = find_shipped(f"{MODELS}/{self.name}-{self.key}.safetensors")
         try:
-            return load_checkpoint(shipped(f"{MODELS}/{self.name}-{self.key}.safetensors"))
+            return file and load_checkpoint(file)
         except DamagedFile as error:
             say(f"{self.label}: {error.fault}, so it is trained")
-        except UserError:
-            pass  # none has this key
-        return None
+            return None
 
     def _take(self) -> None:
         """Keep the package's network as this stage's."""

@@ -4,7 +4,7 @@ Each is kept under a hash of all it depends on, so a changed number reruns what 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +42,7 @@ from rddlib.evaluation import (
 )
 from rddlib.interop import load_classifier
 from rddlib.losses.relations import check_form
-from rddlib.methods import LABELS, METHODS, build_objective, find_method
+from rddlib.methods import LABELS, METHODS, build_objective
 from rddlib.study.engines import Outcome, on_this_machine
 from rddlib.study.graph import (
     STOCHASTIC,
@@ -60,15 +60,15 @@ from rddlib.study.graph import (
     space_to_decode,
     temperature_of,
 )
-from rddlib.study.profiles import Profile, as_dict
+from rddlib.study.profiles import Profile
 from rddlib.study.stage import MODELS, Stage, Workplace, key_of
 from rddlib.training import derive_seed, training_device
 from rddlib.training.metrics import check_tracker
 from rddlib.utils import progress
 from rddlib.utils.checkpoint import write_atomically
 from rddlib.utils.distributed import agreed, join, locked
-from rddlib.utils.errors import UserError
-from rddlib.utils.installation import shipped
+from rddlib.utils.errors import UserError, check_known
+from rddlib.utils.installation import find_shipped
 from rddlib.utils.text import counted, joined, say
 
 COLUMNS = ["method", "steps", "seed", "fid", "pfd", "is", "samples", "seconds"]
@@ -314,9 +314,13 @@ class Study:
             find_sampler(sampler or method, steps)
         self.stages.drawer(method, steps, self._seed(None), sampler)
 
+    def at_hand(self, method: str, steps: int) -> bool:
+        """Whether a student, with the first of the seeds, needs no training."""
+        return self.stages.student(method, steps, self._seed(None)).at_hand
+
     def score_path(self, arm: Arm) -> Path:
         """Where an arm's score lies, once measured: named by a hash of all that it depends on."""
-        evaluation = as_dict(self.profile.evaluation)
+        evaluation = asdict(self.profile.evaluation)
         config = {name: evaluation[name] for name in ("samples", "seed", "clip", "metrics", "protocol")}
         own = self.profile.evaluation.network == "extractor"
         network = self.judge.key if own else self.metric_network.sha256
@@ -389,10 +393,7 @@ class Study:
 
     def shipped_score_file(self, arm: Arm) -> Path | None:
         """Where the package has this score, of the same key; None where it has none."""
-        try:
-            return shipped(f"{MODELS}/scores/{self.score_path(arm).name}")
-        except UserError:
-            return None
+        return find_shipped(f"{MODELS}/scores/{self.score_path(arm).name}")
 
     # all of it
 
@@ -535,7 +536,7 @@ class Study:
         find_protocol(config.protocol)
         for name, steps in config.baseline_arms:
             try:
-                find_method(name, "evaluation.baselines", TRAINING_FREE)
+                check_known("evaluation.baselines", name, TRAINING_FREE)
                 find_sampler(name, steps)
             except UserError as error:
                 raise UserError(f"{error}, or leave it out with --set evaluation.baselines=[]") from None

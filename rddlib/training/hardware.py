@@ -27,30 +27,15 @@ from rddlib.utils.text import counted, say
 KINDS_OF_BLOCKS = 128
 
 # What `accelerate launch` and its configuration tell a training, what of it changes nothing, and who says it here instead.
+_PRECISION = "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision"
+_SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 LAUNCHED = {
-    "ACCELERATE_MIXED_PRECISION": (
-        "no",
-        "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision",
-    ),
+    "ACCELERATE_MIXED_PRECISION": ("no", _PRECISION),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--set distill.train.accumulate=2 (or base.train, ..) accumulates"),
     "ACCELERATE_DYNAMO_BACKEND": ("no", "--set run.compile=always compiles"),
-    **dict.fromkeys(
-        (
-            "ACCELERATE_USE_DEEPSPEED",
-            "ACCELERATE_USE_FSDP",
-            "ACCELERATE_USE_MEGATRON_LM",
-            "ACCELERATE_USE_PARALLELISM_CONFIG",
-        ),
-        ("false", "each process holds the whole model here"),
-    ),
-    "ONEDNN_DEFAULT_FPMATH_MODE": (
-        "strict",
-        "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision",
-    ),
-    "DNNL_DEFAULT_FPMATH_MODE": (
-        "strict",
-        "--set distill.train.precision=bf16 (or base.train, ..) chooses the precision",
-    ),
+    **{f"ACCELERATE_USE_{how}": ("false", "each process holds the whole model here") for how in _SHARDED},
+    "ONEDNN_DEFAULT_FPMATH_MODE": ("strict", _PRECISION),
+    "DNNL_DEFAULT_FPMATH_MODE": ("strict", _PRECISION),
     "NVIDIA_TF32_OVERRIDE": ("", "precision auto multiplies as TF32, float32 does not"),
 }
 

@@ -26,6 +26,12 @@ class GuidanceWarning(UserWarning):
     """A guidance weight outside the range that a model was trained for: it draws, but nobody taught it to."""
 
 
+def check_known(what: str, word: str, known: Iterable[str]) -> None:
+    """Raise UserError unless the word is known: `unknown sampler 'dim' (did you mean 'ddim'?): known are ..`."""
+    if word not in (known := list(known)):
+        raise UserError(f"unknown {what} {word!r}{nearest(word, known)}: known are {', '.join(known)}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint at what was meant, " (did you mean 'x'?)", where something known is close to the word; else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)

@@ -19,14 +19,17 @@ def top_folder() -> Path:
     return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 
 
-def shipped(relative: str) -> Path:
-    """A file that comes with the project: from the checkout's top folder, else from inside the installed package.
+def find_shipped(relative: str) -> Path | None:
+    """A file that comes with the project: from the checkout's top folder, else from inside the installed package; None where
+    neither has it."""
+    places = (folder / relative for folder in (PACKAGE.parent, PACKAGE / "_shipped"))
+    return next((path for path in places if path.exists()), None)
 
-    Raises UserError where neither has it.
-    """
-    for folder in (PACKAGE.parent, PACKAGE / "_shipped"):
-        if (folder / relative).exists():
-            return folder / relative
+
+def shipped(relative: str) -> Path:
+    """The same. Raises UserError where neither has it."""
+    if found := find_shipped(relative):
+        return found
     raise UserError(f"{relative} is missing from this installation: install rddlib again")
 
 

@@ -214,7 +214,7 @@ def test_too_few_or_too_many_steps_are_refused_in_one_line(name):
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
     known = "ddim, stochastic, diffusers-ddim, pndm, dpm-solver"
-    assert re.search(f"no sampler 'huen': choose one of {known}$", refused(find_sampler, "huen"))
+    assert re.search(f"unknown sampler 'huen': known are {known}$", refused(find_sampler, "huen"))
 
 
 def test_without_diffusers_only_our_own_samplers_are_there(monkeypatch):

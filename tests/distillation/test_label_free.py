@@ -121,5 +121,5 @@ def test_weights_that_are_missing_or_damaged_and_unknown_names_are_refused(hub, 
     monkeypatch.setattr(label_free, "fetch", lambda *call: fetched.append(call))
     assert "does not hold" in refused(torchvision_features, name, download=True)
     assert fetched[0][1] == file and fetched[0][2] == file.stem.rsplit("-")[-1]
-    with pytest.raises(UserError, match=r"no such classifier 'resnet500' \(did you mean 'resnet50'\?\)"):
+    with pytest.raises(UserError, match=r"unknown classifier of torchvision 'resnet500' \(did you mean 'resnet50'\?\)"):
         torchvision_features("resnet500")

@@ -134,7 +134,7 @@ def test_a_folder_goes_through_the_commands(tmp_path, monkeypatch, capsys):
 
 def test_what_cannot_be_taken_says_so_in_one_line(given, teacher, student, tmp_path):
     assert "no DiT of classes" in refused(from_diffusers, pipeline(out_channels=12))
-    assert "pass guidance, 0 to 8" in refused(to_diffusers, student, tmp_path / "out")
+    assert "give one of 0 to 8" in refused(to_diffusers, student, tmp_path / "out")
     assert "leave guidance out" in refused(to_diffusers, teacher, tmp_path / "out", guidance=1.0)
     with pytest.raises(ValueError, match="tokens and no maps"):
         TeacherFeatures(teacher, (4, 4, 4))

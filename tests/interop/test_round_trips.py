@@ -266,7 +266,7 @@ REFUSED = {
     "steps of a model for any number": (own, {"image_shape": (2, 8, 8)}, "steps is 0: say for how many"),
     "too many steps": (own, {"image_shape": (2, 8, 8), "steps": 65}, "steps is 65: .* 1 to 64"),
     "no shape": (own, {"steps": 2}, "pass image_shape"),
-    "no guidance where it is taken": (lambda: ours(**GUIDED), {"steps": 2}, "pass guidance, 0 to 4"),
+    "no guidance where it is taken": (lambda: ours(**GUIDED), {"steps": 2}, "give one of 0 to 4"),
     "guidance without classes": (ours, {"steps": 2, "guidance": 1.0}, "is unconditional .*; or leave guidance out"),
     "guidance that is no number": (lambda: ours(**GUIDED), {"steps": 2, "guidance": math.nan}, "expected a number"),
 }

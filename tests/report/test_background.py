@@ -205,5 +205,5 @@ def test_progress_fits_on_a_line():
         "seconds_left": 3725.0,
         "message": "",
     }
-    said = "teacher-8: running, base model (1 of 2), iteration 30 of 90, loss 0.25, 8 images/s, 1:02:05 left"
+    said = "teacher-8: running, base model (1 of 2), iteration 30 of 90, loss 0.25, 8 images/s, 62 min left"
     assert _line("teacher-8", now) == said

@@ -117,7 +117,7 @@ def test_peers_say_what_made_them_or_that_it_is_not_verified(dataset, count, gan
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: paper_rows("digits"), "choose one of cifar10, imagenet64"),
+        (lambda: paper_rows("digits"), "known are cifar10, imagenet64"),
         (lambda: paper_table("rdd_table4"), "known are rdd_table1"),
         (lambda: figure_values("pd"), f"known are {', '.join(PAPERS)}"),
     ],

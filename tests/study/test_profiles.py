@@ -3,7 +3,7 @@
 import ast
 import inspect
 import re
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from rddlib.data import ImageDataset
 from rddlib.distillation.objectives import RDD
 from rddlib.study import profiles
 from rddlib.study.graph import Inputs, new_extractor, plain_graph
-from rddlib.study.profiles import PROFILES, as_dict, changed, load_profile, overrides_of, parse_value
+from rddlib.study.profiles import PROFILES, changed, load_profile, overrides_of, parse_value
 from rddlib.study.stage import Workplace
 from rddlib.training import RunConfig
 
@@ -60,7 +60,7 @@ def test_every_field_is_read_somewhere():
 def test_profiles_are_whole_and_named(name):
     profile = load_profile(name)
     assert profile.name == name and profile.student_steps == (4, 2, 1)
-    assert hash(profile) == hash(load_profile(name)) and as_dict(profile)["unet"]["image_size"] >= 8
+    assert hash(profile) == hash(load_profile(name)) and asdict(profile)["unet"]["image_size"] >= 8
 
 
 def test_papers_numbers():
@@ -141,7 +141,7 @@ def test_one_value_stands_for_all_of_a_field_of_several():
         ("unet.image_size", "8x12", "'8x12' is no whole number"),
         ("loss.tau_is", "0", "above 0"),
         ("loss.relation", "across", "expected one of"),
-        ("loss.released", "[queue]", "known are queue_rows"),
+        ("loss.released", "[queue]", "expected some of queue_rows"),
         ("evaluation.baselines", "[pndm]", "such as pndm-10"),
         ("evaluation.metrics", "[fid]", "expected fid and is among them"),
         ("seeds", "[]", "at least one"),

@@ -153,7 +153,7 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(guided, monkeypatch, stage_of,
 @pytest.fixture
 def box(tmp_path, monkeypatch):
     """A package with a base model, 7 in bfloat16, and a student, 8 in float16: of the keys of `adding`'s own numbers 1, 2."""
-    monkeypatch.setattr("rddlib.study.stage.shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr("rddlib.utils.installation.PACKAGE", tmp_path / "rddlib")
     for name, own, weight, dtype in (("base", 1, 7.0, torch.bfloat16), ("pd", 2, 8.0, torch.float16)):
         stage, _ = adding(tmp_path, name, own)
         tensors, info = {"weight": torch.tensor([[weight]], dtype=dtype)}, {"kind": name, "shipped": True}

@@ -256,7 +256,7 @@ def test_a_score_of_the_package_is_taken_for_the_very_weights(
     receipt = {"weights_sha256": weights or study.drawn(arm).provenance["weights_sha256"]}
     row = {"method": "ddim", "steps": 1, "seed": 0, "fid": 42.0}
     write_atomically(box, text or json.dumps({"row": row, "receipt": receipt}))
-    monkeypatch.setattr("rddlib.study.study.shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr("rddlib.utils.installation.PACKAGE", tmp_path / "rddlib")
     found, said = study.measured(arm), capfd.readouterr().err
     own = tiny.measured(arm)["row"]["fid"]
     assert found["row"]["fid"] == (fid or pytest.approx(own)) and own != 42
