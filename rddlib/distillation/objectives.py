@@ -415,9 +415,7 @@ class Sum(Objective):
         if m_p2p := self.summands.get("m_p2p"):
             self.head = projection_head(extractor.channels, m_p2p.head)
             self.queue = PixelQueue(queue_size, extractor.channels, self.released & RELEASED_RULES.keys())
-        self.memory = (
-            Ring(draws, 2, extractor.channels) if "frechet" in self.summands else None
-        )  # student's and teacher's
+        self.memory = Ring(draws, 2, extractor.channels) if "frechet" in self.summands else None  # of both networks
 
     def _check_network(self, extractor: nn.Module | None) -> None:
         """Look through the network, once it is one that can give the terms what they need."""

@@ -170,8 +170,9 @@ def distill_guidance(
     if not student.guidance:
         raise ValueError("the student takes no guidance weights: make it with takes_guidance(teacher, (w_min, w_max))")
     teacher = _as_teacher(teacher, trainer)
-    target = lambda x, z, t, y, w: teacher(z, t, y, w)  # noqa: E731
-    return _fit_denoiser(student, target, dataset, trainer, snr_max, weight, preview_steps)
+    return _fit_denoiser(
+        student, lambda x, z, t, y, w: teacher(z, t, y, w), dataset, trainer, snr_max, weight, preview_steps
+    )
 
 
 def reparametrise(

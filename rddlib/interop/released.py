@@ -193,15 +193,8 @@ def _unet_config(tensors: Mapping[str, Tensor], grid: int, image_size: int) -> U
 
 def _width(tensors: Mapping[str, Tensor], block: str) -> int:
     """Channels of a residual block, from any of its tensors: `_check_tensors` says later which are missing."""
-    layers = (
-        "block1.2.bias",
-        "block1.2.weight",
-        "temb_proj.1.bias",
-        "block2.0.weight",
-        "block2.3.bias",
-        "block2.3.weight",
-    )
-    found = [len(tensors[name]) for layer in layers if (name := f"{block}.{layer}") in tensors]
+    layers = "block1.2.bias block1.2.weight temb_proj.1.bias block2.0.weight block2.3.bias block2.3.weight"
+    found = [len(tensors[name]) for layer in layers.split() if (name := f"{block}.{layer}") in tensors]
     if not found:
         raise KeyError(f"{block}.block1.2.weight")
     return found[0]

@@ -87,7 +87,6 @@ def diversity_loss(logits: Tensor) -> Tensor:
     """
     check_tensor("logits", logits, "[N, classes]")
     log_p = at_least_float32(logits).log_softmax(dim=1)
-    log_q = (
-        log_p.logsumexp(dim=0) - log_p.new_full((), len(logits)).log()
-    )  # finite even where a class has probability 0
+    # finite even where a class has probability 0
+    log_q = log_p.logsumexp(dim=0) - log_p.new_full((), len(logits)).log()
     return (log_q.exp() * log_q).sum()

@@ -155,7 +155,8 @@ class Trainer:
                 state.optimizer.step()
                 if state.average is not None:
                     state.average.follow(number)
-                if main and preview is not None and self._previews(number):
+                every = self.run.sample_every
+                if main and preview is not None and every and (number + 1) % every == 0:
                     logger.grid(self._preview(preview, state), number + 1)
                 if due or (last and main and self.files is not None):
                     logger.keep()
@@ -296,9 +297,6 @@ class Trainer:
         return record | {"learning_rate": optimizer.param_groups[0]["lr"], **meter.read(number)}
 
     # between two iterations
-
-    def _previews(self, number: int) -> bool:
-        return self.run.sample_every > 0 and (number + 1) % self.run.sample_every == 0
 
     @staticmethod
     def _preview(preview: Callable[[nn.Module], Tensor], state: State) -> Tensor:

@@ -62,14 +62,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Iterations of the checkpoints there are, the newest first."""
-        begin, found = (
-            f"{self.files.name}.",
-            self.files.parent.glob("*.resume"),
-        )  # a name may hold what glob reads otherwise
-        numbers = [
-            path.name.removeprefix(begin).removesuffix(".resume") for path in found if path.name.startswith(begin)
-        ]
-        return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+        begin = f"{self.files.name}."  # no glob of it: a name may hold what glob reads otherwise
+        names = [path.name for path in self.files.parent.glob("*.resume") if path.name.startswith(begin)]
+        numbers = [name.removeprefix(begin).removesuffix(".resume") for name in names]
+        return sorted(map(int, filter(str.isdigit, numbers)), reverse=True)
 
     def save(self, tensors: dict[str, Tensor], info: dict, step: int) -> None:
         """Write one more, then drop the oldest. Raises UserError where it cannot be written; the others stay."""
