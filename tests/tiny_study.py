@@ -19,6 +19,13 @@ TINY = {  # of the smoke profile: every training takes a second at most, the num
     "jobs": "1",
 }
 
+SHORT = {  # besides: no halving before the students', and of these one
+    "base.steps": "2",
+    "progressive.teacher_steps": "2",
+    "distill.iterations": "[1]",
+    "distill.temperatures": "[1]",
+}
+
 
 def smoke(folder, **changes):
     """Of changed numbers: section__field=value, or **{"section.field": value}."""

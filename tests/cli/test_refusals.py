@@ -29,6 +29,8 @@ from rddlib.utils.checkpoint import save_checkpoint
         ("study --set loss.per_image=17", "the extractor's map offers 16 pixels"),
         ("study --set evaluation.samples=10", "10 images cannot fill a covariance of 64"),  # could not be scored
         ("study --set guidance.samples=20", "guidance.samples=20: 20 images cannot fill a covariance"),
+        ("study --set evaluation.metrics=[fid,is,agree]", "agree is for images drawn of classes or prompts"),
+        ("study --set evaluation.metrics=[fid,is,foo] --set evaluation.network=extractor", "unknown metrics foo"),
         pytest.param(
             *("study --set loss.impl=fused", "impl=fused"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="runs where there is CUDA"),

@@ -28,9 +28,11 @@ def both(size, dtype, tau, impl):
     )
 
 
-@pytest.mark.parametrize("tau", [1.0, 0.1, 0.005])
+CASES = [("several images a tile", 1.0), ("several images a tile", 0.005), *((name, 0.1) for name in SIZES)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("size, tau", [(SIZES[name], tau) for name, tau in CASES], ids=[f"{n}, {t}" for n, t in CASES])
 def test_fused_equals_the_reference(size, dtype, tau):
     tight = {"rtol": 1e-10, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-6 / tau}
     for found, expected in zip(both(size, dtype, tau, "fused"), both(size, dtype, tau, "reference"), strict=True):

@@ -93,13 +93,6 @@ def test_widgets_stand_below_the_static_figure_of_the_same_function(notebook):
         assert isinstance(above, ast.Name) and above.id == function, f"no {function}(...); right above: {source}"
 
 
-def test_a_notebook_has_two_widgets_for_the_browser_test():
-    from test_browser import NOTEBOOK
-
-    code = "\n".join(code_of(cells_of(TOP / "notebooks" / NOTEBOOK)))
-    assert len(set(re.findall(r"^explore\((\w+)", code, flags=re.M))) >= 2
-
-
 # --- what the smoke study drew ---
 
 

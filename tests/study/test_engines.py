@@ -72,7 +72,7 @@ def test_an_error_is_an_outcome_of_one_line(tmp_path):
     assert attempt(Note(tmp_path, 2, "refuse")).failed and not attempt(Note(tmp_path, 3)).failed
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.ci)])
 def test_failures_leave_the_others(tmp_path, jobs):
     does = {1: "raise"} | ({0: "wait for 2"} if jobs == 2 else {})
     tasks = [Note(tmp_path, k, does.get(k, "")) for k in range(5)]
