@@ -17,7 +17,7 @@ from rddlib.diffusion.samplers import evaluations, find_sampler
 from rddlib.diffusion.schedule import schedule_facts
 from rddlib.evaluation.images import GIVEN, UNKNOWN, Images, write_npz
 from rddlib.training import derive_seed
-from rddlib.training.hardware import tf32_context
+from rddlib.training.hardware import enough_memory, tf32_context
 from rddlib.utils.checkpoint import digest, write_atomically
 from rddlib.utils.distributed import join, rank, wait, world_size
 from rddlib.utils.errors import UserError
@@ -169,7 +169,10 @@ class DrawnImages(Images):
         options: dict = {"y": y, "clip": self.clip, "guidance": self.guidance}
         if self.sampler == "stochastic":
             options["fresh"] = lambda k: fresh_noise(self._noise_shape, start, stop, self.seed, k).to(self.device)
-        with tf32_context("float32", torch.device(self.device)):
+        with (
+            tf32_context("float32", torch.device(self.device)),
+            enough_memory(self.name, "draw fewer at a time (evaluation.batch_size, or rdd evaluate --batch)"),
+        ):
             images = self._sample(self.denoiser, noise, self.steps, **options)
             images = self.denoiser.space.decode(images) if self.denoiser.space else images
         if not images.isfinite().all():

@@ -205,6 +205,17 @@ def peak_memory(device: torch.device | str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+@contextlib.contextmanager
+def enough_memory(what: str, remedy: str):
+    """Inside, memory that does not suffice is a UserError in one line, with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):  # of a GPU, of a CPU
+            raise UserError(f"{what} does not fit into memory: {remedy}") from error
+        raise
+
+
 def release_memory() -> None:
     """Give back what is no longer used: on a CPU the allocator would otherwise hold it, and it would count."""
     gc.collect()

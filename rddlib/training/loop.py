@@ -23,6 +23,7 @@ from rddlib.training.graphs import recorded
 from rddlib.training.hardware import (
     autocast,
     compiled,
+    enough_memory,
     laid_out,
     on_threads,
     peak_memory,
@@ -134,6 +135,9 @@ class Trainer:
             finite_checks(debug),
             torch.enable_grad(),
             tf32_context(config.precision, device),
+            enough_memory(
+                self.label, "lower its batch_size, or raise accumulate (--set distill.train.accumulate=2, ..)"
+            ),
             on_threads(self.run.threads),
             contextlib.closing(logger),
             StopRequests(device) as stop,

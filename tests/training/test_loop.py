@@ -278,6 +278,17 @@ def test_divergence_names_the_term_and_the_last_good_checkpoint(tmp_path):
     assert Checkpoints(tmp_path / "run").newest_whole({}) == 7
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\n"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_memory_that_does_not_suffice_is_one_line(error):
+    def fails(model, step):
+        raise error
+
+    said = refused(Trainer(CONFIG, label="toy").fit, net(), fails, ROWS)
+    assert said.startswith("toy does not fit into memory: lower its batch_size") and "\n" not in said
+
+
 def test_divergence_between_two_looks_is_dated_right():
     watch, values = _Watch(torch.device("cpu")), [1.0, 1.0, math.inf, 1.0, math.nan]
     for number, value in enumerate(values):
