@@ -144,6 +144,7 @@ def report(
         read_measurements,
     )
     from rddlib.study.folder import default_out
+    from rddlib.study.study import csv_of
     from rddlib.utils.checkpoint import write_atomically
 
     usual = default_out("digits")
@@ -157,7 +158,7 @@ def report(
     if place is None:
         print("Nothing is measured yet (rdd study does it), so nothing is written; --out FOLDER writes this.")
         return
-    write_atomically(place / "comparison.csv", as_frame(tables).to_csv(index=False, float_format="%.6g"))
+    write_atomically(place / "comparison.csv", csv_of(as_frame(tables)))
     write_atomically(place / "comparison.md", as_markdown(tables))
     write_atomically(place / "fid_against_steps.png", to_png(comparison_figure(panels(tables))))
     left = sum(map(count_results, {folder.resolve() for folder in folders})) - sum(1 + len(one.others) for one in found)

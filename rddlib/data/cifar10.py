@@ -7,7 +7,7 @@ import torch
 from rddlib.data.dataset import DataConfig, ImageDataset, check_shape
 from rddlib.data.folder import images_below, load_folder
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import counted
+from rddlib.utils.text import counted, one_line
 
 BATCHES = "cifar-10-batches-py"
 SHAPE = (3, 32, 32)
@@ -42,9 +42,8 @@ def _torchvision(root: Path, test: bool, download: bool) -> ImageDataset:
     except (OSError, RuntimeError) as error:
         if not download:
             raise UserError(f"{root / BATCHES} is damaged or incomplete: delete it, {FETCH} again") from error
-        reason = " ".join(str(error).split())
         remedy = "try again, or --set data.root=FOLDER names a copy"
-        raise UserError(f"CIFAR-10 cannot be downloaded ({reason}): {remedy}") from error
+        raise UserError(f"CIFAR-10 cannot be downloaded ({one_line(error)}): {remedy}") from error
     name = "cifar10[test]" if test else "cifar10"
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # [M, 3, 32, 32]
     return ImageDataset(name, images, torch.tensor(data.targets), 10, class_names=tuple(data.classes))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rddlib.utils.checkpoint import digest
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import one_line, say
 
 BLOCK = 16  # images or prompts that pass through a network at a time
 
@@ -82,10 +82,8 @@ class LatentSpace:
             latents = self.encode(blank)
             back = self.decode(latents)
         except (RuntimeError, ValueError, AttributeError) as error:
-            said = " ".join(str(error).split())[:100]
-            raise UserError(
-                f"this autoencoder cannot take images of {self.image_shape} ({said}): get it again"
-            ) from error
+            said = f"this autoencoder cannot take images of {self.image_shape} ({one_line(error, 100)})"
+            raise UserError(f"{said}: get it again") from error
         if tuple(latents.shape[1:]) != tuple(self.latent_shape) or back.shape != blank.shape:
             raise UserError(
                 f"this autoencoder makes latents {tuple(latents.shape[1:])} of images {self.image_shape}, its network takes "

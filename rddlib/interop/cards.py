@@ -9,10 +9,9 @@ from rddlib.diffusion.denoiser import Denoiser
 from rddlib.diffusion.model_file import summary
 from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
 from rddlib.evaluation import SCORES, read_record, which_is_better
-from rddlib.interop.released import one_line
 from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit
-from rddlib.utils.text import counted
+from rddlib.utils.text import counted, one_line
 
 UNKNOWN = "not recorded"
 SCORE_FOLDERS = ("scores", "guidance", "evaluations", "ablations/scores")  # of a study

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import one_line, say
 
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 TIMEOUT = 30.0  # seconds without an answer after which to give up
@@ -49,8 +49,8 @@ def hub_folder(name: str, download: bool, check) -> Path:
     except UserError:
         raise
     except Exception as error:  # of many kinds: no such name, no network, no room
-        why = " ".join(str(error).split())[:150]
-        raise UserError(f"{name} cannot be fetched ({why}): try again, or download its folder and name that") from error
+        said = f"{name} cannot be fetched ({one_line(error)})"
+        raise UserError(f"{said}: try again, or download its folder and name that") from error
 
 
 def _cached(snapshot_download, repository: str, options: dict) -> Path | None:

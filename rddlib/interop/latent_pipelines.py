@@ -12,9 +12,9 @@ from rddlib.diffusion.class_transformer import ClassTransformer
 from rddlib.diffusion.diffusers_unet import DiffusersUNet, diffusers_class, variant_of
 from rddlib.diffusion.latent_space import LatentSpace
 from rddlib.diffusion.prompted_unet import PromptedUNet
-from rddlib.interop.released import one_line, tensor_faults
+from rddlib.interop.released import tensor_faults
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import one_line, say
 
 # Pipelines by their class: the class that is saved, the network's, and the parts beside it by library and class. Those for
 # image-to-image and inpainting have the same parts, so what is distilled of one serves all three.

@@ -20,11 +20,11 @@ from rddlib.diffusion.schedule import BetaSchedule, CosineSchedule
 from rddlib.diffusion.unet import GUIDANCE_SCALE, TIME_SCALE, ResidualBlock, UNet, sinusoids
 from rddlib.evaluation import check_guidance
 from rddlib.interop.latent_pipelines import KINDS, latent_network, latent_usage, save_latent
-from rddlib.interop.released import one_line, tensor_faults
+from rddlib.interop.released import tensor_faults
 from rddlib.interop.torchscript import scripted, shape_of
 from rddlib.utils.checkpoint import cannot_write
 from rddlib.utils.errors import UserError
-from rddlib.utils.text import say
+from rddlib.utils.text import one_line, say
 
 FRONT_MATTER = "---\nlibrary_name: diffusers\nlicense: # to be filled in\n---\n"  # of a model card, as hubs read it
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}  # diffusers' names, ours

@@ -18,8 +18,9 @@ from rddlib.diffusion.schedule import DiscreteCosineSchedule
 from rddlib.diffusion.unet import UNet, UNetConfig
 from rddlib.distillation.extractor import FeatureExtractor, build_extractor
 from rddlib.utils.errors import UserError
+from rddlib.utils.text import one_line
 
-SHOWN, LONGEST_WORD = 10, 120  # names of tensors in a message, and characters of each
+SHOWN = 10  # names of tensors in a message
 GROUPS = 32  # of every GroupNorm there
 LONGEST_GRID = 100_000  # steps; published grids have 1024
 TIME_TABLE = "time_embedding.timembedding.0.weight"
@@ -246,9 +247,3 @@ def listed(what: str, names) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{what} {', '.join(map(one_line, names[:SHOWN]))}{more}"
-
-
-def one_line(thing, longest: int = LONGEST_WORD) -> str:
-    """str(thing) without line breaks and cut to `longest` characters, for a message."""
-    text = " ".join(str(thing).split())
-    return text if len(text) <= longest else f"{text[:longest]}..."

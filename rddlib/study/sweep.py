@@ -19,7 +19,7 @@ from rddlib.study.ablations import Ablation, Setting
 from rddlib.study.entropy import entropy_path, entropy_record
 from rddlib.study.profiles import changed
 from rddlib.study.stage import Stage, key_of
-from rddlib.study.study import Arm, Study, fids_by_steps
+from rddlib.study.study import Arm, Study, csv_of, fids_by_steps
 from rddlib.utils.checkpoint import read_json, write_atomically
 from rddlib.utils.errors import UserError
 
@@ -257,7 +257,7 @@ class Sweep:
     def write(self, name: str, ablation: str = "") -> Path:
         """The table as NAME.csv and its receipts as NAME_receipts.json in ablations/; returns the table's path."""
         path, receipts = self.folder / f"{name}.csv", self.receipts(ablation)
-        write_atomically(path, self.table(ablation).to_csv(index=False, float_format="%.6g"))
+        write_atomically(path, csv_of(self.table(ablation)))
         write_atomically(path.with_name(f"{name}_receipts.json"), json.dumps(receipts, indent=1) + "\n")
         return path
 

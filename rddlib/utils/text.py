@@ -42,6 +42,12 @@ def markdown_table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def one_line(thing, longest: int = 120) -> str:
+    """str(thing) without line breaks and cut to `longest` characters, for a message."""
+    text = " ".join(str(thing).split())
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def human_time(seconds: float) -> str:
     """42 s, 3 min, 5.2 h, 41 d."""
     for unit, length, limit in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):
