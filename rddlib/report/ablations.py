@@ -443,6 +443,7 @@ def _perform(engine: Engine, tasks: list[Task], what: str) -> list[Outcome]:
 
 def write_results(sweep: Sweep) -> None:
     """A table, its receipts and a figure for each ablation that has rows; one table of all where all were asked for."""
+    sweep = sweep.widened()
     for ablation in sweep.ablations:
         table = sweep.table(ablation.name)
         if len(table):

@@ -3,6 +3,7 @@
 Everything lies in a study's folder: models and scores beside the study's own, which they share, tables in ablations/.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -216,6 +217,14 @@ class Sweep:
         return [run for run in runs if path in {stage.path for stage in run.missing()}]
 
     # results
+
+    def widened(self) -> "Sweep":
+        """With the seeds that its tables have already, so that what was measured stays in them."""
+        seeds = set(self.seeds)
+        for table in (self.folder / f"{ablation.files}.csv" for ablation in self.ablations):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or none of ours
+                seeds |= {int(seed) for seed in pd.read_csv(table)["seed"]}
+        return Sweep(self.base, self.ablations, sorted(seeds), self.costs)
 
     def _measured(self, ablation: str) -> list[Point]:
         return [point for point in self.points if ablation in ("", point.ablation.name) and point.run.done]

@@ -182,6 +182,13 @@ def test_stopped_it_leaves_the_table_of_what_was_done(tiny):
     assert set(table_of(tiny, "stopped")["setting"]) == {"alpha = 0.5"}
 
 
+def test_a_table_keeps_the_seeds_that_it_has(tiny):
+    sweeps = [Sweep(tiny, [weights("kept", 0.5)], seeds) for seeds in ([0, 1], [2], [0])]
+    for sweep, seeds in zip(sweeps, ({0, 1}, {0, 1, 2}, {0, 1, 2}), strict=True):
+        run_sweep(sweep, in_turn)
+        assert set(table_of(tiny, "kept")["seed"]) == seeds
+
+
 def test_a_whole_sweep_of_one_s_own_is_shown_instead_of_the_published(tiny, monkeypatch):
     monkeypatch.setitem(ABLATIONS, "alpha", weights("alpha", 0.5, 2.0))
     run_sweep(Sweep(tiny, [weights("alpha", 0.5)], [0]), in_turn)
