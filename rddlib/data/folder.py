@@ -186,7 +186,7 @@ def open_image(file: Path, colour: str = "") -> Image.Image:
     try:
         with Image.open(file) as image:
             # 16 or 32 bits a pixel, which `convert`, or the decoder of a 16-bit PNG in colour, would cut off
-            deep = image.mode[0] in "IF" or ";16" in str(image.tile)
+            deep = image.mode[0] in "IF" or ";16" in str(image.tile).replace("BGR;16", "")  # of which 5 or 6 a channel
             # a phone's JPEG may carry a second picture of the same scene
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             colour = colour or ("L" if image.mode in GREY else "RGB")

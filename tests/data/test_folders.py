@@ -176,6 +176,16 @@ def test_wrong_folders(tmp_path, draw, refuses):
     refuses(r"images beside train/ \(2.png\)", DataConfig("folder", str(tmp_path / "parts")))
 
 
+def test_a_bitmap_of_16_bits_a_pixel_has_no_more_than_8_a_channel(tmp_path):
+    """5 of red, 6 of green, 5 of blue."""
+    pixels = np.array([[0xF800, 0x07E0], [0x001F, 0xFFFF]], "<u2")  # from the bottom up
+    head = struct.pack("<IiiHHIIiiII3I", 40, 2, 2, 1, 16, 3, pixels.nbytes, 0, 0, 0, 0, 0xF800, 0x07E0, 0x001F)
+    start = 14 + len(head)
+    (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIII", b"BM", start + 8, 0, start) + head + pixels.tobytes())
+    found = np.asarray(folder.open_image(tmp_path / "a.bmp"))
+    assert found.tolist() == [[[0, 0, 255], [255, 255, 255]], [[255, 0, 0], [0, 255, 0]]]
+
+
 def deep_png(size: int) -> bytes:
     """A PNG in colour with 16 bits a channel, which Pillow reads but cannot write."""
 
