@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from rddlib.training import Checkpoints, RunConfig, TrainConfig, Trainer, chosen_precision, training_device
 from rddlib.training.hardware import peak_memory, release_memory, reset_peak
-from rddlib.utils.checkpoint import DamagedFile, load_checkpoint, save_checkpoint, write_atomically
+from rddlib.utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from rddlib.utils.distributed import agreed, locked, rank, wait
+from rddlib.utils.errors import UserError
 from rddlib.utils.installation import find_shipped
 from rddlib.utils.text import say
 
@@ -168,8 +169,8 @@ class Stage:
         file = find_shipped(f"{MODELS}/{self.name}-{self.key}.safetensors")
         try:
             return file and load_checkpoint(file)
-        except DamagedFile as error:
-            say(f"{self.label}: {error.fault}, so it is trained")
+        except UserError as error:
+            say(f"{self.label}: {getattr(error, 'fault', error)}, so it is trained")
             return None
 
     def _take(self) -> None:

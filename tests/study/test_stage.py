@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import same
 from torch import nn
 
@@ -181,6 +182,9 @@ def test_a_damaged_or_foreign_model_of_the_package_is_trained_instead(box, capfd
     stage, made = adding(box / "study", "base", 1)
     assert stage.get().weight.item() == 1 and len(made) == 1
     assert "is damaged (its checksum differs), so it is trained" in capfd.readouterr().err
+    save_file({"weight": torch.zeros(1, 1)}, file)
+    stage, made = adding(box / "elsewhere", "base", 1)
+    assert stage.get().weight.item() == 1 and len(made) == 1 and "not written by rddlib" in capfd.readouterr().err
     other, made = adding(box / "study", "base", 3)  # another number: another key
     assert other.get().weight.item() == 3 and len(made) == 1 and capfd.readouterr().err == ""
 
