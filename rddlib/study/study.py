@@ -388,7 +388,6 @@ class Study:
             return None
         if record["receipt"].get("weights_sha256") != self.drawn(arm).provenance["weights_sha256"]:
             return None
-        say(f"{arm.label}: the score that comes with rddlib (--set run.shipped=none measures it)")
         return record
 
     def shipped_score_file(self, arm: Arm) -> Path | None:
@@ -409,6 +408,10 @@ class Study:
         waiting = {(arm.method, arm.seed) for arm in self.arms() if not self.score_path(arm).exists()}
         if not waiting:
             return
+        if self.profile.run.shipped != "none" and any(map(self.shipped_score_file, self.arms())):
+            say(
+                "scores come with rddlib as their models do: they are taken for the very weights (run.shipped=none: none is)"
+            )
         methods = METHODS | self.profile.objectives
         self.teacher()
         if any(methods[method].looks for method, _ in waiting):
