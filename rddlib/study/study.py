@@ -409,9 +409,7 @@ class Study:
         if not waiting:
             return
         if self.profile.run.shipped != "none" and any(map(self.shipped_score_file, self.arms())):
-            say(
-                "scores come with rddlib as their models do: they are taken for the very weights (run.shipped=none: none is)"
-            )
+            say("scores that come with rddlib are taken for the very same weights (--set run.shipped=none measures)")
         methods = METHODS | self.profile.objectives
         self.teacher()
         if any(methods[method].looks for method, _ in waiting):

@@ -262,7 +262,7 @@ def test_a_score_of_the_package_is_taken_for_the_very_weights(
     found, said = study.measured(arm), capfd.readouterr().err
     own = tiny.measured(arm)["row"]["fid"]
     assert found["row"]["fid"] == (fid or pytest.approx(own)) and own != 42
-    assert ("scores come with rddlib" in said) == (wanted != "none")
+    assert ("scores that come with rddlib" in said) == (wanted != "none")
     assert ("is damaged, so it is measured" in said) == bool(text)
 
 
