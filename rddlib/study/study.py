@@ -409,7 +409,7 @@ class Study:
         if not waiting:
             return
         if self.profile.run.shipped != "none" and any(map(self.shipped_score_file, self.arms())):
-            say("scores that come with rddlib are taken for the very same weights (--set run.shipped=none measures)")
+            say("scores that come with rddlib are taken for the very same weights (run.shipped=none measures all)")
         methods = METHODS | self.profile.objectives
         self.teacher()
         if any(methods[method].looks for method, _ in waiting):
