@@ -87,7 +87,9 @@ def test_reference_statistics_of_a_file(few, noisy, tmp_path):
     assert np.array_equal(read_statistics(tmp_path / "edm.npz").sigma, sigma)
 
 
-def test_long_reference_statistics_are_kept_and_used_again(few, noisy, tmp_path, monkeypatch):
+def test_of_a_long_reference_statistics_and_features_are_kept_and_used_again_and_pixels_are_not(
+    few, noisy, tmp_path, monkeypatch
+):
     monkeypatch.setenv("RDD_DATA", str(tmp_path))
     monkeypatch.setattr("rddlib.evaluation.reference.WORTH_KEEPING", 100)
     first = evaluate(noisy, few).values
@@ -98,11 +100,6 @@ def test_long_reference_statistics_are_kept_and_used_again(few, noisy, tmp_path,
         assert evaluate(noisy, few).values == first
     kept[0].write_bytes(b"damaged")
     assert evaluate(noisy, few).values == first  # made again
-
-
-def test_of_a_long_reference_features_are_kept_and_pixels_are_not(few, noisy, tmp_path, monkeypatch):
-    monkeypatch.setenv("RDD_DATA", str(tmp_path))
-    monkeypatch.setattr("rddlib.evaluation.reference.WORTH_KEEPING", 100)
     evaluate(noisy, few, metrics=("fid", "kid", "pfd"), kid_subset=100)
     kept = {name for path in (tmp_path / "cache/features").glob("*/0*.npz") for name in np.load(path)}
     assert "torch-fidelity.features" in kept and "torch-fidelity.pixels" not in kept

@@ -19,12 +19,12 @@ SHAPE = (1, 8, 8)
 
 def test_the_steps_are_those_it_was_distilled_for_unless_others_are_said(tmp_path):
     denoiser = ours()
-    denoiser.steps = 4
-    for asked, made in ((0, 4), (2, 2)):
+    denoiser.steps = 2
+    for asked, made in ((0, 2), (1, 1)):
         export_torchscript(denoiser, tmp_path / "s.ts", asked)
         images = torch.jit.load(tmp_path / "s.ts")(noise_of(3))
         torch.testing.assert_close(images, ddim_sample(denoiser, noise_of(3), made), rtol=0, atol=BOUND)
-    assert (ddim_sample(denoiser, noise_of(3), 4) - ddim_sample(denoiser, noise_of(3), 2)).abs().max() > 100 * BOUND
+    assert (ddim_sample(denoiser, noise_of(3), 2) - ddim_sample(denoiser, noise_of(3), 1)).abs().max() > 100 * BOUND
 
 
 def test_a_weight_outside_the_range_is_warned_of_and_drawn_with(tmp_path):

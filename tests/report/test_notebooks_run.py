@@ -173,6 +173,8 @@ def test_an_interrupted_kernel_that_never_replies_is_given_up(series, monkeypatc
     async def never(**options):
         await asyncio.sleep(3600)
 
+    timer = runner.threading.Timer
+    monkeypatch.setattr(runner.threading, "Timer", lambda seconds, call: timer(seconds / 10, call))
     monkeypatch.setattr(runner._Stop, "hear", signal_on)
     monkeypatch.setattr(runner._Stop, "before_cell", mute)
     before = signal.getsignal(signal.SIGTERM)
