@@ -2,8 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -128,11 +127,10 @@ def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, done, tmp_path)
 def test_a_ddpm_of_digits_in_one_step_beats_its_own_one_step_by_far(done, tmp_path):
     """The README's example with a third of its iterations: a real epsilon model, distilled, saved, drawn by diffusers."""
     hf, out, back = tmp_path / "digits-ddpm", tmp_path / "run", tmp_path / "digits-rdd-1"
-    made = [sys.executable, str(TOP / "examples/digits_ddpm.py"), str(hf), "600"]
-    subprocess.run(made, check=True, capture_output=True)
-    fewer = ("pretrained.convert.iterations=400", "progressive.train.iterations=30", "extractor.train.iterations=200")
-    fewer = [word for setting in (*fewer, "distill.iterations=[60,60,100]") for word in ("--set", setting)]
-    done("distill", "--profile", "digits", "--teacher", hf, "--out", out, *fewer)
+    runpy.run_path(str(TOP / "examples/digits_ddpm.py"))["train"](hf, 600)
+    fewer = {"base.steps": "8", "pretrained.convert.iterations": "400", "extractor.train.iterations": "100"}  # no PD
+    fewer |= {"distill.iterations": "[40,40,60]", "distill.train.learning_rate": "1e-3"}
+    done("distill", "--profile", "digits", "--teacher", hf, "--out", out, *settings(fewer))
     asked = ("--steps", "1", "--samples", "1000", "--out", out)
     done("evaluate", "--checkpoint", hf, *asked)
     done("evaluate", "--method", "rdd", *asked)
@@ -238,7 +236,7 @@ def test_what_cannot_have_a_given_teacher_says_so(tmp_path):
 def test_a_given_teacher_is_planned_with_its_own_network(tmp_path, extractor):
     """An epsilon teacher learns v first; what is taken as it is has no row; guidance has a base model of its own."""
     changes = {"pretrained.teacher": str(ddpm(tmp_path / "ddpm")), "methods": "[pd, rdd]", **extractor}
-    plan = make_plan("smoke", changes, out=tmp_path, seconds=0.2)
+    plan = make_plan("smoke", changes, out=tmp_path, seconds=0.02)
     names = [row.name for row in plan.rows]
     trained = ["extractor small_resnet"] * (not extractor)
     assert names == ["predicting v", "PD, 1 halving", "PD, 3 students", *trained, "RDD, 3 students", "samples to score"]
