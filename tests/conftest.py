@@ -17,8 +17,9 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 LONG = [  # files of minutes, begun first, so that no process is left alone with one
-    *("cli/test_commands.py", "study/test_on_meta.py", "cli/test_own_images.py", "report/test_background.py"),
-    *("interop/test_round_trips.py", "interop/test_exchange.py", "report/test_diagnosis.py", "study/test_engines.py"),
+    *("notebooks/test_latent_notebook.py", "cli/test_commands.py", "interop/test_exchange.py", "study/test_on_meta.py"),
+    *("cli/test_own_images.py", "report/test_background.py", "interop/test_round_trips.py"),
+    *("report/test_diagnosis.py", "study/test_engines.py"),
     *("training/test_distributed_training.py", "training/test_interruptions.py", "study/test_fake_cuda.py"),
     *("distillation/test_train.py", "diffusion/test_samplers.py", "cli/test_refusals.py", "study/test_sweep.py"),
 ]
