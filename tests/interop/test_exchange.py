@@ -125,10 +125,10 @@ def test_a_pipeline_is_distilled_to_one_step_and_given_back(rdd, done, tmp_path)
 
 @pytest.mark.ci  # trains a DDPM of digits with diffusers, teaches it v, and distils it: minutes
 def test_a_ddpm_of_digits_in_one_step_beats_its_own_one_step_by_far(done, tmp_path):
-    """The README's example with a third of its iterations: a real epsilon model, distilled, saved, drawn by diffusers."""
+    """The README's example with fewer iterations, without PD: a real epsilon model, distilled, saved, drawn by diffusers."""
     hf, out, back = tmp_path / "digits-ddpm", tmp_path / "run", tmp_path / "digits-rdd-1"
     runpy.run_path(str(TOP / "examples/digits_ddpm.py"))["train"](hf, 600)
-    fewer = {"base.steps": "8", "pretrained.convert.iterations": "400", "extractor.train.iterations": "100"}  # no PD
+    fewer = {"base.steps": "8", "pretrained.convert.iterations": "400", "extractor.train.iterations": "100"}
     fewer |= {"distill.iterations": "[40,40,60]", "distill.train.learning_rate": "1e-3"}
     done("distill", "--profile", "digits", "--teacher", hf, "--out", out, *settings(fewer))
     asked = ("--steps", "1", "--samples", "1000", "--out", out)
