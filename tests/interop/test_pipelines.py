@@ -69,7 +69,7 @@ def test_few_steps_draw_the_images_of_their_pipeline(prediction, size, betas, la
     denoiser = from_diffusers(unet, scheduler)
     end = 1.0 if last else 1 - float(scheduler.betas[0])
     assert float(denoiser.schedule.alpha(0.0)) ** 2 == pytest.approx(end, abs=1e-6) and not denoiser.training
-    for steps in (1, 2, 5, 10):
+    for steps in (1, 2, 5):
         for clip in (False, True):
             images = ddim_sample(denoiser, noise_of(3), steps, clip=clip)
             assert gap(images, theirs(unet, scheduler, steps, clip)) < BOUND, (steps, clip)
