@@ -163,7 +163,7 @@ def test_every_move_of_a_slider_draws_a_new_picture(set_up, name):
     figure, controls = set_up[name]
     *moved, picture = explore(figure, **controls).children
     for control in moved:
-        for value in [value for value in list(control.options)[:3] if value != control.value]:
+        for value in [value for value in list(control.options)[:2] if value != control.value]:
             before = picture.value
             control.value = value
             assert picture.value is not before
