@@ -46,14 +46,12 @@ WITHOUT_DEVICE = {
     },
     "distillation/objectives.py": {
         "torch.tensor([float(self.count), *(-1.0 if norm is None else float(norm) for norm in norms)])": STATE,
-        "torch.tensor([self.pushed])": STATE,
         "torch.tensor(float(len(self.queue)))": "a number for the log, which no device has to be asked for",
-        "torch.zeros(2, size, channels)": BUFFER,
     },
     "distillation/pixel_queue.py": {
         "torch.randn(size, channels)": BUFFER,
         "torch.tensor([self.pushed])": STATE,
-        "torch.zeros(size, channels)": BUFFER,
+        "torch.zeros(size, *shape)": BUFFER,
     },
     "distillation/train.py": {
         "torch.arange(count)": ROWS,
