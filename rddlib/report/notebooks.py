@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -37,6 +38,7 @@ from rddlib.utils.text import human_time, say
 
 EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
+GUIDED = "08"  # the notebook of guided models, with a base model of their own to train
 LATENT = "09"  # the notebook of latent models, which are given; all others show a base model of pixels that they train
 LONGEST = "06"  # trains and scores all methods; about half of the whole time
 BAR_EVERY = 30.0  # seconds between lines about a bar, where several notebooks share the terminal
@@ -343,17 +345,22 @@ def _run_at_once(study: Study, notebooks: list[Path], parameters: dict, jobs: in
 
 
 def selected(only: str = "", start: str = "") -> list[Path]:
-    """The notebooks of the series whose numbers are in `only` ("03,04"), or from `start` ("04") on."""
+    """The notebooks of the series whose numbers are in `only` ("03,04"), or from `start` ("04") on.
+
+    Those that show other models than the study's, GUIDED and LATENT, are chosen by `only` alone.
+    """
     files = notebook_files()
     numbers = [file.name[:2] for file in files]
-    usual = [number for number in numbers if number != LATENT]
+    usual = [number for number in numbers if number not in (GUIDED, LATENT)]
     wanted = [n.strip().zfill(2) for n in re.split(r"[,\s]+", only) if n.strip()] or usual
     if start and only:
         raise UserError("--only and --from exclude each other: give one of them")
     if start:
         wanted = [n for n in usual if n >= start.zfill(2)]
-        if start.zfill(2) == LATENT:
-            raise UserError(f"--from {start}: notebook {LATENT} runs alone, choose it with --only {LATENT}")
+        if start.zfill(2) in (GUIDED, LATENT):
+            raise UserError(
+                f"--from {start}: this notebook shows other models than the study's, choose it with --only {start}"
+            )
     unknown = [n for n in wanted if n not in numbers]
     if unknown or not wanted:
         raise UserError(f"no notebook {', '.join(unknown) or start}: there are {', '.join(numbers)}")
@@ -391,10 +398,11 @@ def run_study(
         check_parameters(notebook, parameters)
     if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a study is one process: run it without torchrun (profile field jobs sets its workers)")
-    if recorded_overrides(out).get("run.shipped") != "none":
-        overrides = {"run.shipped": "start", **overrides}  # what a study is about it trains, whoever opened it first
+    if recorded_overrides(out).get("run.shipped", "all") == "all":
+        overrides = {"run.shipped": "earlier", **overrides}  # the last halvings are trained, whoever opened it first
     latent = [notebook.name[:2] for notebook in notebooks] == [LATENT]
-    check = _check_latent if latent else _check_notebooks if with_notebooks else _check_scoring
+    guided = GUIDED in {notebook.name[:2] for notebook in notebooks}
+    check = _check_latent if latent else partial(_check_notebooks, guided) if with_notebooks else _check_scoring
     lock = FileLock(out / ".running")  # which may be taken twice
     with contextlib.ExitStack() as running:
 
@@ -474,8 +482,8 @@ def _check_latent(study: Study) -> None:
     guided_study(study).check_scoring()
 
 
-def _check_notebooks(study: Study) -> None:
-    """The same, of the guided study too; and where the notebooks would have nothing to show."""
+def _check_notebooks(guided: bool, study: Study) -> None:
+    """The same, of the guided study too if asked; and where the notebooks would have nothing to show."""
     p = study.profile
     if p.pretrained.teacher:
         raise UserError(
@@ -487,5 +495,5 @@ def _check_notebooks(study: Study) -> None:
             "--no-notebooks"
         )
     _check_scoring(study)
-    if study.dataset.num_classes:
+    if guided and study.dataset.num_classes:
         guided_study(study).check_scoring()

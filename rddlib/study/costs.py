@@ -60,6 +60,7 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.installation import git_commit, hardware
 from rddlib.utils.text import aligned, counted, human_size, human_time, number
 
+GUIDED = "guided: "  # how the names of the guided study's rows begin
 SAMPLING = "sampling"  # the kind of a step of DDIM on a batch, beside the stages' kinds
 FIRST, FIRST_TIMED = 2, 3  # images of the first batch, and how many iterations of it are timed
 WARM_UP = 1  # iterations that are not timed
@@ -251,6 +252,11 @@ class Row:
     maps: float = 0.0
 
     @property
+    def guided(self) -> bool:
+        """Whether it is of the guided study, which `rdd study` leaves out unless asked."""
+        return self.name.startswith(GUIDED)
+
+    @property
     def seconds(self) -> float:
         return self.cost.seconds * self.iterations
 
@@ -327,6 +333,21 @@ class Plan:
             for row in self.rows
         ]
         total = ("total", "", "", "", human_time(self.seconds), human_size(self.memory), human_size(self.disk), "", "")
+        if any(row.guided for row in self.rows):
+            own = sum(row.seconds for row in self.rows if not row.guided)
+            body.append(
+                (
+                    "total without guided",
+                    "",
+                    "",
+                    "",
+                    human_time(own),
+                    "",
+                    "",
+                    "",
+                    "what rdd study does unless asked for notebook 08",
+                )
+            )
         return aligned(heads, [*body, total], words=(0, len(heads) - 1))
 
 
@@ -342,7 +363,7 @@ def make_plan(
 
     Raises UserError for wrong input.
     """
-    p = study_profile(profile, overrides or {})
+    p = study_profile(profile, {"run.shipped": "earlier", **(overrides or {})})
     if not seconds > 0:
         raise UserError(f"--seconds {seconds:g}: expected more than 0")
     if p.data.name == "folder" and not p.data.folder.is_dir():
@@ -354,7 +375,7 @@ def make_plan(
         check_classes_to_learn(prober.images, p.extractor.classes)
     if prober.guided and _takes_weight(p):
         guided = [arm for arm in guided_arms(prober.guided.profile, p.seeds[0]) if arm.guidance == p.guidance.at[0]]
-        groups += _groups(prober.guided, guided, "guided: ", seeds)
+        groups += _groups(prober.guided, guided, GUIDED, seeds)
     kinds: dict[tuple, Cost] = {}
     with fewer_threads_if_busy(say):
         for name, stages, _ in groups:
@@ -444,7 +465,7 @@ def _sampling_rows(p: Profile, plain: list[Arm], cost: Cost) -> list[Row]:
         return Row(name, SAMPLING, evaluations * -(-samples // batch), batch, 0, 1, cost)
 
     own = row("samples to score", plain, p.evaluation.samples)
-    return [own, row("guided: samples to score", guided * len(p.seeds), p.guidance.samples)]
+    return [own, row(f"{GUIDED}samples to score", guided * len(p.seeds), p.guidance.samples)]
 
 
 # the plan of a sweep

@@ -79,7 +79,7 @@ class Inputs:
             facts["captions"] = key_of(list(images.class_names))
         return {**facts, "sha256": images.sha256, "labels": images.labels_sha256}
 
-    def stage(self, name, kind, label, parents, config, seed, facts, fit, load=None, student=False) -> Stage:
+    def stage(self, name, kind, label, parents, config, seed, facts, fit, load=None, **role: bool) -> Stage:
         """A Stage made here, of a denoiser unless `load` says otherwise; fit may return the trained network alone."""
 
         def fitted(trainer: Trainer | None, *networks: nn.Module) -> tuple[nn.Module, dict]:
@@ -93,7 +93,7 @@ class Inputs:
             return network, model | extra
 
         load = load or self._load_denoiser
-        return Stage(name, kind, label, parents, config, seed, facts, fitted, load, self.place, student)
+        return Stage(name, kind, label, parents, config, seed, facts, fitted, load, self.place, **role)
 
     def _load_denoiser(self, tensors: dict, info: dict) -> Denoiser:
         denoiser = build_described(info["model"])
@@ -470,7 +470,8 @@ class Graph:
             return distill(teacher, self.inputs.split("train"), steps, objective, trainer, **options)
 
         name = f"{self.prefix}{name}"
-        return self.inputs.stage(name, method.name, label, parents, config, training_seed, facts, fit, student=True)
+        role = {"student": True, "last": steps == min(p.student_steps)}
+        return self.inputs.stage(name, method.name, label, parents, config, training_seed, facts, fit, **role)
 
     def objective(
         self, method: str, steps: int, seed: int, teacher: Denoiser, extractor: Extractor | None

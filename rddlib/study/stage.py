@@ -53,7 +53,8 @@ class Stage:
         load: load(tensors, recorded facts) -> the network, ready to use.
         place: where it is made.
         student: whether it is what a study compares, a student of one of its methods: such are trained, not taken from the
-            package, unless a run asks for that.
+            package, unless a run asks for that (run.shipped).
+        last: whether it is the student of its method's last halving.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Stage:
     load: Callable[[Mapping[str, Tensor], dict], nn.Module]
     place: Workplace
     student: bool = False
+    last: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -75,9 +77,11 @@ class Stage:
 
     @cached_property
     def mark(self) -> str:
-        """Of a student that comes with the package "-shipped": it is rounded, so it never passes for one that was trained."""
-        trained = (self.place.folder / f"{self.name}-{self.key}.safetensors").exists()
-        return "-shipped" if self.student and not trained and self._shipped else ""
+        """Of a student that comes with the package "-shipped": it is rounded, so it never passes for one that was trained; nor
+        does one that was trained from it, "-after-shipped"."""
+        if not self.student or (self.place.folder / f"{self.name}-{self.key}.safetensors").exists():
+            return ""
+        return "-shipped" if self._shipped else "-after-shipped" if any(parent.mark for parent in self.parents) else ""
 
     @property
     def path(self) -> Path:
@@ -164,7 +168,7 @@ class Stage:
     def _shipped(self) -> tuple[dict[str, Tensor], dict] | None:
         """(tensors, record) of this key from the package, where it has one and the run asks for it."""
         wanted = self.place.run.shipped
-        if wanted == "none" or (wanted == "start" and self.student):
+        if wanted == "none" or (wanted == "start" and self.student) or (wanted == "earlier" and self.last):
             return None
         file = find_shipped(f"{MODELS}/{self.name}-{self.key}.safetensors")
         try:

@@ -414,8 +414,9 @@ class Study:
         self.teacher()
         if any(methods[method].looks for method, _ in waiting):
             self.extractor()
-        dearest_first = sorted(waiting, key=lambda cascade: (-methods[cascade[0]].cost, *cascade))
-        tasks = [Cascade(self, method, seed) for method, seed in dearest_first]
+        tasks = [Cascade(self, method, seed) for method, seed in sorted(waiting)]
+        most = max(task.iterations for task in tasks)  # samplers have none and may take as long
+        tasks.sort(key=lambda task: (-(task.iterations or most), -methods[task.method].cost))  # the longest first
         jobs = min(self.profile.at_once, len(tasks))
         if jobs == 1:
             for task in tasks:
@@ -621,10 +622,10 @@ class Cascade:
     def iterations(self) -> int:
         """Of all that it trains; teacher and extractor are there already."""
         arms = [arm for arm in self.study.arms() if (arm.method, arm.seed) == (self.method, self.seed)]
-        stages = {stage.path: stage for arm in arms for stage in self.study.stage_of(arm).lineage()}
+        stages = {stage.path: stage for arm in arms for stage in self.study.stage_of(arm).missing()}
         shared = {stage.path for stage in self.study.stages.teacher().lineage()}
-        trained = [stage for path, stage in stages.items() if path not in shared and stage.parents]
-        return sum(stage.iterations for stage in trained if not stage.done)
+        trained = [stage for path, stage in stages.items() if path not in shared and stage.parents and not stage.ships]
+        return sum(stage.iterations for stage in trained)
 
     def perform(self) -> str:
         rows = self.study.cascade(self.method, self.seed)

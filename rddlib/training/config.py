@@ -8,7 +8,7 @@ from rddlib.utils.checks import at_least, check, one_of
 LR_SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 OPTIMIZERS = ("adam", "sgd")
-SHIPPED = ("all", "start", "none")
+SHIPPED = ("all", "earlier", "start", "none")
 SWITCHES = ("auto", "always", "never")
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim")
 
@@ -65,9 +65,9 @@ class RunConfig:
     keep: int = 2  # checkpoints
     log_every: int = 25  # iterations between records of metrics.jsonl
     sample_every: int = 0  # iterations between grids of samples from one noise, 0: none
-    shipped: str = (
-        "start"  # models taken from the package instead of trained: "all", "start" (all but students) or "none"
-    )
+    # models taken from the package instead of trained: "all", "earlier" (all but the students of each method's last halving),
+    # "start" (all but students) or "none"
+    shipped: str = "start"
     tracker: str = "none"  # who else gets the records, on this machine's disk: "tensorboard", "wandb", "mlflow", "aim"
 
     def __post_init__(self):

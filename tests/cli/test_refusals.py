@@ -28,7 +28,7 @@ from rddlib.utils.checkpoint import save_checkpoint
         ("distill --profile smoke --extractor teacher --set extractor.level=9", "no map of 0x0 pixels"),
         ("study --set loss.per_image=17", "the extractor's map offers 16 pixels"),
         ("study --set evaluation.samples=10", "10 images cannot fill a covariance of 64"),  # could not be scored
-        ("study --set guidance.samples=20", "guidance.samples=20: 20 images cannot fill a covariance"),
+        ("study --only 08 --set guidance.samples=20", "guidance.samples=20: 20 images cannot fill a covariance"),
         ("study --set evaluation.metrics=[fid,is,agree]", "agree is for images drawn of classes or prompts"),
         ("study --set evaluation.metrics=[fid,is,foo] --set evaluation.network=extractor", "unknown metrics foo"),
         pytest.param(
@@ -37,6 +37,7 @@ from rddlib.utils.checkpoint import save_checkpoint
         ),
         ("study --only 03 --from 02", "exclude each other"),
         ("study --only 17", "no notebook 17"),
+        ("study --from 08", "shows other models than the study's, choose it with --only 08"),
         ("study --jobs 0", "--jobs 0: give at least 1"),
         ("distill --objective rdf", "unknown --objective 'rdf' (did you mean 'rdd'?)"),
         ("distill --from 64 --to 1", "--from is 8, or more with --to 8 --objective pd"),

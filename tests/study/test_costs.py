@@ -308,7 +308,9 @@ def test_what_comes_with_the_package_is_planned_as_taken(made_up, tmp_path):
         assert (rows[name].iterations, rows[name].seconds, rows[name].cost.note) == (0, 0.0, "comes with rddlib")
     trained = {row.name: row for row in make_plan("digits", {"run.shipped": "none"}, out=tmp_path).rows}
     assert trained["base model"].iterations == load_profile("digits").base.train.iterations
-    assert rows["RDD, 3 students"].iterations == trained["RDD, 3 students"].iterations > 0
+    assert (
+        rows["RDD, 3 students"].iterations == 300 and trained["RDD, 3 students"].iterations == 600
+    )  # the last halving
 
 
 # the plan of a sweep

@@ -26,7 +26,7 @@ def weight_of(value):
     return network
 
 
-def adding(folder, name, own, *parents, seconds=0.0, config=None, run=None):
+def adding(folder, name, own, *parents, seconds=0.0, config=None, run=None, last=False):
     """(a stage whose one weight is its own number and its parents' weights in sum, the list of times it was made)."""
     made = []
 
@@ -42,7 +42,7 @@ def adding(folder, name, own, *parents, seconds=0.0, config=None, run=None):
         return {"own": own, "parents": [parent.key for parent in parents]}
 
     place, student = Workplace(folder, run or RunConfig()), name == "pd"
-    return Stage(name, name, name, parents, config, 0, facts, fit, load, place, student), made
+    return Stage(name, name, name, parents, config, 0, facts, fit, load, place, student, last), made
 
 
 @pytest.fixture
@@ -194,6 +194,21 @@ def test_a_student_that_was_trained_is_kept_where_shipped_ones_are_wanted(box):
     assert trained.get().weight.item() == 2
     later = adding(box / "study", "pd", 2, run=RunConfig(shipped="all"))[0]
     assert later.get().weight.item() == 2 and later.path == trained.path
+
+
+def test_the_last_student_is_trained_from_one_that_ships_and_passes_for_no_other(box):
+    def last(wanted):
+        run = RunConfig(shipped=wanted)
+        return adding(box / "study", "pd", 3, adding(box / "study", "pd", 2, run=run)[0], run=run, last=True)[0]
+
+    rounded, box_file = {"weight": torch.tensor([[9.0]])}, box / f"data/models/pd-{last('none').key}.safetensors"
+    save_checkpoint(box_file, rounded, {"kind": "pd", "shipped": True})
+    found = {wanted: (last(wanted).get().weight.item(), last(wanted).path) for wanted in ("all", "earlier", "start")}
+    assert [weight for weight, _ in found.values()] == [9, 3 + 8, 3 + 2]
+    assert [path.name.removesuffix(f"-{last('none').key}.safetensors") for _, path in found.values()] == [
+        *("pd-shipped", "pd-after-shipped", "pd")
+    ]
+    assert last("earlier").get().weight.item() == last("all").get().weight.item() == 3 + 2  # wholly trained by now
 
 
 def test_what_is_taken_needs_no_ancestors_and_took_no_time_here(box, tmp_path):
