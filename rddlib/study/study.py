@@ -417,6 +417,8 @@ class Study:
         tasks = [Cascade(self, method, seed) for method, seed in sorted(waiting)]
         most = max(task.iterations for task in tasks)  # samplers have none and may take as long
         tasks.sort(key=lambda task: (-(task.iterations or most), -methods[task.method].cost))  # the longest first
+        for stage in {stage.path: stage for task in tasks for stage in task.missing if stage.ships}.values():
+            stage.get()  # here, where it is said in order
         jobs = min(self.profile.at_once, len(tasks))
         if jobs == 1:
             for task in tasks:
@@ -619,13 +621,17 @@ class Cascade:
         return f"{LABELS[self.method]}, seed {self.seed}"
 
     @property
+    def missing(self) -> list[Stage]:
+        """What it trains or takes."""
+        arms = [arm for arm in self.study.arms() if (arm.method, arm.seed) == (self.method, self.seed)]
+        return list({stage.path: stage for arm in arms for stage in self.study.stage_of(arm).missing()}.values())
+
+    @property
     def iterations(self) -> int:
         """Of all that it trains; teacher and extractor are there already."""
-        arms = [arm for arm in self.study.arms() if (arm.method, arm.seed) == (self.method, self.seed)]
-        stages = {stage.path: stage for arm in arms for stage in self.study.stage_of(arm).missing()}
         shared = {stage.path for stage in self.study.stages.teacher().lineage()}
-        trained = [stage for path, stage in stages.items() if path not in shared and stage.parents and not stage.ships]
-        return sum(stage.iterations for stage in trained)
+        own = [stage for stage in self.missing if stage.parents and stage.path not in shared]
+        return sum(stage.iterations for stage in own if not stage.ships)
 
     def perform(self) -> str:
         rows = self.study.cascade(self.method, self.seed)
