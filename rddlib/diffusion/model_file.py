@@ -64,10 +64,14 @@ def provenance(denoiser: Denoiser, info: dict) -> dict[str, str]:
 
     info: the record in its checkpoint.
     """
-    facts = info.get("facts", {})
+    facts, whence = info.get("facts", {}), ""
+    if "shipped" in info:
+        whence = f", as it comes with rddlib in {info['stored']}"
+    elif "after_shipped" in info:
+        whence = ", trained from a student that comes with rddlib"
     ema = facts.get("base", facts).get("train", {}).get("ema", "not known")
     return {
-        "model": summary(denoiser) + (f", as it comes with rddlib in {info['stored']}" if "shipped" in info else ""),
+        "model": summary(denoiser) + whence,
         "checkpoint_sha256": info.get("sha256", "not known"),
         "ema": "none" if ema == 0 else str(ema),
         "training_precision": info.get("precision", "not known"),

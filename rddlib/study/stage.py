@@ -156,6 +156,7 @@ class Stage:
         networks = [parent.get() for parent in self.parents]
         network, extra = self._timed(networks) if self.config else self.fit(None, *networks)
         if rank() == 0:
+            extra |= {"after_shipped": True} if self.mark else {}
             self._keep(network.state_dict(), {"kind": self.name, "label": self.label, "facts": self.facts(), **extra})
             Checkpoints(self.files).clear()
         wait()
@@ -181,7 +182,8 @@ class Stage:
         """Keep the package's network as this stage's."""
         if rank() == 0:
             tensors, info = self._shipped
-            say(f"{self.label}: the one that comes with rddlib (--set run.shipped=none trains it instead)")
+            trained = "start" if self.student else "none"
+            say(f"{self.label}: the one that comes with rddlib (--set run.shipped={trained} trains it instead)")
             rounded = (torch.float16, torch.bfloat16)
             whole = {name: value.float() if value.dtype in rounded else value for name, value in tensors.items()}
             record = {name: value for name, value in info.items() if name not in ("sha256", "peak_memory")}

@@ -208,6 +208,7 @@ def test_the_last_student_is_trained_from_one_that_ships_and_passes_for_no_other
     assert [path.name.removesuffix(f"-{last('none').key}.safetensors") for _, path in found.values()] == [
         *("pd-shipped", "pd-after-shipped", "pd")
     ]
+    assert [load_checkpoint(path)[1].get("after_shipped", False) for _, path in found.values()] == [False, True, False]
     assert last("earlier").get().weight.item() == last("all").get().weight.item() == 3 + 2  # wholly trained by now
 
 

@@ -295,6 +295,14 @@ def test_scores_that_ship_are_measured_again(tmp_path, arm):
     )
 
 
+@pytest.mark.ci
+def test_the_last_halving_from_what_ships_gives_the_published_row(tmp_path):
+    found = Study(load_profile("digits", {"run.shipped": "earlier"}), tmp_path).measured(Arm("pd", 1, 0))["row"]
+    published = pd.read_csv(PACKAGE.parent / "data/results/digits_seeds.csv").query("method == 'pd' and steps == 1")
+    scores = ["fid", "pfd", "is"]
+    assert [found[s] for s in scores] == pytest.approx(list(published.query("seed == 0").iloc[0][scores]), rel=1e-3)
+
+
 # images
 
 
