@@ -31,7 +31,9 @@ def find(graph: Graph, name: str, seed: int) -> Stage:
 
 
 def pack(stage: Stage, dtype: torch.dtype) -> None:
-    """Copy one stage's network."""
+    """Copy one stage's network, wholly trained in its study: what came with rddlib, or was trained from that, stays there."""
+    if stage.mark:
+        raise SystemExit(f"{stage.path.name} was not wholly trained here: pack a study of --set run.shipped=start")
     tensors, info = load_checkpoint(stage.path)
     rounded = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     kept = {name: value for name, value in info.items() if name != "sha256"}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rddlib.diffusion.sampling import ddim_sample
+from rddlib.methods import COMPETING, WINNER
 from rddlib.study.profiles import load_profile
 from rddlib.study.study import Study
 from rddlib.utils.installation import git_commit, hardware
@@ -36,7 +37,7 @@ def main(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         study = Study(load_profile("digits"), Path(folder))
         found, noise = {}, study.noise(IMAGES)
-        for method in study.profile.methods:
+        for method in (*COMPETING, WINNER):
             stage = study.stages.student(method, 4, 0)
             trainer = stage.trainer(replace(stage.config, iterations=ITERATIONS))
             student, _ = stage.fit(trainer, *(parent.get() for parent in stage.parents))

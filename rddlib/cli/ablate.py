@@ -82,6 +82,8 @@ def ablate(
 
     profile, place, seed = as_recorded(profile, out, seed)
     study = continue_study(profile, parse_overrides(settings), place, seed, update, check, look_only=dry_run)
+    if "run.shipped" not in parse_overrides(settings):
+        study = _all_trained(study)
     ablations = choose(study.profile)
     needed = dry_run or any(ablation.timed for ablation in ablations)
     sweep = Sweep(study, ablations, numbers, measured_costs(study.profile, study.out, say) if needed else None)
@@ -92,6 +94,14 @@ def ablate(
         f"Time: at {jobs} at a time on this machine as it is, one thread each, from a short measurement at the\n"
         "profile's own numbers; what several ablations share counts with the first."
     )
+
+
+def _all_trained(study: "Study") -> "Study":
+    """The study, all of whose students are trained, as an ablation's settings are; those that ship are rounded."""
+    profile = study.profile
+    start = "none" if profile.run.shipped == "none" else "start"
+    profile = replace(profile, run=replace(profile.run, shipped=start))
+    return study.varied(profile, study.scores.relative_to(study.out).as_posix())
 
 
 def _parsed_axes(texts: list[str] | None) -> dict[str, str]:

@@ -40,14 +40,13 @@ def study(
     ] = True,
     scratch: Annotated[
         bool,
-        typer.Option(
-            "--from-scratch", help="Train base model, teacher and extractor too; take none of the package's models."
-        ),
+        typer.Option("--from-scratch", help="Train everything, and take none of the models that come with rddlib."),
     ] = False,
     update: UpdateOption = False,
 ) -> None:
-    """Run the whole study: models, scores, notebooks, report.
+    """Run the whole study: models, scores, notebooks 00 to 07, report.
 
+    It trains each method's last halving, and takes what comes before from rddlib where the numbers are those of what ships.
     What is done is not done again: a second run takes seconds, a killed one goes on where it stopped.
 
     \b
@@ -56,6 +55,7 @@ def study(
       rdd study --profile smoke --out runs/try
       rdd study --only 03,04 --jobs 2
       rdd study --from 04
+      rdd study --only 08
       rdd study --set loss.alpha=100 --out runs/alpha100
       rdd study --profile cifar10_small --no-notebooks
     """

@@ -40,7 +40,7 @@ EXTRA = "the notebooks need extras: pip install 'rddlib[notebooks]'"
 SHOWN_LINES = 12  # of a failing cell in the terminal
 GUIDED = "08"  # the notebook of guided models, with a base model of their own to train
 LATENT = "09"  # the notebook of latent models, which are given; all others show a base model of pixels that they train
-LONGEST = "06"  # trains and scores all methods; about half of the whole time
+LONGEST = "06"  # trains and scores all methods; nearly the whole time
 BAR_EVERY = 30.0  # seconds between lines about a bar, where several notebooks share the terminal
 
 
@@ -99,6 +99,7 @@ def _done_before(notebook: Path, out: Path) -> tuple[str, Executed | None]:
     """(key of the notebook and its inputs, its earlier run where that had the same)."""
     study = json.loads((out / STUDY_FILE).read_text(encoding="utf-8"))
     config = {name: value for name, value in study["config"].items() if name not in ("jobs", "run")}
+    config |= {"shipped": study["config"]["run"]["shipped"]}  # whose students it shows
     key = key_of({"source": notebook.read_text(encoding="utf-8"), "config": config, "version": rddlib.__version__})
     earlier, run = _last_run(notebook, out)
     return key, run if earlier == key else None

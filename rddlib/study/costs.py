@@ -253,7 +253,7 @@ class Row:
 
     @property
     def guided(self) -> bool:
-        """Whether it is of the guided study, which `rdd study` leaves out unless asked."""
+        """Whether it is of the guided study, which `rdd study` makes for notebooks 08 and 09 alone."""
         return self.name.startswith(GUIDED)
 
     @property
@@ -335,19 +335,7 @@ class Plan:
         total = ("total", "", "", "", human_time(self.seconds), human_size(self.memory), human_size(self.disk), "", "")
         if any(row.guided for row in self.rows):
             own = sum(row.seconds for row in self.rows if not row.guided)
-            body.append(
-                (
-                    "total without guided",
-                    "",
-                    "",
-                    "",
-                    human_time(own),
-                    "",
-                    "",
-                    "",
-                    "what rdd study does unless asked for notebook 08",
-                )
-            )
+            body.append(("total without guided", "", "", "", human_time(own), "", "", "", ""))
         return aligned(heads, [*body, total], words=(0, len(heads) - 1))
 
 

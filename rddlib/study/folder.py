@@ -178,7 +178,7 @@ def _check_heeded(overrides: dict[str, str], fields: tuple[str, ...], reason: st
 def open_study(profile: str = "digits", out: str | Path = "", seed: int = 0) -> Study:
     """The study in `out` (default runs/<profile>), as notebooks open it; started there if the folder is new.
 
-    Students that come with the package are taken too, unless a command started the folder (run.shipped).
+    Students that come with the package are taken too, all of them unless a command started the folder (run.shipped).
 
     Raises UserError where the folder belongs to another profile or seed.
     """

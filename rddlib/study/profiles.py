@@ -270,7 +270,7 @@ def _but(config, **changes):
 
 
 def digits() -> Profile:
-    """Real 8x8 digits on a laptop, 10 to 25 minutes on 2 cores."""
+    """Real 8x8 digits on a laptop, in minutes on 2 cores."""
     return Profile(
         name="digits",
         data=DataConfig("digits"),

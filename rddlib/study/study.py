@@ -650,6 +650,8 @@ def _told(tasks: Sequence[Cascade], jobs: int) -> str:
     """What these train, in a few words: "students of 4, 2, 1 steps by 5 methods, 2 at a time"."""
     study, methods = tasks[0].study, {task.method for task in tasks if task.iterations}
     seeds = len({task.seed for task in tasks})
-    what = f"students of {joined(study.profile.student_steps)} steps by {counted(len(methods), 'method')}"
+    students = [arm for arm in study.arms() if arm.method in methods and arm.steps in study.profile.student_steps]
+    steps = dict.fromkeys(arm.steps for arm in students if not study.stage_of(arm).at_hand)
+    what = f"students of {joined(steps)} step{'s' * (max(steps, default=2) > 1)} by {counted(len(methods), 'method')}"
     what = f"{'guided ' * study.guided}{what}" if methods else "scores"
     return f"{what}{f' with {seeds} seeds' * (seeds > 1)}, {jobs} at a time"

@@ -281,13 +281,14 @@ def _training(run: Run, steps: int) -> dict:
     if not (stages := [stage for stage in lineage if stage not in shared]):
         return {}
     facts = [stage.noted() for stage in stages]
+    whole = not any(fact.get("shipped") for fact in facts)  # all of it was trained here
     seconds = [fact["seconds"] for fact in facts if "seconds" in fact]
     peaks = [fact["peak_memory"] / 2**20 for fact in facts if "peak_memory" in fact]
     return {
         "iterations": sum(stage.iterations for stage in stages),
         "batch": study.profile.distill.train.batch_size,
-        "train_seconds": round(sum(seconds), 2) if len(seconds) == len(stages) else None,
-        "peak_mib": round(max(peaks), 1) if peaks else None,
+        "train_seconds": round(sum(seconds), 2) if whole and len(seconds) == len(stages) else None,
+        "peak_mib": round(max(peaks), 1) if whole and peaks else None,
     }
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import conditional_denoiser, gray_images, settings, without
 from tiny_study import SHORT, TINY
 
+from rddlib.cli.ablate import _all_trained
 from rddlib.cli.images import _say_seed
 from rddlib.cli.options import parse_overrides
 from rddlib.data.dataset import HEADING
@@ -300,6 +301,13 @@ def test_ablate_leaves_a_table_and_a_figure_and_says_what_failed(run, rdd, tiny,
     status, _, errors = rdd(*again.split(), str(tiny.out))
     assert status == 1 and "alpha = 3, seed 0 failed: ZeroDivisionError" in errors
     assert errors.endswith("rdd: 1 failed, the others are done; the same command tries them again\n")
+
+
+def test_an_ablation_trains_its_students_whatever_the_folder_takes(tiny):
+    for shipped, wanted in (("all", "start"), ("earlier", "start"), ("start", "start"), ("none", "none")):
+        study = tiny.varied(replace(tiny.profile, run=replace(tiny.profile.run, shipped=shipped)), "scores")
+        trained = _all_trained(study)
+        assert trained.profile.run.shipped == wanted and trained.scores == study.scores == tiny.out / "scores"
 
 
 def test_the_list_of_ablations_asks_for_nothing(done):

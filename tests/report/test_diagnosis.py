@@ -10,10 +10,12 @@ from tiny_study import TINY
 from rddlib.diffusion.sampling import two_step_target
 from rddlib.distillation import train
 from rddlib.distillation.objectives import Objective
-from rddlib.report.diagnosis import causes, look
+from rddlib.report.diagnosis import causes, look, newest_student
 from rddlib.study.folder import continue_study
 from rddlib.study.graph import Graph
 from rddlib.study.profiles import load_profile
+from rddlib.study.stage import Stage
+from rddlib.study.study import Study
 from rddlib.training import Checkpoints
 
 NUMBERS = {
@@ -116,6 +118,17 @@ def test_a_sum_s_own_numbers_are_what_is_to_change(tiny, monkeypatch):
         }
         told = found["temperature too sharp"], found["relations too weak"]
         assert all(one.startswith(words) for one, words in zip(told, remedies, strict=True)), told
+
+
+def test_a_student_trained_from_one_that_ships_is_found(tiny, monkeypatch):
+    stage = tiny.stages.student("rdd", 1, 0)
+    stage.get()
+    for path in stage.path.parent.glob(f"rdd-1-{stage.key}*"):
+        path.rename(path.with_name(path.name.replace("rdd-1-", "rdd-1-after-shipped-"))).touch()
+    assert newest_student(tiny)[1].name != "rdd-1"
+    monkeypatch.setattr(Stage, "mark", property(lambda stage: "-after-shipped" if stage.name == "rdd-1" else ""))
+    found = newest_student(Study(tiny.profile, tiny.out))[1]
+    assert found.path.name == f"rdd-1-after-shipped-{stage.key}.safetensors" and found.done
 
 
 class Squares(Objective):

@@ -16,6 +16,7 @@ import pytest
 
 from rddlib.report import notebooks as runner
 from rddlib.report.notebooks import Prefixed, failing_cell, run_study
+from rddlib.study.folder import STUDY_FILE
 from rddlib.utils.errors import Interrupted, UserError
 
 FAILS = """a = 1
@@ -66,6 +67,18 @@ def test_notebooks_run_in_this_python_whatever_kernels_the_user_has(series, tmp_
     run_study("smoke", {}, out)
     assert [o.text.strip() for o in outputs(out / "notebooks/01_where.ipynb")] == [sys.executable]
     assert "01_where: running (1 of 1)" in capfd.readouterr().out
+
+
+def test_a_notebook_is_done_for_the_students_that_it_showed(tmp_path):
+    path = notebook(tmp_path, "01_a", "1")
+
+    def key(**run) -> str:
+        (tmp_path / STUDY_FILE).write_text(
+            json.dumps({"config": {"name": "digits", "run": {"shipped": "start"} | run}})
+        )
+        return runner._done_before(path, tmp_path)[0]
+
+    assert key() == key(threads=3) != key(shipped="earlier")
 
 
 # failing cells

@@ -94,6 +94,8 @@ def test_a_cascade_counts_what_it_trains_besides_the_shared_stages(tiny, tmp_pat
     digits = load_profile("digits", {"run.shipped": "earlier", "methods": "[rdd, rcfd]"})
     last = {name: Cascade(Study(digits, tmp_path / "digits"), name, 0).iterations for name in ("rdd", "rcfd", "ddim")}
     assert last == {"rdd": 300, "rcfd": 600, "ddim": 0}  # students of 4 and 2 steps ship, but for RCFD's
+    alone = Study(replace(digits, methods=("rdd",)), tmp_path / "digits")
+    assert _told([Cascade(alone, "rdd", 0)], 2) == "students of 1 step by 1 method, 2 at a time"
 
 
 def test_a_cascade_says_which_step_each_score_is_of_and_of_many_the_lowest(tiny, tmp_path, monkeypatch):

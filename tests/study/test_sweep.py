@@ -19,7 +19,7 @@ from rddlib.study.engines import in_turn
 from rddlib.study.entropy import entropy_record
 from rddlib.study.stage import Stage
 from rddlib.study.study import Arm, Study
-from rddlib.study.sweep import COLUMNS, Sweep
+from rddlib.study.sweep import COLUMNS, Sweep, _training
 from rddlib.utils.errors import UserError
 
 PAIR = Ablation(
@@ -111,6 +111,15 @@ def test_what_needs_class_predictions_is_not_begun_with_the_teachers_features(tm
 def table_of(study, name):
     (path,) = (path for path in (study.out / "ablations").glob(f"{name}*.csv") if not path.stem.endswith("receipts"))
     return pd.read_csv(path)
+
+
+def test_a_student_that_came_with_the_package_took_no_time_to_tell(tmp_path, monkeypatch):
+    (point, *_) = Sweep(smoke(tmp_path), [PAIR], [0]).points
+    for shipped, told in ((False, (2.0, 3.0)), (True, (None, None))):
+        noted = {"seconds": 2.0, "peak_memory": 3 * 2**20} | ({"shipped": True} if shipped else {})
+        monkeypatch.setattr(Stage, "noted", lambda stage, noted=noted: noted)
+        found = _training(point.run, 4)
+        assert (found["train_seconds"], found["peak_mib"]) == told
 
 
 @pytest.mark.ci
