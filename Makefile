@@ -12,7 +12,7 @@ STUDY ?= runs/digits
 
 help:
 	@echo "make demo      install into $(VENV) and draw with the models in the box: runs/demo/photos.png, in seconds"
-	@echo "make study     install into $(VENV) and run the digits study (10 to 25 minutes on 2 cores)"
+	@echo "make study     install into $(VENV) and run the digits study (minutes on 2 cores)"
 	@echo "make gpu       all that is to be measured on a GPU, IMAGES=a folder with CIFAR-10; what to keep is in runs/gpu/home"
 	@echo "make gpu-study the cifar10_small study on a GPU, with ARGS='--set data.download=true'; what to keep is in $(GPU)/home"
 	@echo "make test      install and run the tests"
