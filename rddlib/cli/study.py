@@ -44,9 +44,10 @@ def study(
     ] = False,
     update: UpdateOption = False,
 ) -> None:
-    """Run the whole study: models, scores, notebooks 00 to 07, report.
+    """Run the whole study: models, scores, notebooks, report.
 
-    It trains each method's last halving, and takes what comes before from rddlib where the numbers are those of what ships.
+    It trains each method's last halving, and takes what comes before from rddlib where that has it. Notebooks 08 and 09
+    run by --only.
     What is done is not done again: a second run takes seconds, a killed one goes on where it stopped.
 
     \b
