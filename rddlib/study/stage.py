@@ -78,10 +78,12 @@ class Stage:
     @cached_property
     def mark(self) -> str:
         """Of a student that comes with the package "-shipped": it is rounded, so it never passes for one that was trained; nor
-        does one that was trained from it, "-after-shipped"."""
-        if not self.student or (self.place.folder / f"{self.name}-{self.key}.safetensors").exists():
+        does one that was trained from it, "-after-shipped". One trained before either was wanted in its folder is kept."""
+        if not self.student:
             return ""
-        return "-shipped" if self._shipped else "-after-shipped" if any(parent.mark for parent in self.parents) else ""
+        mark = "-shipped" if self._shipped else "-after-shipped" if any(parent.mark for parent in self.parents) else ""
+        wanted, trained = (self.place.folder / f"{self.name}{one}-{self.key}.safetensors" for one in (mark, ""))
+        return "" if trained.exists() and not wanted.exists() else mark
 
     @property
     def path(self) -> Path:
