@@ -29,7 +29,7 @@ from rddlib.utils.errors import UserError
 from rddlib.utils.text import counted
 
 IMAGES, SAMPLES = 256, 500  # that are looked at; that are drawn for a score along the training
-FILE = re.compile(r"(guided-)?(\w+)-(\d+)(?:-after-shipped)?-([0-9a-f]{12})\.metrics\.jsonl")
+FILE = re.compile(r"(guided-)?(\w+)-(\d+)(?:-after-shipped)?-[0-9a-f]{12}\.metrics\.jsonl")
 RELATIONS = ("is_p2p", "ii_p2p", "m_p2p")
 # Where a cause begins to fit: found on smoke students spoilt on purpose, of other seeds than the tests'.
 STILL = 0.2  # of the way to its targets that a student has gone
@@ -100,7 +100,7 @@ def newest_student(study: Study) -> tuple[Study, Stage, int]:
     """
     logs = sorted((study.out / "checkpoints").glob("*.metrics.jsonl"), key=lambda path: -path.stat().st_mtime)
     for found in filter(None, (FILE.fullmatch(path.name) for path in logs)):
-        guided, method, steps, _ = found.groups()
+        guided, method, steps = found.groups()
         if method not in study.profile.objectives or int(steps) not in study.profile.student_steps:
             continue
         for seed in study.profile.seeds:
